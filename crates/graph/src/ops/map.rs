@@ -1,0 +1,147 @@
+//! map: the one element-wise op. Inputs broadcast by name to the output's axes.
+
+use super::*;
+use crate::expr::{Expr, Site};
+use crate::random::{stream_id, uniform};
+use crate::tensor::{for_each, row_major};
+
+/// An element-wise expression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Map {
+    /// The expression over the inputs.
+    pub expr: Expr,
+    /// Output axes and dtype.
+    pub out: Type,
+    /// The dtype of the output's cotangent where it differs: a cast of a master weight takes its
+    /// gradient in f32.
+    pub cotangent: Option<DType>,
+}
+
+/// The global row-major index of an element, from its local coordinates.
+pub fn global_element(axes: &Axes, list: &[AxisId], local: &[usize], micro: u64) -> u64 {
+    list.iter().zip(local).fold(0, |index, (&a, &x)| {
+        let axis = &axes[a];
+        let total = (axis.size * axis.pieces) as u64;
+        index * total + global_coordinate(axes, a, x, micro)
+    })
+}
+
+fn global_coordinate(axes: &Axes, axis: AxisId, local: usize, micro: u64) -> u64 {
+    let piece = if axes[axis].pieces > 1 { micro } else { 0 };
+    piece * axes[axis].size as u64 + local as u64
+}
+
+impl Rules for Map {
+    const NAME: &'static str = "map";
+
+    fn infer(&self, axes: &Axes, ins: &[&Type]) -> Result<Vec<Type>, OpError> {
+        for ty in ins {
+            for &a in &ty.axes {
+                want_axis(Self::NAME, axes, &self.out, a, "the output")?;
+            }
+        }
+        if let Some(&i) = self.expr.inputs().last().filter(|&&i| i >= ins.len()) {
+            let message = format!("the expression reads ${i}, and there are {} inputs", ins.len());
+            return Err(OpError::new(Self::NAME, message));
+        }
+        let foreign = |e: &Expr| matches!(e, Expr::Coord(a) if !self.out.has(*a));
+        if self.expr.any(&foreign) {
+            return Err(OpError::new(Self::NAME, "coord() of an axis that the output lacks"));
+        }
+        Ok(vec![self.out.clone()])
+    }
+
+    fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
+        let Some(dout) = site.douts[0] else { return Ok(vec![None; site.ins.len()]) };
+        let mut result = vec![None; site.ins.len()];
+        for i in 0..site.ins.len() {
+            let slope = self.expr.derivative(i);
+            if !site.wanted[i] || slope == Expr::Const(0.0) {
+                continue;
+            }
+            result[i] = Some(cotangent(self, i, &slope, dout, site, b)?);
+        }
+        Ok(result)
+    }
+
+    fn flops(&self, axes: &Axes, _ins: &[&Type], outs: &[Type]) -> u64 {
+        axes.count(&outs[0].axes) as u64 * self.expr.flops()
+    }
+
+    fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
+        let list = &self.out.axes;
+        let mut out = Tensor::full(site.axes, list, 0.0);
+        let sizes = out.sizes.clone();
+        let own = row_major(&sizes);
+        let strides: Vec<_> = ins.iter().map(|t| t.strides(list)).collect();
+        let strides: Vec<&[usize]> = strides.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; ins.len()];
+        for_each(&sizes, &strides, |i, at| {
+            for (value, (t, &p)) in values.iter_mut().zip(ins.iter().zip(at)) {
+                *value = t.data[p];
+            }
+            let local: Vec<usize> = own.iter().zip(&sizes).map(|(s, n)| i / s % n).collect();
+            let element = global_element(site.axes, list, &local, site.clock.micro);
+            let rand = |stream: &str| {
+                f64::from(uniform(site.clock.seed, site.clock.step, stream_id(stream), element))
+            };
+            let coord = |a: AxisId| {
+                let p = list.iter().position(|&x| x == a).expect("infer checked the axes");
+                global_coordinate(site.axes, a, local[p], site.clock.micro) as f64
+            };
+            out.data[i] = self.expr.eval(&Site { ins: &values, rand: &rand, coord: &coord });
+        });
+        vec![out]
+    }
+
+    fn cotangent_dtype(&self) -> Option<DType> {
+        self.cotangent
+    }
+
+    fn attrs(&self, axes: &Axes) -> Attrs {
+        let attrs = Attrs::default().with("f", format!("\"{}\"", self.expr.show(axes)));
+        match self.cotangent {
+            Some(d) => attrs.with("cotangent", d),
+            None => attrs,
+        }
+    }
+
+    fn from_attrs(attrs: &Attrs, axes: &Axes, outs: &[Type]) -> Result<Self, OpError> {
+        let cotangent = attrs.get("cotangent").and_then(DType::parse);
+        Ok(Map { expr: attrs.expr(Self::NAME, axes, "f")?, out: outs[0].clone(), cotangent })
+    }
+}
+
+/// dout * slope, summed over the axes that the input lacks.
+fn cotangent(
+    map: &Map,
+    i: usize,
+    slope: &Expr,
+    dout: ValueId,
+    site: &GradSite<'_>,
+    b: &mut dyn Build,
+) -> Result<ValueId, OpError> {
+    let own = b.ty(site.ins[i]).axes.clone();
+    let missing: AxisList = map.out.axes.iter().copied().filter(|a| !own.contains(a)).collect();
+    let used = slope.inputs();
+    let mut ins = vec![dout];
+    ins.extend(used.iter().map(|&u| site.ins[u]));
+    let position = |u: usize| 1 + used.iter().position(|&x| x == u).expect("u is in use");
+    let expr = (Expr::In(0) * slope.renumber(&position)).simplified();
+    if missing.is_empty() {
+        let out = Type::new(site.dtypes[i], own);
+        if expr == Expr::In(0) && b.ty(dout).dtype == out.dtype {
+            return Ok(dout);
+        }
+        return Ok(b.emit(Map { expr, out, cotangent: None }.into(), &ins)?[0]);
+    }
+    // The elements are summed in f32: rounding them first would only lose digits.
+    let terms = if expr == Expr::In(0) {
+        dout
+    } else {
+        let out = Type::new(DType::F32, map.out.axes.iter().copied());
+        b.emit(Map { expr, out, cotangent: None }.into(), &ins)?[0]
+    };
+    let op = Reduce { fold: Fold::Sum, over: missing, dtype: site.dtypes[i] };
+    Ok(b.emit(op.into(), &[terms])?[0])
+}

@@ -1,0 +1,129 @@
+//! The text form: prints a graph, and parses it back. Ids are renumbered on print.
+//!
+//! ```text
+//! graph v1
+//! axis batch = 4 of 16
+//! input %0 = tokens: u32[batch seq]
+//! state %1 = h.0.attn.q.weight: f32[kv group qk embed] parameter weight normal(0.02)
+//! %2: f32[batch=4 seq=8 embed=16] = gather %1 %0 {axis=vocab} @embed !forward
+//! output loss = %2
+//! assign h.0.attn.q.weight = %2
+//! ```
+
+mod parse;
+
+pub use parse::{TextError, parse};
+
+use crate::graph::{Def, Graph, Init, ParamClass, Role};
+use crate::ops::Build;
+use crate::types::{Type, ValueId};
+use std::fmt::Write as _;
+
+const ROLES: [(Role, &str); 4] = [
+    (Role::Parameter, "parameter"),
+    (Role::Optimizer, "optimizer"),
+    (Role::Accumulator, "accumulator"),
+    (Role::Cache, "cache"),
+];
+
+const CLASSES: [(ParamClass, &str); 5] = [
+    (ParamClass::Weight, "weight"),
+    (ParamClass::Bias, "bias"),
+    (ParamClass::Norm, "norm"),
+    (ParamClass::Embedding, "embedding"),
+    (ParamClass::Head, "head"),
+];
+
+/// The graph as text.
+pub fn print(g: &Graph) -> String {
+    let mut out = String::from("graph v1\n");
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    for (_, axis) in g.axes().iter() {
+        let of = match axis.pieces {
+            1 => String::new(),
+            n => format!(" of {}", axis.size * n),
+        };
+        line(format!("axis {} = {}{of}", axis.name, axis.size));
+    }
+    let mut number = vec![0usize; g.values().len()];
+    let mut next = 0;
+    let mut take = |v: ValueId, number: &mut Vec<usize>| {
+        number[v.index()] = next;
+        next += 1;
+    };
+    for (id, value) in g.values().iter().enumerate() {
+        let id = ValueId(id as u32);
+        match value.def {
+            Def::Input(i) => {
+                take(id, &mut number);
+                let (n, name) = (number[id.index()], &g.inputs()[i as usize].name);
+                line(format!("input %{n} = {name}: {}", short(g, &value.ty)));
+            }
+            Def::State(s) => {
+                take(id, &mut number);
+                line(state_line(g, s.index(), number[id.index()]));
+            }
+            Def::Node(..) => {}
+        }
+    }
+    for node in g.nodes() {
+        node.outs.iter().for_each(|&v| take(v, &mut number));
+        line(node_line(g, node, &number));
+    }
+    for (name, v) in &g.outputs {
+        line(format!("output {name} = %{}", number[v.index()]));
+    }
+    for (s, v) in &g.assigns {
+        line(format!("assign {} = %{}", g.states()[s.index()].name, number[v.index()]));
+    }
+    out
+}
+
+fn short(g: &Graph, ty: &Type) -> String {
+    format!("{}[{}]", ty.dtype, g.axes().names(&ty.axes))
+}
+
+fn word<T: PartialEq>(table: &[(T, &'static str)], item: &T) -> &'static str {
+    table.iter().find(|(t, _)| t == item).map_or("?", |(_, w)| w)
+}
+
+fn state_line(g: &Graph, index: usize, number: usize) -> String {
+    let s = &g.states()[index];
+    let mut text = format!("state %{number} = {}: {}", s.name, short(g, g.ty(s.value)));
+    let _ = write!(text, " {}", word(&ROLES, &s.role));
+    if let Some(class) = s.class {
+        let _ = write!(text, " {}", word(&CLASSES, &class));
+    }
+    let _ = match s.init {
+        Init::Constant(c) => write!(text, " constant({c:?})"),
+        Init::Normal(std) => write!(text, " normal({std:?})"),
+    };
+    text
+}
+
+fn node_line(g: &Graph, node: &crate::graph::Node, number: &[usize]) -> String {
+    let outs: Vec<_> = node
+        .outs
+        .iter()
+        .map(|v| format!("%{}: {}", number[v.index()], g.ty(*v).show(g.axes())))
+        .collect();
+    let mut text = format!("{} = {}", outs.join(", "), node.op.name());
+    for v in &node.ins {
+        let _ = write!(text, " %{}", number[v.index()]);
+    }
+    let attrs = node.op.attrs(g.axes()).0;
+    if !attrs.is_empty() {
+        let list: Vec<_> = attrs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let _ = write!(text, " {{{}}}", list.join(" "));
+    }
+    if !node.scope.is_empty() {
+        let _ = write!(text, " @{}", node.scope);
+    }
+    if node.phase != crate::graph::Phase::Forward {
+        let _ = write!(text, " !{}", node.phase.name());
+    }
+    text
+}

@@ -1,0 +1,209 @@
+//! The parser of the text form.
+
+use super::{CLASSES, ROLES};
+use crate::graph::{Graph, Init, Phase};
+use crate::ops::{Attrs, Build, Op};
+use crate::types::{DType, Type, ValueId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A line that is not of the text form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct TextError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+type Parsed<T> = Result<T, String>;
+
+/// Parses a graph.
+///
+/// # Errors
+/// The first line that does not fit, and why.
+pub fn parse(text: &str) -> Result<Graph, TextError> {
+    let mut p = Parser { g: Graph::new(), values: HashMap::new() };
+    let mut lines = text.lines().enumerate();
+    if lines.next().map(|(_, l)| l.trim()) != Some("graph v1") {
+        let message = "the first line must be `graph v1`".to_owned();
+        return Err(TextError { line: 1, message });
+    }
+    for (n, line) in lines {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        p.line(line).map_err(|message| TextError { line: n + 1, message })?;
+    }
+    p.g.at(&"".into(), Phase::Forward);
+    Ok(p.g)
+}
+
+struct Parser {
+    g: Graph,
+    values: HashMap<String, ValueId>,
+}
+
+fn cut<'a>(text: &'a str, at: &str) -> Parsed<(&'a str, &'a str)> {
+    let (a, b) = text.split_once(at).ok_or_else(|| format!("wanted `{at}` in `{text}`"))?;
+    Ok((a.trim(), b.trim()))
+}
+
+impl Parser {
+    fn line(&mut self, line: &str) -> Parsed<()> {
+        let (word, rest) = line.split_once(' ').ok_or("wanted a declaration or a node")?;
+        match word {
+            "axis" => self.axis(rest),
+            "input" => self.input(rest),
+            "state" => self.state(rest),
+            "output" => {
+                let (name, v) = cut(rest, "=")?;
+                let v = self.value(v)?;
+                self.g.output(name, v);
+                Ok(())
+            }
+            "assign" => {
+                let (name, v) = cut(rest, "=")?;
+                let v = self.value(v)?;
+                let state = self.g.find_state(name).ok_or_else(|| format!("no state `{name}`"))?;
+                self.g.assign(state, v).map_err(|e| e.to_string())
+            }
+            _ => self.node(line),
+        }
+    }
+
+    fn value(&self, text: &str) -> Parsed<ValueId> {
+        self.values.get(text).copied().ok_or_else(|| format!("value `{text}` is not defined"))
+    }
+
+    fn axis(&mut self, rest: &str) -> Parsed<()> {
+        let (name, size) = cut(rest, "=")?;
+        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| format!("`{s}` is no extent"));
+        let (size, total) = match size.split_once(" of ") {
+            Some((s, t)) => (number(s)?, number(t)?),
+            None => (number(size)?, number(size)?),
+        };
+        self.g.axis(name, total).map_err(|e| e.to_string())?;
+        if size != total {
+            let pieces = total.checked_div(size).unwrap_or(0);
+            self.g.cut_axis(name, pieces).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// `f32[batch seq]` or `f32[batch=4 seq=8]`.
+    fn ty(&self, text: &str) -> Parsed<Type> {
+        let (dtype, axes) = cut(text.strip_suffix(']').ok_or("wanted a type in brackets")?, "[")?;
+        let dtype = DType::parse(dtype).ok_or_else(|| format!("`{dtype}` is no dtype"))?;
+        let mut list = vec![];
+        for part in axes.split_whitespace() {
+            let name = part.split_once('=').map_or(part, |(n, _)| n);
+            let axis =
+                self.g.axes().find(name).ok_or_else(|| format!("axis `{name}` is not declared"))?;
+            list.push(axis);
+        }
+        Ok(Type::new(dtype, list))
+    }
+
+    fn input(&mut self, rest: &str) -> Parsed<()> {
+        let (number, rest) = cut(rest, "=")?;
+        let (name, ty) = cut(rest, ":")?;
+        let ty = self.ty(ty)?;
+        let v = self.g.input(name, ty.dtype, &ty.axes).map_err(|e| e.to_string())?;
+        self.values.insert(number.to_owned(), v);
+        Ok(())
+    }
+
+    fn state(&mut self, rest: &str) -> Parsed<()> {
+        let (number, rest) = cut(rest, "=")?;
+        let (name, rest) = cut(rest, ":")?;
+        let end = rest.find(']').ok_or("wanted a type")? + 1;
+        let ty = self.ty(&rest[..end])?;
+        let words: Vec<&str> = rest[end..].split_whitespace().collect();
+        let role = ROLES.iter().find(|(_, w)| words.contains(w)).ok_or("wanted a role")?.0;
+        let class = CLASSES.iter().find(|(_, w)| words.contains(w)).map(|(c, _)| *c);
+        let init = words.last().and_then(|w| w.strip_suffix(')')).and_then(|w| w.split_once('('));
+        let init = match init.map(|(kind, x)| (kind, x.parse::<f64>())) {
+            Some(("constant", Ok(c))) => Init::Constant(c),
+            Some(("normal", Ok(std))) => Init::Normal(std),
+            _ => return Err("wanted constant(..) or normal(..)".to_owned()),
+        };
+        let v = self.g.state(name, ty, role, class, init).map_err(|e| e.to_string())?;
+        self.values.insert(number.to_owned(), v);
+        Ok(())
+    }
+
+    fn node(&mut self, line: &str) -> Parsed<()> {
+        let (left, right) = cut(line, "] = ")?;
+        let left = format!("{left}]");
+        let mut numbers = vec![];
+        let mut types = vec![];
+        for part in left.split(", ") {
+            let (number, ty) = cut(part, ":")?;
+            numbers.push(number.to_owned());
+            types.push(self.ty(ty)?);
+        }
+        let (call, attrs, tail) = match right.find('{') {
+            Some(open) => {
+                let close = right.rfind('}').ok_or("wanted `}`")?;
+                (&right[..open], &right[open + 1..close], &right[close + 1..])
+            }
+            None => {
+                let end = right.find(['@', '!']).unwrap_or(right.len());
+                (&right[..end], "", &right[end..])
+            }
+        };
+        let mut words = call.split_whitespace();
+        let name = words.next().ok_or("wanted an op")?;
+        let ins = words.map(|w| self.value(w)).collect::<Parsed<Vec<_>>>()?;
+        let (scope, phase) = place(tail)?;
+        self.g.at(&scope, phase);
+        let op = Op::from_attrs(name, &split_attrs(attrs)?, self.g.axes(), &types)
+            .map_err(|e| e.to_string())?;
+        let outs = self.g.emit(op, &ins).map_err(|e| e.to_string())?;
+        if outs.len() != numbers.len() || outs.iter().zip(&types).any(|(v, t)| self.g.ty(*v) != t) {
+            return Err(format!("{name} gives other types than the line declares"));
+        }
+        self.values.extend(numbers.into_iter().zip(outs));
+        Ok(())
+    }
+}
+
+fn place(tail: &str) -> Parsed<(Arc<str>, Phase)> {
+    let (mut scope, mut phase) = ("", Phase::Forward);
+    for word in tail.split_whitespace() {
+        if let Some(s) = word.strip_prefix('@') {
+            scope = s;
+        } else if let Some(p) = word.strip_prefix('!') {
+            let phases = [Phase::Forward, Phase::Backward, Phase::Update];
+            phase = phases
+                .into_iter()
+                .find(|x| x.name() == p)
+                .ok_or_else(|| format!("`{p}` is no phase"))?;
+        } else {
+            return Err(format!("`{word}` is neither a scope nor a phase"));
+        }
+    }
+    Ok((scope.into(), phase))
+}
+
+/// `a=1 b=[x y] f="..."`: values end at a space outside of quotes and brackets.
+fn split_attrs(text: &str) -> Parsed<Attrs> {
+    let mut attrs = Attrs::default();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let (key, after) =
+            rest.split_once('=').ok_or_else(|| format!("wanted key=value: {rest}"))?;
+        let end = match after.chars().next() {
+            Some('"') => after[1..].find('"').map(|e| e + 2),
+            Some('[') => after.find(']').map(|e| e + 1),
+            _ => Some(after.find(' ').unwrap_or(after.len())),
+        };
+        let end = end.ok_or_else(|| format!("`{key}` does not end"))?;
+        attrs = attrs.with(key, after[..end].trim_matches('"'));
+        rest = after[end..].trim_start();
+    }
+    Ok(attrs)
+}
