@@ -1,1 +1,36 @@
-//! placeholder
+//! A recipe: the one file that describes a training run.
+//!
+//! TOML text and overrides go in, and a fully resolved, validated [`Recipe`] comes out, or a
+//! [`RecipeError`] with the line, the reason and what to do. [`Recipe`] is the one type to know.
+//!
+//! The invariant: a `Recipe` that exists is free of contradictions. Every value is in its range,
+//! every key that was given has an effect, and every default is filled in, so no later crate has
+//! to check a key again. This crate knows nothing of graphs, devices or the contents of data.
+//!
+//! The way through it: [`schema`] is the table of keys; `entries` reads text, `[tiny]` and
+//! overrides into checked single values; `resolve` turns those into typed sections and refuses
+//! contradictions; `print` writes the resolved form back. Tests are in `tests/all/`: broken
+//! recipes with their exact messages, round trips, overrides, the frozen set of keys, and the
+//! files of `recipes/`.
+
+mod choices;
+mod entries;
+mod error;
+mod fields;
+mod parse;
+mod print;
+mod recipe;
+mod resolve;
+mod schema;
+mod suggest;
+
+pub use choices::{
+    AttentionKind, BinFormat, Combine, Compute, DataKind, Family, Init, OptimizerKind,
+    ScheduleKind, TokenizerKind,
+};
+pub use error::{Place, Problem, RecipeError};
+pub use recipe::{
+    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, Memory, Model, Optimizer,
+    Parallel, Part, Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
+};
+pub use schema::{DefaultValue, Key, KeyType, Range, reference, schema};

@@ -1,0 +1,67 @@
+//! Small valid recipes, and snapshots that `UPDATE_SNAPSHOTS=1` writes anew.
+
+use std::path::{Path, PathBuf};
+
+use aerogel_recipe::{Recipe, RecipeError};
+
+pub const TEXT: &str = r#"[model]
+layers = 4
+heads = 4
+embed = 128
+context = 256
+
+[data]
+kind = "text"
+paths = ["data/*.txt"]
+
+[optimizer]
+learning_rate = 1e-3
+
+[train]
+steps = 100
+batch = 8
+
+[tiny]
+model = { layers = 2, embed = 32 }
+"#;
+
+pub const IMAGES: &str = r#"[model]
+layers = 4
+heads = 4
+embed = 128
+
+[data]
+kind = "images"
+train = "data/train"
+image = [8, 8, 3]
+
+[optimizer]
+learning_rate = 1e-3
+
+[train]
+steps = 100
+batch = 8
+"#;
+
+pub fn parse(text: &str) -> Result<Recipe, RecipeError> {
+    with(text, &[])
+}
+
+pub fn with(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    Recipe::parse(text, "recipe.toml", Path::new("somewhere"), &overrides, false)
+}
+
+/// Compares `got` with a file of this folder, or writes the file.
+pub fn snapshot(name: &str, got: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/all").join(name);
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, got).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    let difference = got.lines().zip(wanted.lines()).find(|(got, wanted)| got != wanted);
+    assert!(
+        got == wanted,
+        "{name} differs, first in (got, wanted) {difference:?}; UPDATE_SNAPSHOTS=1 rewrites it"
+    );
+}
