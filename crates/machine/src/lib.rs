@@ -1,1 +1,17 @@
-//! placeholder
+//! What a plan asks of a machine and what a device obeys: no driver, no kernel, no allocation.
+//!
+//! The types to know are [`Target`], which answers for regions of a graph with [`Claim`]s, and
+//! [`Program`], which a [`Device`] loads and runs. Invariant: nothing here touches hardware, so an
+//! H100 plan can be made on a laptop.
+
+mod device;
+mod profile;
+mod program;
+mod slot;
+mod target;
+
+pub use device::{Device, DeviceError};
+pub use profile::Machine;
+pub use program::{Program, Section, StateSlot, Step};
+pub use slot::{ALIGN, Slot};
+pub use target::{Claim, Sums, Target, Uses};

@@ -1,0 +1,73 @@
+//! Devices: what runs a program.
+
+use aerogel_graph::Clock;
+
+/// A device could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    /// The arena could not be had.
+    #[error("the device refused an arena of {bytes} bytes: {reason}")]
+    Arena {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        reason: String,
+    },
+    /// The program names something that the device does not have.
+    #[error("the program asks for {what}, which the device {device} does not have")]
+    Unsupported {
+        /// Kernel or op.
+        what: String,
+        /// Name of the device.
+        device: String,
+    },
+    /// A section, state, input or output of that name does not exist, or has another size.
+    #[error("no {kind} `{name}` of {bytes} bytes in the program")]
+    Unknown {
+        /// Section, state, input or output.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Bytes that were offered or asked for.
+        bytes: usize,
+    },
+}
+
+/// Runs one loaded program. Values are bytes in the dtype of the value, row-major.
+pub trait Device {
+    /// Bytes of all arenas, as allocated.
+    fn allocated_bytes(&self) -> u64;
+
+    /// Bytes that libraries took for themselves beside the arenas, where it is known.
+    fn library_bytes(&self) -> u64;
+
+    /// Sets a state.
+    ///
+    /// # Errors
+    /// There is none of that name and size.
+    fn write_state(&mut self, name: &str, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Reads a state.
+    ///
+    /// # Errors
+    /// There is none of that name and size.
+    fn read_state(&self, name: &str, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Sets an input of a section, for its next run.
+    ///
+    /// # Errors
+    /// There is none of that name and size.
+    fn write_input(&mut self, section: usize, name: &str, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Runs a section to its end.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn run(&mut self, section: usize, clock: Clock) -> Result<(), DeviceError>;
+
+    /// Reads an output of the section that ran last.
+    ///
+    /// # Errors
+    /// There is none of that name and size.
+    fn read_output(&self, section: usize, name: &str, bytes: &mut [u8]) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,106 @@
+//! Targets: what a backend would do with a region of a graph, and at what price.
+
+use aerogel_graph::{Def, Graph, NodeId, Op, ValueId};
+
+/// The order in which a kernel adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sums {
+    /// The same on every run, for any number of threads.
+    Fixed,
+    /// As threads arrive.
+    Atomic,
+}
+
+/// An offer to run some nodes as one kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// The nodes, ascending. Every value that someone outside reads is written.
+    pub nodes: Vec<NodeId>,
+    /// Scratch that the kernel needs while it runs.
+    pub workspace_bytes: u64,
+    /// Pairs (read, written) such that the written value may lie where the read one lay.
+    pub in_place: Vec<(ValueId, ValueId)>,
+    /// Order of sums.
+    pub sums: Sums,
+    /// Predicted time.
+    pub nanoseconds: f64,
+}
+
+/// Who reads what, worked out once for a graph.
+pub struct Uses {
+    readers: Vec<Vec<NodeId>>,
+    wanted: Vec<bool>,
+}
+
+impl Uses {
+    /// Of a graph.
+    pub fn new(g: &Graph) -> Uses {
+        let mut wanted = vec![false; g.values().len()];
+        let ends = g.outputs.iter().map(|o| o.1).chain(g.assigns.iter().map(|a| a.1));
+        ends.for_each(|v| wanted[v.index()] = true);
+        Uses { readers: g.readers(), wanted }
+    }
+
+    /// The nodes that read a value, ascending.
+    pub fn readers(&self, v: ValueId) -> &[NodeId] {
+        &self.readers[v.index()]
+    }
+
+    /// Whether the value leaves the section, as an output or as a state's new value.
+    pub fn leaves(&self, v: ValueId) -> bool {
+        self.wanted[v.index()]
+    }
+
+    /// The values of a region that something outside of it reads.
+    pub fn exports(&self, g: &Graph, nodes: &[NodeId]) -> Vec<ValueId> {
+        let outside = |v: &ValueId| {
+            self.leaves(*v) || self.readers(*v).iter().any(|r| nodes.binary_search(r).is_err())
+        };
+        nodes.iter().flat_map(|n| g.node(*n).outs.clone()).filter(outside).collect()
+    }
+
+    /// The values that a region reads from outside, once each, in order of first use.
+    pub fn imports(&self, g: &Graph, nodes: &[NodeId]) -> Vec<ValueId> {
+        let mut list: Vec<ValueId> = vec![];
+        for n in nodes {
+            for &v in &g.node(*n).ins {
+                let inside =
+                    matches!(g.value(v).def, Def::Node(d, _) if nodes.binary_search(&d).is_ok());
+                if !inside && !list.contains(&v) {
+                    list.push(v);
+                }
+            }
+        }
+        list
+    }
+
+    /// Whether the nodes can run at the place of the last one: whoever reads them comes after it.
+    /// Regions that all satisfy this can be run in the order of their last nodes.
+    pub fn is_schedulable(&self, g: &Graph, nodes: &[NodeId]) -> bool {
+        let Some(&last) = nodes.last() else { return false };
+        let early = |r: &NodeId| *r < last && nodes.binary_search(r).is_err();
+        !nodes.iter().flat_map(|n| &g.node(*n).outs).any(|v| self.readers(*v).iter().any(early))
+    }
+}
+
+/// A backend as the planner sees it: pure, and without a driver.
+pub trait Target: Send + Sync {
+    /// `cpu`, `cuda`, ...
+    fn name(&self) -> &str;
+
+    /// Offers for regions whose lowest node is `node`, best first. `free` says which nodes nobody
+    /// has claimed. Every op that [`Target::expands`] leaves as it is must get at least one offer
+    /// for the node alone; a view that moves no bytes is never asked for.
+    fn claims(
+        &self,
+        g: &Graph,
+        uses: &Uses,
+        node: NodeId,
+        free: &dyn Fn(NodeId) -> bool,
+    ) -> Vec<Claim>;
+
+    /// Whether the planner should hand over the op in primitive ops.
+    fn expands(&self, op: &Op) -> bool;
+}
