@@ -212,6 +212,9 @@ fn known_key(section: &str, name: &str, place: &Place) -> Result<&'static Key, R
     let near = suggest::synonym(name, &here).or_else(|| suggest::nearest(name, &here));
     let advice = match (near, elsewhere) {
         (None, Some(key)) => format!("did you mean `{}` in [{}]?", key.name, key.section),
+        (None, None) if schema::sections().contains(&name) => {
+            format!("[{name}] is a section of its own")
+        }
         _ => suggest::advice(name, &here, "keys"),
     };
     let problem = Problem::UnknownKey { section: section.into(), key: name.into(), advice };
@@ -297,15 +300,11 @@ fn check(key: &Key, value: &DeValue<'_>) -> Result<Value, Problem> {
 
 fn integer(key: &Key, value: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Problem> {
     let literal = value.as_integer().ok_or_else(|| wrong_type(key, value))?;
-    let wanted = || match max >= 1 << 40 {
-        true => format!("an integer of at least {min}"),
-        false => format!("an integer from {min} to {max}"),
-    };
     i128::from_str_radix(literal.as_str(), literal.radix())
         .ok()
         .and_then(|x| u64::try_from(x).ok())
         .filter(|x| (min..=max).contains(x))
-        .ok_or_else(|| out_of_range(key, &plain(value), &wanted()))
+        .ok_or_else(|| out_of_range(key, &plain(value), &KeyType::Integer(min, max).to_string()))
 }
 
 fn number(value: &DeValue<'_>) -> Option<f64> {

@@ -14,6 +14,7 @@
 //! files of `recipes/`.
 
 mod choices;
+mod divisors;
 mod entries;
 mod error;
 mod fields;

@@ -358,16 +358,39 @@ pub struct Optimizer {
 
 /// An update rule with its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)] // the fields are documented once, in the schema
 pub enum Rule {
     /// Adam with decoupled weight decay.
-    AdamW { beta1: f64, beta2: f64, epsilon: f64 },
+    AdamW {
+        /// Decay of the mean gradient.
+        beta1: f64,
+        /// Decay of the mean squared gradient.
+        beta2: f64,
+        /// Added to the root of the mean squared gradient.
+        epsilon: f64,
+    },
     /// Adam.
-    Adam { beta1: f64, beta2: f64, epsilon: f64 },
+    Adam {
+        /// Decay of the mean gradient.
+        beta1: f64,
+        /// Decay of the mean squared gradient.
+        beta2: f64,
+        /// Added to the root of the mean squared gradient.
+        epsilon: f64,
+    },
     /// Gradient descent.
-    Sgd { momentum: f64 },
+    Sgd {
+        /// Share of the last update kept.
+        momentum: f64,
+    },
     /// RMSprop.
-    RmsProp { alpha: f64, epsilon: f64, momentum: f64 },
+    RmsProp {
+        /// Decay of the mean squared gradient.
+        alpha: f64,
+        /// Added to the root of the mean squared gradient.
+        epsilon: f64,
+        /// Share of the last update kept.
+        momentum: f64,
+    },
 }
 
 impl Rule {

@@ -80,7 +80,7 @@ impl fmt::Display for Range {
         let under = if self.max_open { "less than" } else { "at most" };
         match self.max.is_infinite() {
             true => write!(f, "a finite number {over} {}", self.min),
-            false => write!(f, "{over} {} and {under} {}", self.min, self.max),
+            false => write!(f, "a number {over} {} and {under} {}", self.min, self.max),
         }
     }
 }
@@ -112,8 +112,12 @@ impl fmt::Display for DefaultValue {
 impl fmt::Display for KeyType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            KeyType::Integer(..) => write!(f, "an integer"),
-            KeyType::Number(_) => write!(f, "a number"),
+            // A bound that only guards against overflow would be noise.
+            KeyType::Integer(min, max) if *max >= MAX_COUNT => {
+                write!(f, "an integer of at least {min}")
+            }
+            KeyType::Integer(min, max) => write!(f, "an integer from {min} to {max}"),
+            KeyType::Number(range) => write!(f, "{range}"),
             KeyType::Text => write!(f, "a text in quotes"),
             KeyType::Choice(words) => write!(f, "one of \"{}\"", words.join("\", \"")),
             KeyType::Choices(words) => write!(f, "a list out of \"{}\"", words.join("\", \"")),
@@ -136,12 +140,15 @@ const QK_RATIO: Range = Range { max: 4.0, ..MLP_RATIO };
 const MAX_LAYERS: u64 = 10_000;
 const MAX_WIDTH: u64 = 1 << 20;
 const MAX_CONTEXT: u64 = 1 << 28;
+const MAX_BATCH: u64 = 1 << 20;
 const MAX_COUNT: u64 = 1 << 40;
 const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Builds the table. The rows are long and read best as a table, which rustfmt leaves alone here.
 macro_rules! keys {
-    ($($section:literal { $($name:literal, $key_type:expr, $default:expr, $unit:literal, $doc:literal;)* })*) => {
+    ($($section:literal { $(
+        $name:literal, $key_type:expr, $default:expr, $unit:literal, $doc:literal;
+    )* })*) => {
         &[$($(Key {
             section: $section,
             name: $name,
@@ -164,65 +171,101 @@ static SCHEMA: &[Key] = keys! {
         "layers", Int(1, MAX_LAYERS), Required, "blocks", "number of residual blocks";
         "heads", Int(1, MAX_WIDTH), Required, "heads", "attention heads of a block; divides embed";
         "embed", Int(1, MAX_WIDTH), Required, "features", "width of the residual stream";
-        "mlp_ratio", Num(MLP_RATIO), Value("4.0"), "of embed", "inner width of the feed-forward; 2.0 is the half-size form of Child et al.";
-        "qk_ratio", Num(QK_RATIO), Value("1.0"), "of embed", "width of queries and keys over all heads; 0.5 is the half-size form of Child et al.";
-        "context", Int(1, MAX_CONTEXT), Derived("height * width * channels of images; otherwise required"), "tokens", "sequence length";
-        "dropout", Num(BELOW_ONE), Value("0.0"), "", "probability of dropping a feature where a block adds to the residual stream";
-        "embed_dropout", Num(BELOW_ONE), Value("0.0"), "", "probability of dropping a feature of the embeddings";
-        "attention", Choice(AttentionKind::NAMES), Value("\"dense\""), "", "which earlier positions a position attends to";
-        "combine", Choice(Combine::NAMES), Value("\"interleaved\""), "", "strided, fixed: the two parts by turns in layers, merged in every head, or one per half of the heads";
-        "cycle", Choices(CycleEntry::NAMES), Derived("strided: local, strided; fixed: block, summary; local: local"), "", "interleaved: the part that each layer takes, repeated over the layers";
-        "stride", Int(1, MAX_CONTEXT), Derived("one row of an image; otherwise the smallest divisor of context from its square root on"), "tokens", "strided: distance of the positions attended to; fixed: length of a block; divides context";
-        "window", Int(1, MAX_CONTEXT), Derived("stride; required for local attention"), "tokens", "positions that a local layer sees, its own included";
-        "columns", Int(1, MAX_CONTEXT), Derived("an eighth of stride, at least 1"), "tokens", "fixed: last positions of every block that all later positions see; divides stride";
-        "init", Choice(Init::NAMES), Value("\"paper\""), "", "sparse_transformer: deviation 0.125/sqrt(d_in) as in the paper, or sqrt(0.125/d_in) as in its code";
+        "mlp_ratio", Num(MLP_RATIO), Value("4.0"), "of embed",
+            "inner width of the feed-forward; 2.0 is the half-size form of Child et al.";
+        "qk_ratio", Num(QK_RATIO), Value("1.0"), "of embed",
+            "width of queries and keys over all heads; 0.5 is the half-size form of Child et al.";
+        "context", Int(1, MAX_CONTEXT),
+            Derived("height * width * channels of images; otherwise required"), "tokens",
+            "sequence length";
+        "dropout", Num(BELOW_ONE), Value("0.0"), "",
+            "probability of dropping a feature where a block adds to the residual stream";
+        "embed_dropout", Num(BELOW_ONE), Value("0.0"), "",
+            "probability of dropping a feature of the embeddings";
+        "attention", Choice(AttentionKind::NAMES), Value("\"dense\""), "",
+            "which earlier positions a position attends to";
+        "combine", Choice(Combine::NAMES), Value("\"interleaved\""), "",
+            "strided, fixed: two parts by turns in layers, merged in every head, or one per half";
+        "cycle", Choices(CycleEntry::NAMES),
+            Derived("strided: local, strided; fixed: block, summary; local: local"), "",
+            "interleaved: the part that each layer takes, repeated over the layers";
+        "stride", Int(1, MAX_CONTEXT),
+            Derived("a row of an image; otherwise the divisor of context next above its root"),
+            "tokens",
+            "strided: distance of positions attended to; fixed: length of a block; divides context";
+        "window", Int(1, MAX_CONTEXT), Derived("stride; required for local attention"), "tokens",
+            "positions that a local layer sees, its own included";
+        "columns", Int(1, MAX_CONTEXT), Derived("an eighth of stride, at least 1"), "tokens",
+            "fixed: last positions of every block that all later positions see; divides stride";
+        "init", Choice(Init::NAMES), Value("\"paper\""), "",
+            "sparse_transformer: deviation 0.125/sqrt(d_in) (paper) or sqrt(0.125/d_in) (its code)";
     }
     "data" {
         "kind", Choice(DataKind::NAMES), Required, "", "where sequences come from";
         "paths", Texts, Required, "globs", "source files, relative to the recipe";
-        "exclude", Texts, Value("[]"), "globs", "text, jsonl, parquet: files of paths to leave out, relative to the recipe";
+        "exclude", Texts, Value("[]"), "globs",
+            "text, jsonl, parquet: files of paths to leave out, relative to the recipe";
         "field", Text, Required, "", "jsonl, parquet: the field or column that holds the text";
-        "train", Text, Required, "folder", "images: folder of class folders of images, relative to the recipe";
+        "train", Text, Required, "folder",
+            "images: folder of class folders of images, relative to the recipe";
         "test", Text, Unset, "path", "held-out test data: a folder for images, a glob otherwise";
-        "image", ImageShape, Required, "pixels", "images, copy_rows: shape of every image; [16, 16, 1] if absent for copy_rows";
-        "validation", Num(BELOW_ONE), Value("0.05"), "of the data", "share held out for validation, by a keyed hash";
-        "test_fraction", Num(BELOW_ONE), Value("0.0"), "of the data", "share held out as test data where there is no data.test";
+        "image", ImageShape, Derived("[16, 16, 1] for copy_rows; otherwise required"), "pixels",
+            "images, copy_rows: shape of every image";
+        "validation", Num(BELOW_ONE), Value("0.05"), "of the data",
+            "share held out for validation, by a keyed hash";
+        "test_fraction", Num(BELOW_ONE), Value("0.0"), "of the data",
+            "share held out as test data where there is no data.test";
         "split_seed", Int(0, MAX_SEED), Value("0"), "", "key of the hash that splits";
         "format", Choice(BinFormat::NAMES), Value("\"llmc\""), "", "bin: layout of the shards";
         "hint", Text, Unset, "", "how to get the data, printed when it is absent";
-        "blake3", Text, Unset, "64 hex digits", "checksum of the source files, read one after another in the order of their paths";
+        "blake3", Text, Unset, "64 hex digits",
+            "checksum of the source files, read one after another in the order of their paths";
     }
     "tokenizer" {
-        "kind", Choice(TokenizerKind::NAMES), Derived("bpe for bin; otherwise bytes"), "", "what a token is";
-        "vocab", Int(257, 1 << 24), Derived("8192 where bpe is trained; that of the file where there is a path; required for bin"), "tokens", "bpe: size of the vocabulary";
+        "kind", Choice(TokenizerKind::NAMES), Derived("bpe for bin; otherwise bytes"), "",
+            "what a token is";
+        "vocab", Int(257, 1 << 24),
+            Derived("8192 to train; that of the file at path; required for bin"), "tokens",
+            "bpe: size of the vocabulary";
         "path", Text, Unset, "path", "bpe: a tokenizer.json to use, relative to the recipe";
     }
     "optimizer" {
         "kind", Choice(OptimizerKind::NAMES), Value("\"adamw\""), "", "rule of the update";
         "learning_rate", Num(POSITIVE), Required, "", "peak learning rate";
         "beta1", Num(BELOW_ONE), Value("0.9"), "", "adamw, adam: decay of the mean gradient";
-        "beta2", Num(BELOW_ONE), Value("0.999"), "", "adamw, adam: decay of the mean squared gradient";
-        "epsilon", Num(POSITIVE), Value("1e-8"), "", "adamw, adam, rmsprop: added to the root of the mean squared gradient";
+        "beta2", Num(BELOW_ONE), Value("0.999"), "",
+            "adamw, adam: decay of the mean squared gradient";
+        "epsilon", Num(POSITIVE), Value("1e-8"), "",
+            "adamw, adam, rmsprop: added to the root of the mean squared gradient";
         "momentum", Num(BELOW_ONE), Value("0.0"), "", "sgd, rmsprop: share of the last update kept";
         "alpha", Num(BELOW_ONE), Value("0.99"), "", "rmsprop: decay of the mean squared gradient";
-        "weight_decay", Num(NON_NEGATIVE), Derived("0.01 for adamw, 0.0 otherwise"), "", "adamw, sgd, rmsprop: decoupled decay of tensors of two or more axes";
-        "clip", Num(NON_NEGATIVE), Value("1.0"), "global norm", "largest norm of the whole gradient; 0 does not clip";
+        "weight_decay", Num(NON_NEGATIVE), Derived("0.01 for adamw, 0.0 otherwise"), "",
+            "adamw, sgd, rmsprop: decoupled decay of tensors of two or more axes";
+        "clip", Num(NON_NEGATIVE), Value("1.0"), "global norm",
+            "largest norm of the whole gradient; 0 does not clip";
     }
     "schedule" {
-        "kind", Choice(ScheduleKind::NAMES), Value("\"cosine\""), "", "shape of the learning rate after the warm-up";
-        "warmup", Int(0, MAX_COUNT), Derived("a twentieth of train.steps"), "steps", "steps of a linear rise from 0 to the peak";
-        "final_ratio", Num(UP_TO_ONE), Value("0.0"), "of the peak", "cosine, linear: learning rate at the last step";
-        "base_batch", Int(1, MAX_COUNT), Unset, "sequences", "learning_rate is meant for this batch and is scaled by batch / base_batch";
+        "kind", Choice(ScheduleKind::NAMES), Value("\"cosine\""), "",
+            "shape of the learning rate after the warm-up";
+        "warmup", Int(0, MAX_COUNT), Derived("a twentieth of train.steps"), "steps",
+            "steps of a linear rise from 0 to the peak";
+        "final_ratio", Num(UP_TO_ONE), Value("0.0"), "of the peak",
+            "cosine, linear: learning rate at the last step";
+        "base_batch", Int(1, MAX_COUNT), Unset, "sequences",
+            "learning_rate is meant for this batch and is scaled by batch / base_batch";
     }
     "train" {
         "steps", Int(1, MAX_COUNT), Required, "steps", "updates in all";
-        "batch", Int(1, MAX_COUNT), Required, "sequences", "sequences of one update";
-        "micro_batch", Int(1, MAX_COUNT), Derived("train.batch"), "sequences", "sequences computed at a time; divides batch; part of what defines the numbers";
-        "seed", Int(0, MAX_SEED), Value("0"), "", "seed of the weights, of dropout and of the order of the data";
+        "batch", Int(1, MAX_BATCH), Required, "sequences", "sequences of one update";
+        "micro_batch", Int(1, MAX_BATCH), Derived("train.batch"), "sequences",
+            "sequences computed at a time; divides batch; part of what defines the numbers";
+        "seed", Int(0, MAX_SEED), Value("0"), "",
+            "seed of the weights, of dropout and of the order of the data";
         "log_every", Int(1, MAX_COUNT), Value("10"), "steps", "steps between two lines of the log";
     }
     "precision" {
-        "compute", Choice(Compute::NAMES), Value("\"f32\""), "", "dtype of products and activations; weights and sums stay f32";
+        "compute", Choice(Compute::NAMES), Value("\"f32\""), "",
+            "dtype of products and activations; weights and sums stay f32";
     }
     "memory" {
         "budget", Bytes, Unset, "bytes", "memory that the plan must fit into";
@@ -231,20 +274,28 @@ static SCHEMA: &[Key] = keys! {
         "threads", Int(0, 4096), Value("0"), "threads", "threads of the CPU; 0 takes all cores";
     }
     "eval" {
-        "every", Int(0, MAX_COUNT), Derived("a tenth of train.steps; 0 without held-out data"), "steps", "steps between two evaluations; 0 evaluates only at the end";
-        "sequences", Int(0, MAX_COUNT), Value("64"), "sequences", "held-out sequences of an evaluation; 0 takes all";
+        "every", Int(0, MAX_COUNT),
+            Derived("a tenth of train.steps; 0 without held-out data"), "steps",
+            "steps between two evaluations; 0 evaluates only at the end";
+        "sequences", Int(0, MAX_COUNT), Value("64"), "sequences",
+            "held-out sequences of an evaluation; 0 takes all";
     }
     "sample" {
         "count", Int(0, 10_000), Value("4"), "samples", "samples to draw; 0 draws none";
-        "tokens", Int(1, MAX_CONTEXT), Derived("model.context"), "tokens", "length of a sample of text, its prompt included";
-        "temperature", Num(NON_NEGATIVE), Value("1.0"), "", "divides the logits; 0 takes the likeliest token";
-        "top_k", Int(0, MAX_COUNT), Value("0"), "tokens", "draw out of the likeliest k tokens; 0 draws out of all";
+        "tokens", Int(1, MAX_CONTEXT), Derived("model.context"), "tokens",
+            "length of a sample of text, its prompt included";
+        "temperature", Num(NON_NEGATIVE), Value("1.0"), "",
+            "divides the logits; 0 takes the likeliest token";
+        "top_k", Int(0, MAX_COUNT), Value("0"), "tokens",
+            "draw out of the likeliest k tokens; 0 draws out of all";
         "prompt", Text, Unset, "", "text that every sample continues";
         "seed", Int(0, MAX_SEED), Derived("train.seed"), "", "seed of the draws";
-        "every", Int(0, MAX_COUNT), Value("0"), "steps", "steps between two sets of samples; 0 samples only at the end";
+        "every", Int(0, MAX_COUNT), Value("0"), "steps",
+            "steps between two sets of samples; 0 samples only at the end";
     }
     "checkpoint" {
-        "every", Int(0, MAX_COUNT), Derived("a tenth of train.steps"), "steps", "steps between two checkpoints; 0 keeps only the end";
+        "every", Int(0, MAX_COUNT), Derived("a tenth of train.steps"), "steps",
+            "steps between two checkpoints; 0 keeps only the end";
         "keep", Int(1, MAX_COUNT), Value("3"), "checkpoints", "newest checkpoints to keep";
     }
 };

@@ -1,6 +1,7 @@
 //! `[model]`: widths, context, and the attention pattern of every layer.
 
 use crate::choices::{AttentionKind, Choice, Combine, CycleEntry, Family};
+use crate::divisors::{divisor_from_root, nearest_divisor};
 use crate::error::RecipeError;
 use crate::fields::Fields;
 use crate::recipe::{Attention, Data, Model, Part};
@@ -93,12 +94,6 @@ fn ratios(fields: &Fields, heads: usize, embed: usize) -> Result<(f64, f64), Rec
         ));
     }
     Ok((mlp_ratio, qk_ratio))
-}
-
-/// The divisor of `n` nearest to `wanted`, the smaller of two.
-fn nearest_divisor(n: usize, wanted: usize) -> usize {
-    let divisors = (1..=n).filter(|d| n.is_multiple_of(*d));
-    divisors.min_by_key(|d| d.abs_diff(wanted)).unwrap_or(1)
 }
 
 #[derive(Clone, Copy)]
@@ -301,7 +296,8 @@ fn numbers(
 fn stride(fields: &mut Fields, data: &Data, context: usize) -> Result<usize, RecipeError> {
     let (default, reason) = match data.image() {
         Some(image) => (image.row_bytes(), "one row of the image"),
-        None => (divisor_from_root(context), "the smallest divisor of context from its root on"),
+        // Near the square root both parts cost alike (Child et al. §4.2).
+        None => (divisor_from_root(context), "the divisor of context next above its square root"),
     };
     let stride = fields.derive("model.stride", default, &default.to_string(), reason);
     match context.is_multiple_of(stride) {
@@ -313,11 +309,6 @@ fn stride(fields: &mut Fields, data: &Data, context: usize) -> Result<usize, Rec
             format!("set model.stride = {}", nearest_divisor(context, stride)),
         )),
     }
-}
-
-/// Child et al. choose a stride near the square root of the context: then both parts cost alike.
-fn divisor_from_root(n: usize) -> usize {
-    (1..=n).find(|d| d * d >= n && n.is_multiple_of(*d)).unwrap_or(n)
 }
 
 fn columns(fields: &mut Fields, stride: usize) -> Result<usize, RecipeError> {

@@ -1,6 +1,7 @@
 //! `[train]`, `[optimizer]` and `[schedule]`.
 
 use crate::choices::{OptimizerKind, ScheduleKind};
+use crate::divisors::divisor_up_to;
 use crate::error::RecipeError;
 use crate::fields::Fields;
 use crate::recipe::{Optimizer, Rule, Schedule, Train};
@@ -13,7 +14,7 @@ pub(crate) fn train(fields: &mut Fields) -> Result<Train, RecipeError> {
     let reason = "the whole batch at once";
     let micro_batch = fields.derive("train.micro_batch", batch, &batch.to_string(), reason);
     if !batch.is_multiple_of(micro_batch) {
-        let down = (1..=micro_batch).rev().find(|m| batch.is_multiple_of(*m)).unwrap_or(1);
+        let down = divisor_up_to(batch, micro_batch);
         return Err(fields.clash(
             &["train.micro_batch", "train.batch"],
             format!("train.micro_batch = {micro_batch} does not divide train.batch = {batch}"),
