@@ -1,0 +1,228 @@
+//! Liveness: from which step to which each owned piece of memory is needed.
+//!
+//! A section runs on one queue, so happens-before is the order of the steps; everything that asks
+//! goes through [`happens_before`], which is where more queues will come in.
+
+use crate::layout::View;
+use crate::select::Selected;
+use aerogel_graph::{Build, Def, Graph, StateId, ValueId};
+use aerogel_machine::Step;
+
+/// Whether step `a` is over when step `b` starts.
+pub(crate) fn happens_before(a: usize, b: usize) -> bool {
+    a < b
+}
+
+/// What owns a piece of memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Owner {
+    /// A value, and those that follow it in place.
+    Value(ValueId),
+    /// The workspace of a claim.
+    Workspace(usize),
+}
+
+/// A piece of transient memory with the steps that it must survive.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub owner: Owner,
+    pub bytes: u64,
+    /// First step that needs it; inputs are there before step 0, at 0.
+    pub from: usize,
+    /// Last step that needs it.
+    pub to: usize,
+    /// Chosen by the placer.
+    pub offset: u64,
+}
+
+/// How a state gets its new value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Store {
+    InPlace,
+    Copied,
+}
+
+/// Liveness of one section.
+pub(crate) struct Live {
+    /// Transient memory.
+    pub pieces: Vec<Piece>,
+    /// For each value: the piece it lies in, or the state.
+    pub home: Vec<Home>,
+    /// Number of steps, copies included.
+    pub steps: usize,
+    /// First byte after the last piece; set by the placer.
+    pub end_bytes: u64,
+    stores: Vec<(ValueId, StateId, Store)>,
+}
+
+/// Where a root value lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Home {
+    /// Inside of a region, or a window of another value.
+    Nowhere,
+    /// A transient piece.
+    Piece(usize),
+    /// A state's own slot.
+    State(StateId),
+}
+
+impl Live {
+    /// The steps of the section: the claims, then the copies into states.
+    pub fn steps(&self, selected: &Selected) -> Vec<Step> {
+        let by_claim: std::collections::HashMap<usize, u64> = self
+            .pieces
+            .iter()
+            .filter_map(|p| match p.owner {
+                Owner::Workspace(i) => Some((i, p.offset)),
+                Owner::Value(_) => None,
+            })
+            .collect();
+        let kernels = selected.claims.iter().enumerate().map(|(i, claim)| Step::Kernel {
+            claim: claim.clone(),
+            workspace: by_claim.get(&i).copied().unwrap_or(0),
+        });
+        let copies = self
+            .stores
+            .iter()
+            .filter(|s| s.2 == Store::Copied)
+            .map(|&(from, to, _)| Step::Assign { from, to });
+        kernels.chain(copies).collect()
+    }
+}
+
+/// The last step that needs a root value.
+struct Span {
+    to: usize,
+}
+
+/// Works out homes and spans.
+pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
+    let count = selected.claims.len();
+    let mut spans = spans(g, layout, selected);
+    let mut home = vec![Home::Nowhere; g.values().len()];
+    let stores = stores(g, layout, selected, &spans);
+    for (v, value) in g.values().iter().enumerate() {
+        if let Def::State(s) = value.def {
+            home[v] = Home::State(s);
+        }
+    }
+    for &(v, s, store) in &stores {
+        if store == Store::InPlace {
+            home[v.index()] = Home::State(s);
+        }
+    }
+    let copies = stores.iter().filter(|s| s.2 == Store::Copied);
+    let mut steps = count;
+    for &(v, _, _) in copies {
+        if let Some(span) = &mut spans[layout[v.index()].root.index()] {
+            span.to = span.to.max(steps);
+        }
+        steps += 1;
+    }
+    let mut pieces: Vec<Piece> = vec![];
+    own_inputs(g, &spans, &mut pieces, &mut home);
+    for (i, claim) in selected.claims.iter().enumerate() {
+        for v in selected.uses.exports(g, &claim.nodes) {
+            let Some(span) = &spans[v.index()] else { continue };
+            if home[v.index()] != Home::Nowhere {
+                continue;
+            }
+            let bytes = g.ty(v).bytes(g.axes());
+            let follows = claim
+                .in_place
+                .iter()
+                .filter(|p| p.1 == v)
+                .find_map(|(read, _)| follow(g, layout, &home, &pieces, *read, i, bytes));
+            let piece = follows.unwrap_or_else(|| {
+                pieces.push(Piece { owner: Owner::Value(v), bytes, from: i, to: i, offset: 0 });
+                pieces.len() - 1
+            });
+            pieces[piece].to = span.to.max(i);
+            home[v.index()] = Home::Piece(piece);
+        }
+        if claim.workspace_bytes > 0 {
+            let (owner, bytes) = (Owner::Workspace(i), claim.workspace_bytes);
+            pieces.push(Piece { owner, bytes, from: i, to: i, offset: 0 });
+        }
+    }
+    Live { pieces, home, steps, end_bytes: 0, stores }
+}
+
+/// The piece of `read`, if it ends with this step and the written value may take it over.
+fn follow(
+    g: &Graph,
+    layout: &[View],
+    home: &[Home],
+    pieces: &[Piece],
+    read: ValueId,
+    step: usize,
+    bytes: u64,
+) -> Option<usize> {
+    let view = &layout[read.index()];
+    let Home::Piece(p) = home[view.root.index()] else { return None };
+    let whole = view.root == read && g.ty(read).bytes(g.axes()) == bytes;
+    (whole && pieces[p].bytes == bytes && pieces[p].to == step && pieces[p].from < step)
+        .then_some(p)
+}
+
+/// From definition to last reader, by root; `None` for values that nobody outside a region reads.
+fn spans(g: &Graph, layout: &[View], selected: &Selected) -> Vec<Option<Span>> {
+    let mut spans: Vec<Option<Span>> = (0..g.values().len()).map(|_| None).collect();
+    let mut touch = |v: ValueId, step: usize| {
+        let span = &mut spans[layout[v.index()].root.index()];
+        match span {
+            Some(s) => s.to = s.to.max(step),
+            None => *span = Some(Span { to: step }),
+        }
+    };
+    g.inputs().iter().for_each(|i| touch(i.value, 0));
+    for (i, claim) in selected.claims.iter().enumerate() {
+        selected.uses.imports(g, &claim.nodes).into_iter().for_each(|v| touch(v, i));
+        selected.uses.exports(g, &claim.nodes).into_iter().for_each(|v| touch(v, i));
+    }
+    // Outputs are read by the host after the last step.
+    g.outputs.iter().for_each(|(_, v)| touch(*v, usize::MAX));
+    spans
+}
+
+fn own_inputs(g: &Graph, spans: &[Option<Span>], pieces: &mut Vec<Piece>, home: &mut [Home]) {
+    for input in g.inputs() {
+        let v = input.value;
+        let to = spans[v.index()].as_ref().map_or(0, |s| s.to);
+        let bytes = g.ty(v).bytes(g.axes());
+        pieces.push(Piece { owner: Owner::Value(v), bytes, from: 0, to, offset: 0 });
+        home[v.index()] = Home::Piece(pieces.len() - 1);
+    }
+}
+
+/// Which new values can be written straight into their state's slot: the old value must not be
+/// read afterwards, and only element by element by the step that writes.
+fn stores(
+    g: &Graph,
+    layout: &[View],
+    selected: &Selected,
+    spans: &[Option<Span>],
+) -> Vec<(ValueId, StateId, Store)> {
+    let mut made_by = vec![usize::MAX; g.values().len()];
+    for (i, claim) in selected.claims.iter().enumerate() {
+        for n in &claim.nodes {
+            g.node(*n).outs.iter().for_each(|v| made_by[v.index()] = i);
+        }
+    }
+    let mut used = std::collections::HashSet::new();
+    g.assigns
+        .iter()
+        .map(|&(state, v)| {
+            let old = g.states()[state.index()].value;
+            let step = made_by[v.index()];
+            let owns = layout[v.index()].root == v && step != usize::MAX && used.insert(v);
+            let sound = owns
+                && match &spans[old.index()] {
+                    None => true,
+                    Some(s) if happens_before(s.to, step) => true,
+                    Some(s) => s.to == step && selected.claims[step].in_place.contains(&(old, v)),
+                };
+            (v, state, if sound { Store::InPlace } else { Store::Copied })
+        })
+        .collect()
+}

@@ -1,0 +1,55 @@
+//! Selection: a target claims regions of the graph until every node belongs to one.
+
+use crate::error::PlanError;
+use crate::layout::View;
+use crate::moves_nothing;
+use aerogel_graph::{Graph, NodeId};
+use aerogel_machine::{Claim, Target, Uses};
+
+/// The claims, in the order in which they run, and who reads what.
+pub(crate) struct Selected {
+    /// Ascending by last node.
+    pub claims: Vec<Claim>,
+    /// Readers and leavers.
+    pub uses: Uses,
+}
+
+/// Asks the target from the first node on, and takes its best offer that can be scheduled.
+pub(crate) fn select(
+    g: &Graph,
+    layout: &[View],
+    target: &dyn Target,
+    section: &str,
+) -> Result<Selected, PlanError> {
+    let uses = Uses::new(g);
+    let mut taken: Vec<bool> = g.nodes().iter().map(|n| moves_nothing(g, layout, n)).collect();
+    let mut claims = vec![];
+    for n in 0..g.nodes().len() {
+        if taken[n] {
+            continue;
+        }
+        let offers = {
+            let free = |id: NodeId| !taken[id.index()];
+            target.claims(g, &uses, NodeId(n as u32), &free)
+        };
+        let sound = |c: &Claim| {
+            c.nodes.first() == Some(&NodeId(n as u32))
+                && c.nodes.is_sorted()
+                && c.nodes.iter().all(|id| !taken[id.index()])
+                && uses.is_schedulable(g, &c.nodes)
+        };
+        let Some(claim) = offers.into_iter().find(sound) else {
+            let node = &g.nodes()[n];
+            return Err(PlanError::NoKernel {
+                target: target.name().to_owned(),
+                op: node.op.name().to_owned(),
+                scope: node.scope.to_string(),
+                section: section.to_owned(),
+            });
+        };
+        claim.nodes.iter().for_each(|id| taken[id.index()] = true);
+        claims.push(claim);
+    }
+    claims.sort_by_key(|c| c.nodes.last().copied());
+    Ok(Selected { claims, uses })
+}
