@@ -137,13 +137,22 @@ pub(crate) fn ensure_dir(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     if is_dir(fs, path)? {
         return Ok(());
     }
-    let parent = parent(path);
-    ensure_dir(fs, parent)?;
+    let folder = parent(path);
+    if is_dir(fs, folder)? {
+        // Whoever made the folder may have died before its own name was durable. Where we may not
+        // look into the one above, it is not ours and older than this run.
+        match retry(|| fs.sync_dir(parent(folder))) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    } else {
+        ensure_dir(fs, folder)?;
+    }
     match retry(|| fs.create_dir(path)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    retry(|| fs.sync_dir(parent))
+    retry(|| fs.sync_dir(folder))
 }
 
 /// Removes a folder and all that is in it; one that is absent is fine.

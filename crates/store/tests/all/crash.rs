@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aerogel_store::testing::{Crash, CrashFs, Crashes};
+use aerogel_store::testing::{Crash, CrashFs, Crashes, Fault, FaultFs};
+use aerogel_store::{Checkpoints, MetricsWriter, Result};
 use aerogel_store::{Entry, Fs, FsFile, FsRead, TryLock, cut_back, write_atomic};
-use aerogel_store::{MetricsWriter, Result};
 
 use super::common::*;
 
@@ -30,8 +30,10 @@ fn check(crash: &Crash, go_on: bool) -> Result<(), String> {
     if !latest.skipped.is_empty() || step < crash.acknowledged {
         return Err(format!("latest {step:?}, skipped {:?}", latest.skipped));
     }
-    if let Some(checkpoint) = &latest.checkpoint {
-        assert_contents(checkpoint);
+    for step in checkpoints.list().map_err(|e| e.to_string())? {
+        let checkpoint = checkpoints.open(step).map_err(|e| e.to_string())?;
+        checkpoint.verify().map_err(|e| e.to_string())?;
+        assert_contents(&checkpoint);
     }
     if go_on {
         commit(&checkpoints, 6).map_err(|e| e.to_string())?;
@@ -77,6 +79,50 @@ fn replacing_a_damaged_step_is_safe_at_every_instant() {
         assert_eq!(checkpoints.latest().unwrap().checkpoint.unwrap().step(), mark);
     });
     assert!(acknowledged > 0);
+}
+
+/// A first process fails at operation `at` of committing `step`; a second one, which sees all that
+/// the first left in memory, goes on with `then`, and the power fails. Returns whether `at` was
+/// within the commit, and whether the step was there although the commit had failed.
+fn fail_then(step: u64, at: usize, then: impl Fn(&Checkpoints, &CrashFs)) -> (bool, bool) {
+    let memory = CrashFs::default();
+    let faulty = FaultFs::new(Arc::new(memory.clone()));
+    let first = open(Arc::new(faulty.clone()), Path::new(DIR));
+    for step in 1..step {
+        commit(&first, step).unwrap();
+        memory.acknowledge(step);
+    }
+    faulty.arm(at, Fault::Io);
+    let failed = commit(&first, step).is_err();
+    let second = open(Arc::new(memory.clone()), Path::new(DIR));
+    let visible = second.list().unwrap().contains(&step);
+    then(&second, &memory);
+    Crashes::of(&memory, 3).for_each(|crash| {
+        check(&crash, false).unwrap_or_else(|e| panic!("{at}: {}: {e}", crash.description));
+    });
+    (failed, failed && visible)
+}
+
+#[test]
+fn a_repeated_commit_is_durable_whatever_the_first_left() {
+    for step in [1, 3] {
+        let again = |checkpoints: &Checkpoints, memory: &CrashFs| {
+            commit(checkpoints, step).unwrap();
+            memory.acknowledge(step);
+        };
+        let outcomes = (0..).map(|at| fail_then(step, at, again)).take_while(|(failed, _)| *failed);
+        let outcomes: Vec<_> = outcomes.collect();
+        assert!(outcomes.len() > 20);
+        assert_eq!(outcomes.last(), Some(&(true, true)), "the last fsync comes after the rename");
+    }
+}
+
+#[test]
+fn a_prune_after_a_failed_commit_costs_nothing() {
+    let prune = |checkpoints: &Checkpoints, _: &CrashFs| drop(checkpoints.prune(1).unwrap());
+    let outcomes: Vec<_> =
+        (0..).map(|at| fail_then(3, at, prune)).take_while(|(failed, _)| *failed).collect();
+    assert!(outcomes.iter().any(|(_, visible)| *visible));
 }
 
 /// Leaves out one kind of fsync: the checks above must then find a state that breaks.

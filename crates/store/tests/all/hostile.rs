@@ -1,8 +1,10 @@
 //! Manifests that were made to do harm: sealed correctly, and lying.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use aerogel_store::{ErrorKind, StoreError};
+use aerogel_store::testing::CrashFs;
+use aerogel_store::{ErrorKind, StoreError, write_atomic};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -174,13 +176,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn any_text_as_a_manifest_is_refused(text in prop::collection::vec(any::<u8>(), 0..400), depth in 0..4000usize) {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = real(dir.path());
+        let fs = CrashFs::default();
+        let checkpoints = open(Arc::new(fs.clone()), Path::new("/r"));
         commit(&checkpoints, 1).unwrap();
-        let path = &files_of(dir.path(), 1)[0];
+        let path = Path::new("/r/checkpoints/step-00000001/manifest.json");
         let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         for bytes in [text, nested.into_bytes()] {
-            std::fs::write(path, bytes).unwrap();
+            write_atomic(&fs, path, &bytes).unwrap();
             let error = checkpoints.open(1).unwrap_err();
             prop_assert_eq!(error.kind(), ErrorKind::Storage);
         }

@@ -45,12 +45,17 @@ impl Writer {
         Self(child, lines)
     }
 
-    /// Kills it with SIGKILL; returns the last step that it acknowledged.
+    /// The next step that it acknowledges, while it lives or from what it had said before it died.
+    fn next_step(&mut self) -> Option<u64> {
+        let mut lines = self.1.by_ref().map_while(|line| line.ok());
+        lines.find_map(|line| line.strip_prefix("committed ")?.parse().ok())
+    }
+
+    /// Kills it with SIGKILL; returns the last step that it acknowledged since `next_step`.
     fn kill(mut self) -> Option<u64> {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
-        let lines = self.1.by_ref().map_while(|line| line.ok());
-        lines.filter_map(|line| line.strip_prefix("committed ")?.parse().ok()).last()
+        std::iter::from_fn(|| self.next_step()).last()
     }
 }
 
@@ -72,8 +77,12 @@ fn a_kill_costs_no_checkpoint_and_leaves_no_orphan() {
     let mut numbers = Numbers(7);
     let mut acknowledged = 0;
     for _ in 0..20 {
-        let writer = Writer::start(dir.path());
-        std::thread::sleep(Duration::from_micros(500 + numbers.below(40_000)));
+        let mut writer = Writer::start(dir.path());
+        // Between 0 and 2 commits, and then somewhere within the next.
+        for _ in 0..numbers.below(3) {
+            acknowledged = writer.next_step().unwrap();
+        }
+        std::thread::sleep(Duration::from_micros(numbers.below(20_000)));
         acknowledged = writer.kill().unwrap_or(acknowledged);
         let checkpoints = real(dir.path());
         let latest = checkpoints.latest().unwrap();
@@ -84,7 +93,7 @@ fn a_kill_costs_no_checkpoint_and_leaves_no_orphan() {
             assert_contents(&checkpoints.open(step).unwrap());
         }
     }
-    assert!(acknowledged > 20, "the kills came before the work: {acknowledged}");
+    assert!(acknowledged >= 10, "the kills came before the work: {acknowledged}");
     let checkpoints = real(dir.path());
     commit(&checkpoints, acknowledged + 2).unwrap();
     for entry in std::fs::read_dir(dir.path().join("checkpoints")).unwrap() {
