@@ -14,4 +14,4 @@ pub use device::{Device, DeviceError};
 pub use profile::Machine;
 pub use program::{Program, Section, StateSlot, Step};
 pub use slot::{ALIGN, Slot};
-pub use target::{Claim, Sums, Target, Uses};
+pub use target::{Claim, Sight, Sums, Target, Uses};

@@ -1,6 +1,7 @@
 //! Targets: what a backend would do with a region of a graph, and at what price.
 
 use aerogel_graph::{Def, Graph, NodeId, Op, ValueId};
+use smallvec::SmallVec;
 
 /// The order in which a kernel adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,21 +86,27 @@ impl Uses {
     }
 }
 
+/// What a target sees when it is asked for offers.
+pub struct Sight<'a> {
+    /// The section.
+    pub graph: &'a Graph,
+    /// Who reads what.
+    pub uses: &'a Uses,
+    /// Strides of every value, by id, in elements along its axes: values that are windows of
+    /// others have those of the window.
+    pub strides: &'a [SmallVec<[isize; 6]>],
+    /// Whether nobody has claimed a node yet.
+    pub free: &'a dyn Fn(NodeId) -> bool,
+}
+
 /// A backend as the planner sees it: pure, and without a driver.
 pub trait Target: Send + Sync {
     /// `cpu`, `cuda`, ...
     fn name(&self) -> &str;
 
-    /// Offers for regions whose lowest node is `node`, best first. `free` says which nodes nobody
-    /// has claimed. Every op that [`Target::expands`] leaves as it is must get at least one offer
+    /// Offers for regions whose lowest node is `node`, best first. Every op that [`Target::expands`] leaves as it is must get at least one offer
     /// for the node alone; a view that moves no bytes is never asked for.
-    fn claims(
-        &self,
-        g: &Graph,
-        uses: &Uses,
-        node: NodeId,
-        free: &dyn Fn(NodeId) -> bool,
-    ) -> Vec<Claim>;
+    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Vec<Claim>;
 
     /// Whether the planner should hand over the op in primitive ops.
     fn expands(&self, op: &Op) -> bool;

@@ -148,6 +148,20 @@ pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
     Live { pieces, home, steps, end_bytes: 0, stores }
 }
 
+/// Whether the claim reads the root of `read` through that one value only: a second window of the
+/// same memory would see what is written in place.
+fn reads_once(
+    g: &Graph,
+    layout: &[View],
+    selected: &Selected,
+    claim: usize,
+    read: ValueId,
+) -> bool {
+    let root = layout[read.index()].root;
+    let imports = selected.uses.imports(g, &selected.claims[claim].nodes);
+    imports.iter().filter(|v| layout[v.index()].root == root).count() == 1
+}
+
 /// The piece of `read`, if it ends with this step and the written value may take it over.
 fn follow(
     g: &Graph,
@@ -220,7 +234,11 @@ fn stores(
                 && match &spans[old.index()] {
                     None => true,
                     Some(s) if happens_before(s.to, step) => true,
-                    Some(s) => s.to == step && selected.claims[step].in_place.contains(&(old, v)),
+                    Some(s) => {
+                        s.to == step
+                            && selected.claims[step].in_place.contains(&(old, v))
+                            && reads_once(g, layout, selected, step, old)
+                    }
                 };
             (v, state, if sound { Store::InPlace } else { Store::Copied })
         })

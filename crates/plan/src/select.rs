@@ -4,7 +4,7 @@ use crate::error::PlanError;
 use crate::layout::View;
 use crate::moves_nothing;
 use aerogel_graph::{Graph, NodeId};
-use aerogel_machine::{Claim, Target, Uses};
+use aerogel_machine::{Claim, Sight, Target, Uses};
 
 /// The claims, in the order in which they run, and who reads what.
 pub(crate) struct Selected {
@@ -23,6 +23,7 @@ pub(crate) fn select(
 ) -> Result<Selected, PlanError> {
     let uses = Uses::new(g);
     let mut taken: Vec<bool> = g.nodes().iter().map(|n| moves_nothing(g, layout, n)).collect();
+    let strides: Vec<_> = layout.iter().map(|view| view.strides.clone()).collect();
     let mut claims = vec![];
     for n in 0..g.nodes().len() {
         if taken[n] {
@@ -30,7 +31,8 @@ pub(crate) fn select(
         }
         let offers = {
             let free = |id: NodeId| !taken[id.index()];
-            target.claims(g, &uses, NodeId(n as u32), &free)
+            let sight = Sight { graph: g, uses: &uses, strides: &strides, free: &free };
+            target.claims(&sight, NodeId(n as u32))
         };
         let sound = |c: &Claim| {
             c.nodes.first() == Some(&NodeId(n as u32))
