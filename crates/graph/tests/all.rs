@@ -1,0 +1,16 @@
+//! The tests of the graph crate, as one binary. `harness` builds random graphs, `cases` is the
+//! table that every op must be listed in; gradients, expansions and the text form walk that table.
+
+mod all {
+    mod autodiff;
+    mod cases;
+    mod expansion;
+    mod gradient;
+    mod harness;
+    mod masks;
+    mod randomness;
+    mod rounding;
+    mod text;
+    mod text_errors;
+    mod verifier;
+}
