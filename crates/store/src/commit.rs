@@ -88,9 +88,9 @@ pub(crate) fn plan_files<'a>(
 
 /// Bytes that a checkpoint will take, the manifest by a generous guess.
 pub(crate) fn planned_bytes(plans: &[FilePlan<'_>], info: &CommitInfo) -> u64 {
-    let extra = info.extra.to_string().len() as u64 * 2;
-    let files = plans.iter().map(|p| (p.header.len() as u64).saturating_mul(5) + p.data_bytes);
-    // The manifest says of a tensor about three times what its header says.
+    let extra = info.extra.to_string().len() as u64 * 8;
+    let files = plans.iter().map(|p| (p.header.len() as u64).saturating_mul(8) + p.data_bytes);
+    // Of a tensor, the manifest takes six to seven times the bytes that the header takes.
     files.fold(4096 + extra, u64::saturating_add)
 }
 

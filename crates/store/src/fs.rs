@@ -39,7 +39,7 @@ pub trait FsRead: Send + Sync {
 }
 
 /// A lock that is held until it is dropped, or until the process ends.
-pub struct Lock(#[allow(dead_code, reason = "held for its drop")] pub Box<dyn Any + Send + Sync>);
+pub struct Lock(pub Box<dyn Any + Send + Sync>);
 
 /// The answer to a request for a lock.
 pub enum TryLock {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aerogel_store::testing::{CrashFs, Fault, FaultFs};
-use aerogel_store::{ErrorKind, Fs, MetricsWriter, StoreError, cut_back, write_atomic};
+use aerogel_store::{ErrorKind, Fs, MetricsWriter, StoreError, TensorSpec, cut_back, write_atomic};
 
 use super::common::*;
 
@@ -80,6 +80,25 @@ fn a_full_disk_is_noticed_before_writing() {
         panic!("it was there")
     };
     assert!(size_bytes < need_bytes, "{size_bytes} of {need_bytes}");
+}
+
+#[test]
+fn the_space_asked_for_covers_many_small_tensors() {
+    let memory = CrashFs::default();
+    let checkpoints = open(Arc::new(memory.clone()), Path::new("/r"));
+    let tensors: Vec<TensorSpec> = (0..2000)
+        .map(|i| {
+            let axes = vec![("a".to_owned(), 1), ("b".to_owned(), 1)];
+            TensorSpec { name: format!("t{i}"), dtype: aerogel_store::Dtype::F32, axes }
+        })
+        .collect();
+    memory.set_free_bytes(0);
+    let result = checkpoints.commit(&info(1), &tensors, |_, _, _| Ok(()));
+    let Err(StoreError::NoSpace { need_bytes, .. }) = result else { panic!("{result:?}") };
+    memory.set_free_bytes(need_bytes);
+    let result = checkpoints.commit(&info(1), &tensors, |_, _, _| Ok(())).unwrap();
+    let aerogel_store::Committed::Written { size_bytes, .. } = result else { panic!("{result:?}") };
+    assert!(size_bytes < need_bytes && need_bytes < 3 * size_bytes, "{size_bytes} {need_bytes}");
 }
 
 #[test]

@@ -173,11 +173,12 @@ proptest! {
     ) {
         use Dtype::*;
         let all = [F64, F32, F16, Bf16, I64, I32, I16, I8, U64, U32, U16, U8, Bool];
-        let specs: Vec<TensorSpec> = shapes.iter().enumerate().map(|(i, (dtype, shape))| TensorSpec {
+        let spec = |(i, (dtype, shape)): (usize, &(usize, Vec<u64>))| TensorSpec {
             name: format!("t\u{e9}\"{i}"),
             dtype: all[*dtype],
             axes: shape.iter().enumerate().map(|(a, extent)| (format!("a{a}"), *extent)).collect(),
-        }).collect();
+        };
+        let specs: Vec<TensorSpec> = shapes.iter().enumerate().map(spec).collect();
         let fs = Arc::new(aerogel_store::testing::CrashFs::default());
         let checkpoints = Checkpoints::new(fs, "/c").with_file_bytes(file_bytes);
         checkpoints.commit(&info(9), &specs, |spec, offset, out| {
