@@ -2,15 +2,16 @@
 
 use crate::expr::Expr;
 use crate::graph::{Def, Graph, Node, Phase};
-use crate::ops::{Build, GradSite, OpError};
+use crate::ops::{Build, GradSite, Op, OpError};
 use crate::types::{DType, NodeId, Type, ValueId};
 
 /// Appends the gradient of a scalar with respect to values; `None` where it does not depend on one.
 ///
 /// Only cotangents on a path from `wrt` to `of` are built. Contributions to one value are added in
-/// one node, in the order of the readers, so the order of sums is a fact of the graph. A cotangent
-/// has its value's dtype, or what the defining op says (a cast of a master weight takes f32).
-/// Nodes are appended in phase `Backward`, at the scope of the node that they differentiate.
+/// one node, the last reader's first, so the order of sums is a fact of the graph. A cotangent has
+/// its value's dtype, or what the defining op says (a cast of a master weight takes f32, and so
+/// does a view of it); its axes are the value's, perhaps in another order. Nodes are appended in
+/// phase `Backward`, at the scope of the node that they differentiate.
 ///
 /// # Errors
 /// `of` is not a scalar, or an op on the path has no gradient.
@@ -26,6 +27,7 @@ pub fn gradients(
     let forward = g.nodes().len();
     let needed = depends_on(g, wrt);
     let mut pending: Vec<Vec<ValueId>> = vec![vec![]; g.values().len()];
+    g.at(&"".into(), Phase::Backward);
     let one = g.constant(1.0, Type::new(DType::F32, []))?;
     pending[of.index()].push(one);
     let mut total: Vec<Option<ValueId>> = vec![None; g.values().len()];
@@ -41,7 +43,8 @@ pub fn gradients(
             .map(|v| sum_up(g, *v, &pending[v.index()]))
             .collect::<Result<Vec<_>, _>>()?;
         node.outs.iter().zip(&douts).for_each(|(v, d)| total[v.index()] = *d);
-        if douts.iter().all(Option::is_none) {
+        let wanted = node.ins.iter().any(|v| needed[v.index()]);
+        if !wanted || douts.iter().all(Option::is_none) {
             continue;
         }
         for (v, d) in node.ins.iter().zip(cotangents(g, NodeId(n as u32), &node, &douts, &needed)?)
@@ -77,14 +80,34 @@ fn cotangents(
         wanted: &wanted,
         dtypes: &dtypes,
     };
-    node.op.grad(&site, g).map_err(|mut e| {
+    let found = node.op.grad(&site, g).map_err(|mut e| {
         e.scope = node.scope.to_string();
         e
-    })
+    })?;
+    found
+        .into_iter()
+        .zip(dtypes)
+        .map(|(d, dtype)| d.map(|d| typed(g, d, dtype)).transpose())
+        .collect()
 }
 
+/// The cotangent in the dtype that its value wants: some rules hand on what they were given.
+fn typed(g: &mut Graph, d: ValueId, dtype: DType) -> Result<ValueId, OpError> {
+    if g.ty(d).dtype == dtype {
+        return Ok(d);
+    }
+    let out = Type { dtype, axes: g.ty(d).axes.clone() };
+    g.map_to(&[d], out, &|v| v[0].clone())
+}
+
+/// A view of a cast is the same elements: it takes its cotangent as the cast does.
 fn cotangent_dtype(g: &Graph, v: ValueId) -> DType {
-    g.op_of(v).and_then(|op| op.cotangent_dtype()).unwrap_or(g.ty(v).dtype)
+    let Def::Node(n, _) = g.value(v).def else { return g.ty(v).dtype };
+    let node = g.node(n);
+    match &node.op {
+        Op::View(_) => cotangent_dtype(g, node.ins[0]),
+        op => op.cotangent_dtype().unwrap_or(g.ty(v).dtype),
+    }
 }
 
 /// Which values depend on one of `wrt` (and carry gradients).

@@ -1,7 +1,8 @@
 //! The graph: values, nodes in topological order, states, inputs, outputs.
 
 use crate::ops::{Build, Op, OpError};
-use crate::types::{Axes, AxisId, DType, NodeId, StateId, Type, ValueId};
+pub use crate::state::{Init, Input, ParamClass, Role, State};
+use crate::types::{Axes, AxisId, DType, NodeId, StateId, Type, ValueId, is_name};
 use std::sync::Arc;
 
 /// Where a value comes from.
@@ -61,75 +62,6 @@ pub struct Node {
     pub phase: Phase,
 }
 
-/// What a section is given from outside each time it runs: data, or a scalar such as the rate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Input {
-    /// Unique name.
-    pub name: String,
-    /// Its value.
-    pub value: ValueId,
-}
-
-/// What a state is for; the plan reports bytes by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// A trained tensor.
-    Parameter,
-    /// The optimizer's memory.
-    Optimizer,
-    /// A sum over micro-batches; nothing of it outlives a step.
-    Accumulator,
-    /// Keys and values of decoding.
-    Cache,
-}
-
-/// What a parameter is in the model; counts and weight decay follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ParamClass {
-    /// A matrix.
-    Weight,
-    /// A vector that is added.
-    Bias,
-    /// Gain or bias of a norm.
-    Norm,
-    /// A table of tokens or positions.
-    Embedding,
-    /// The output layer.
-    Head,
-}
-
-impl ParamClass {
-    /// Whether decoupled weight decay applies: tensors of two or more axes, in the sense of the
-    /// papers (a bias over head axes is one vector).
-    pub fn decays(self) -> bool {
-        matches!(self, ParamClass::Weight | ParamClass::Embedding | ParamClass::Head)
-    }
-}
-
-/// Initial value of a state.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Every element the same.
-    Constant(f64),
-    /// Normal with mean 0 and this standard deviation, drawn by (seed, name, element).
-    Normal(f64),
-}
-
-/// A named persistent value. It is read as of section start and changed by an assignment alone.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// Unique name, `h.0.attn.q.weight`.
-    pub name: String,
-    /// What it is for.
-    pub role: Role,
-    /// What the parameter is, if it is one.
-    pub class: Option<ParamClass>,
-    /// Value before the first step.
-    pub init: Init,
-    /// Its value at section start.
-    pub value: ValueId,
-}
-
 /// One section of a step: straight-line, in topological order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
@@ -164,6 +96,13 @@ impl PartialEq for Cursor {
     }
 }
 
+fn want_name(what: &str, name: &str) -> Result<(), OpError> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(OpError::new(what, format!("`{name}` is no name: it is empty, or has a space or a sign")))
+}
+
 /// What a rewrite does with a node.
 pub type Rewritten = Result<Option<Vec<ValueId>>, OpError>;
 
@@ -176,8 +115,9 @@ impl Graph {
     /// Declares an input.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or is none that the text form can carry.
     pub fn input(&mut self, name: &str, dtype: DType, axes: &[AxisId]) -> Result<ValueId, OpError> {
+        want_name("input", name)?;
         if self.find_input(name).is_some() {
             return Err(OpError::new("input", format!("`{name}` is declared twice")));
         }
@@ -190,7 +130,7 @@ impl Graph {
     /// Declares a state; gives its value at section start.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or is none that the text form can carry.
     pub fn state(
         &mut self,
         name: &str,
@@ -199,6 +139,7 @@ impl Graph {
         class: Option<ParamClass>,
         init: Init,
     ) -> Result<ValueId, OpError> {
+        want_name("state", name)?;
         if self.find_state(name).is_some() {
             return Err(OpError::new("state", format!("`{name}` is declared twice")));
         }
@@ -210,7 +151,7 @@ impl Graph {
     /// Declares a trained tensor in f32.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or is none that the text form can carry.
     pub fn parameter(
         &mut self,
         name: &str,
@@ -248,12 +189,13 @@ impl Graph {
     /// Runs `f` with `part` appended to the scope path.
     ///
     /// # Errors
-    /// Those of `f`.
+    /// Those of `f`; a part that the text form cannot carry.
     pub fn scope<T>(
         &mut self,
         part: &str,
         f: impl FnOnce(&mut Self) -> Result<T, OpError>,
     ) -> Result<T, OpError> {
+        want_name("scope", part)?;
         let outer = self.scope.path.clone();
         let inner = if outer.is_empty() { part.to_owned() } else { format!("{outer}.{part}") };
         self.scope.path = inner.into();
@@ -468,11 +410,18 @@ impl Build for Graph {
     }
 
     fn axis(&mut self, name: &str, size: usize) -> Result<AxisId, OpError> {
+        want_name("axis", name)?;
+        if size == 0 {
+            return Err(OpError::new("axis", format!("`{name}` needs an extent of at least 1")));
+        }
         if let Some(id) = self.axes.intern(name, size, 1) {
             return Ok(id);
         }
-        let old = self.axes.find(name).map_or(0, |a| self.axes.size(a));
-        Err(OpError::new("axis", format!("`{name}` is {old} long already, wanted {size}")))
+        let old = self.axes.iter().find(|(_, a)| a.name == name).map(|(_, a)| (a.size, a.pieces));
+        let (old, pieces) = old.unwrap_or((0, 1));
+        let message =
+            format!("`{name}` is {old} long already (piece 1 of {pieces}), wanted {size}");
+        Err(OpError::new("axis", message))
     }
 
     fn ty(&self, value: ValueId) -> &Type {
@@ -487,7 +436,10 @@ impl Build for Graph {
     }
 
     fn emit(&mut self, op: Op, ins: &[ValueId]) -> Result<Vec<ValueId>, OpError> {
-        let types: Vec<&Type> = ins.iter().map(|v| &self.values[v.index()].ty).collect();
+        let known = |v: &ValueId| self.values.get(v.index()).map(|value| &value.ty);
+        let Some(types) = ins.iter().map(known).collect::<Option<Vec<&Type>>>() else {
+            return Err(OpError::new(op.name(), "reads a value that the graph does not have"));
+        };
         let outs = op.infer(&self.axes, &types).map_err(|mut e| {
             e.scope = self.scope.path.to_string();
             e

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 pub enum Rounding {
     /// Real numbers throughout: gradient checks.
     Exact,
-    /// Each node's outputs are rounded to their dtype: what kernels are held to.
+    /// Inputs, states and each node's outputs are rounded to their dtype: what kernels are held to.
     Declared,
 }
 
@@ -54,7 +54,7 @@ pub fn interpret(g: &Graph, env: &Env, clock: Clock, mode: Rounding) -> Result<R
             Def::State(s) => &g.states()[s.index()].name,
             Def::Node(..) => continue,
         };
-        values[id] = Some(given(g, env, name, &value.ty)?);
+        values[id] = Some(declared(given(g, env, name, &value.ty)?, &value.ty, mode));
     }
     for node in g.nodes() {
         let outs = g.out_types(node);
@@ -65,11 +65,8 @@ pub fn interpret(g: &Graph, env: &Env, clock: Clock, mode: Rounding) -> Result<R
             .collect();
         let site = RefSite { axes: g.axes(), clock, outs: &outs };
         let results = node.op.reference(&site, &ins);
-        for ((&v, ty), mut tensor) in node.outs.iter().zip(&outs).zip(results) {
-            if mode == Rounding::Declared {
-                tensor.data.iter_mut().for_each(|x| *x = ty.dtype.round(*x));
-            }
-            values[v.index()] = Some(tensor);
+        for ((&v, ty), tensor) in node.outs.iter().zip(&outs).zip(results) {
+            values[v.index()] = Some(declared(tensor, ty, mode));
         }
     }
     let values: Vec<Tensor> =
@@ -79,6 +76,13 @@ pub fn interpret(g: &Graph, env: &Env, clock: Clock, mode: Rounding) -> Result<R
     let assigned =
         g.assigns.iter().map(|(s, v)| (g.states()[s.index()].name.clone(), get(*v))).collect();
     Ok(Run { values, outputs, assigned })
+}
+
+fn declared(mut tensor: Tensor, ty: &Type, mode: Rounding) -> Tensor {
+    if mode == Rounding::Declared {
+        tensor.data.iter_mut().for_each(|x| *x = ty.dtype.round(*x));
+    }
+    tensor
 }
 
 fn given(g: &Graph, env: &Env, name: &str, ty: &Type) -> Result<Tensor, EnvError> {

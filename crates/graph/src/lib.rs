@@ -16,6 +16,7 @@ pub mod interpret;
 pub mod ops;
 pub mod pattern;
 pub mod random;
+pub mod state;
 pub mod tensor;
 pub mod text;
 pub mod types;

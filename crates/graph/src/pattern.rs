@@ -64,7 +64,7 @@ impl Pattern {
             Pattern::Causal => j <= i,
             Pattern::Before => j < i,
             Pattern::Local(w) => j <= i && i - j < *w,
-            Pattern::Strided(l) => j <= i && (i - j) % l == 0,
+            Pattern::Strided(l) => j <= i && (i - j).is_multiple_of(*l),
             Pattern::Block(l) => j <= i && i / l == j / l,
             Pattern::Summary { block, columns } => j <= i && j % block >= block - columns,
             Pattern::Columns { block, columns, strict } => {
@@ -138,24 +138,69 @@ impl Pattern {
         }
     }
 
-    /// The number of distinct head patterns (1: all heads are alike).
+    /// The number of distinct head patterns (1: all heads are alike): head `h` follows the same
+    /// rule as head `h` plus this.
     pub fn head_kinds(&self) -> usize {
         match self {
-            Pattern::PerHead(list) => list.len(),
+            Pattern::PerHead(list) => {
+                list.iter().fold(list.len(), |n, p| common_multiple(n, p.head_kinds()))
+            }
+            Pattern::Union(a, b) => common_multiple(a.head_kinds(), b.head_kinds()),
             _ => 1,
         }
     }
 
-    /// Parses the text form that `Display` writes.
+    /// Whether the numbers make sense: no length of 0, no more columns than the block has.
+    ///
+    /// # Errors
+    /// The part that does not, and why.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Pattern::Full | Pattern::Causal | Pattern::Before => Ok(()),
+            Pattern::Local(0) => Err("a window needs at least 1 position".to_owned()),
+            Pattern::Strided(0) => Err("a stride must be at least 1".to_owned()),
+            Pattern::Block(0) => Err("a block needs at least 1 position".to_owned()),
+            Pattern::Local(_) | Pattern::Strided(_) | Pattern::Block(_) => Ok(()),
+            Pattern::Summary { block, columns } | Pattern::Columns { block, columns, .. } => {
+                if (1..=*block).contains(columns) {
+                    return Ok(());
+                }
+                Err(format!("summary columns are 1 to the block's {block}, got {columns}"))
+            }
+            Pattern::Union(a, b) => a.check().and_then(|()| b.check()),
+            Pattern::PerHead(list) if list.is_empty() => {
+                Err("a pattern per head needs at least one pattern".to_owned())
+            }
+            Pattern::PerHead(list) => list.iter().try_for_each(Pattern::check),
+        }
+    }
+
+    /// Parses the text form that `Display` writes; `None` where it is another text, or where the
+    /// numbers fail [`Pattern::check`].
     pub fn parse(text: &str) -> Option<Pattern> {
+        Pattern::read(text).filter(|p| p.check().is_ok())
+    }
+
+    fn read(text: &str) -> Option<Pattern> {
         let text = text.trim();
         let (name, inner) = match text.find('(') {
             Some(p) => (&text[..p], text[p + 1..].strip_suffix(')')?),
             None => (text, ""),
         };
         let parts = split_top(inner);
-        let numbers: Vec<usize> = parts.iter().filter_map(|p| p.trim().parse().ok()).collect();
-        Some(match (name, numbers.as_slice()) {
+        match (name, parts.as_slice()) {
+            ("union", [a, b]) => {
+                let (a, b) = (Pattern::read(a)?, Pattern::read(b)?);
+                return Some(Pattern::Union(Box::new(a), Box::new(b)));
+            }
+            ("per_head", parts) => {
+                let list: Option<Vec<_>> = parts.iter().map(|p| Pattern::read(p)).collect();
+                return list.map(Pattern::PerHead);
+            }
+            _ => {}
+        }
+        let numbers: Option<Vec<usize>> = parts.iter().map(|p| p.trim().parse().ok()).collect();
+        Some(match (name, numbers?.as_slice()) {
             ("full", []) => Pattern::Full,
             ("causal", []) => Pattern::Causal,
             ("before", []) => Pattern::Before,
@@ -165,16 +210,17 @@ impl Pattern {
             ("summary", [block, columns]) => Pattern::Summary { block: *block, columns: *columns },
             ("columns", [b, c]) => Pattern::Columns { block: *b, columns: *c, strict: false },
             ("columns_strict", [b, c]) => Pattern::Columns { block: *b, columns: *c, strict: true },
-            ("union", []) if parts.len() == 2 => Pattern::Union(
-                Box::new(Pattern::parse(parts[0])?),
-                Box::new(Pattern::parse(parts[1])?),
-            ),
-            ("per_head", []) => {
-                Pattern::PerHead(parts.into_iter().map(Pattern::parse).collect::<Option<_>>()?)
-            }
             _ => return None,
         })
     }
+}
+
+fn common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a.max(1), b.max(1));
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }
 
 /// Splits at the commas outside of parentheses.

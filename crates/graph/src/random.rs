@@ -51,7 +51,7 @@ pub fn normal(seed: u64, stream: u64, element: u64) -> f64 {
     let w = block(seed, INIT_STEP, stream, (element / 2) * 4);
     let radius = (-2.0 * ((f64::from(w[0]) + 0.5) / 4_294_967_296.0).ln()).sqrt();
     let angle = std::f64::consts::TAU * f64::from(w[1]) / 4_294_967_296.0;
-    radius * if element % 2 == 0 { angle.cos() } else { angle.sin() }
+    radius * if element.is_multiple_of(2) { angle.cos() } else { angle.sin() }
 }
 
 /// What draws and global coordinates depend on, apart from the element: one a section run.

@@ -48,6 +48,12 @@ pub struct Axis {
     pub pieces: usize,
 }
 
+/// Whether the text form can carry a name: not empty, and none of its own signs in it.
+pub fn is_name(text: &str) -> bool {
+    let sign = |c: char| c.is_whitespace() || "=:[]{}(),\"%@!".contains(c);
+    !text.is_empty() && !text.contains(sign)
+}
+
 /// The axis table of a graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Axes(Vec<Axis>);

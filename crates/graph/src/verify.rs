@@ -1,7 +1,8 @@
 //! The verifier: what every graph must be, whoever wrote it.
 
 use crate::graph::{Def, Graph};
-use crate::types::{NodeId, ValueId};
+use crate::ops::Build;
+use crate::types::{NodeId, ValueId, is_name};
 
 /// What is wrong with a graph.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,9 +33,20 @@ pub enum VerifyError {
         /// The name.
         name: String,
     },
+    /// An output or an assignment names a value or a state that is not there, or that has another
+    /// type.
+    #[error("{what} `{name}`: {message}")]
+    End {
+        /// Output or assignment.
+        what: &'static str,
+        /// Of which output or state.
+        name: String,
+        /// What was wanted and got.
+        message: String,
+    },
 }
 
-/// Checks order, types, names and assignments.
+/// Checks order, types, names, outputs and assignments.
 ///
 /// # Errors
 /// The first thing that is wrong.
@@ -46,7 +58,7 @@ pub fn verify(g: &Graph) -> Result<(), VerifyError> {
             let scope = node.scope.to_string();
             return Err(VerifyError::Order { node: n, op: node.op.name(), scope });
         }
-        let got = node.op.infer(crate::Build::axes(g), &g.in_types(node));
+        let got = node.op.infer(g.axes(), &g.in_types(node));
         let message = match got {
             Err(e) => e.to_string(),
             Ok(types) if types != g.out_types(node) => {
@@ -59,15 +71,45 @@ pub fn verify(g: &Graph) -> Result<(), VerifyError> {
     for value in g.values() {
         for (i, a) in value.ty.axes.iter().enumerate() {
             if value.ty.axes[..i].contains(a) {
-                let name = crate::Build::axes(g)[*a].name.clone();
+                let name = g.axes()[*a].name.clone();
                 return Err(VerifyError::Twice { what: "an axis of one value", name });
             }
         }
     }
+    ends(g)?;
     unique("input", g.inputs().iter().map(|i| i.name.as_str()))?;
     unique("state", g.states().iter().map(|s| s.name.as_str()))?;
     unique("output", g.outputs.iter().map(|o| o.0.as_str()))?;
     unique("assignment to", g.assigns.iter().map(|a| g.states()[a.0.index()].name.as_str()))
+}
+
+/// Outputs and assignments are plain lists, which anybody may have written to.
+fn ends(g: &Graph) -> Result<(), VerifyError> {
+    let end = |what, name: &str, message: String| {
+        Err(VerifyError::End { what, name: name.to_owned(), message })
+    };
+    let ty = |v: ValueId| g.values().get(v.index()).map(|value| &value.ty);
+    let missing = || "there is no such value".to_owned();
+    for (name, v) in &g.outputs {
+        if !is_name(name) {
+            return end("output", name, "the text form cannot carry this name".to_owned());
+        }
+        if ty(*v).is_none() {
+            return end("output", name, missing());
+        }
+    }
+    for (id, v) in &g.assigns {
+        let Some(state) = g.states().get(id.index()) else {
+            return end("assignment to", &id.0.to_string(), "there is no such state".to_owned());
+        };
+        let Some(got) = ty(*v) else { return end("assignment to", &state.name, missing()) };
+        let wanted = g.ty(state.value);
+        if wanted != got {
+            let (w, g) = (wanted.show(g.axes()), got.show(g.axes()));
+            return end("assignment to", &state.name, format!("the state is {w}, got {g}"));
+        }
+    }
+    Ok(())
 }
 
 fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a str>) -> Result<(), VerifyError> {

@@ -35,6 +35,9 @@ struct Operand {
     inner: [usize; 2],
 }
 
+/// What a visit of a row gets: batch coordinates, query, probabilities, lse.
+pub(super) type Visit<'a> = dyn FnMut(&[usize], usize, &[f64], f64) + 'a;
+
 /// Everything that forward and backward references share.
 pub(super) struct Reference<'a> {
     attend: &'a Attend,
@@ -76,6 +79,20 @@ impl Attend {
             (0..kinds.min(heads)).map(|h| self.pattern.pairs(h, queries, keys)).collect();
         let per_batch: u64 = (0..heads).map(|h| by_kind[h % kinds]).sum();
         per_batch * others as u64
+    }
+
+    fn check_pattern(&self, axes: &Axes, q: &Type) -> Result<(), OpError> {
+        if let Err(message) = self.pattern.check() {
+            return Err(OpError::new(Self::NAME, message));
+        }
+        let batch = self.batch(q);
+        match self.heads.iter().find(|a| !batch.contains(a)) {
+            None => Ok(()),
+            Some(&a) => {
+                let message = format!("head axis `{}` is no batch axis of q", axes[a].name);
+                Err(OpError::new(Self::NAME, message))
+            }
+        }
     }
 
     fn pattern_expr(&self, axes: &Axes, offset: Expr) -> Expr {
@@ -144,14 +161,8 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// Visits each (batch entry, query): offsets of the q row, of k and v, and the probabilities
-    /// with the lse. The row of o or do is at `o`, with element stride `inner[1]` of its own.
-    pub fn rows(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        visit: &mut dyn FnMut(&[usize], usize, &[f64], f64),
-    ) {
+    /// Visits each (batch entry, query) with the probabilities of all keys and the lse.
+    pub fn rows(&self, q: &Tensor, k: &Tensor, visit: &mut Visit<'_>) {
         let total: usize = self.sizes.iter().product();
         let (queries, keys, dims, _) = self.lens;
         let own = row_major(&self.sizes);
@@ -220,10 +231,10 @@ impl Rules for Attend {
         want_axis(Self::NAME, axes, k, self.key, "k")?;
         want_axis(Self::NAME, axes, v, self.key, "v")?;
         let shared = without(&without(&k.axes, self.key), self.dim);
-        for &a in shared.iter().chain(&self.heads) {
+        for &a in &shared {
             want_axis(Self::NAME, axes, q, a, "q")?;
         }
-        let Some(width) = self.width(k, v).filter(|&w| !q.has(w) || w == self.dim) else {
+        let Some(width) = self.width(k, v).filter(|&w| !q.has(w)) else {
             let got = v.show(axes);
             return Err(OpError::new(Self::NAME, format!("v needs one width axis, got {got}")));
         };
@@ -233,6 +244,11 @@ impl Rules for Attend {
         if q.has(self.key) || k.has(self.query) {
             let message = "query and key axes need different names; rename one";
             return Err(OpError::new(Self::NAME, message));
+        }
+        self.check_pattern(axes, q)?;
+        if let Some(offset) = ins.get(3).filter(|t| self.offset && !t.axes.is_empty()) {
+            let got = offset.show(axes);
+            return Err(OpError::new(Self::NAME, format!("the offset is a scalar, got {got}")));
         }
         let o = Type::new(q.dtype, replaced(&q.axes, self.dim, &[width]));
         let lse = Type::new(DType::F32, without(&q.axes, self.dim));
@@ -319,7 +335,10 @@ impl Rules for Attend {
         let o = b.map_to(&[weighted, z], outs[0].clone(), &|s| {
             s[1].equals(0.0).select(0.0, &s[0] / &s[1])
         })?;
-        let lse = b.map_to(&[top, z], outs[1].clone(), &|s| &s[0] + s[1].ln())?;
+        // ln 0 is not taken, so that a query without keys has a cotangent of 0 and not of NaN.
+        let lse = b.map_to(&[top, z], outs[1].clone(), &|s| {
+            s[1].equals(0.0).select(f64::NEG_INFINITY, &s[0] + s[1].ln())
+        })?;
         Ok(Some(vec![o, lse]))
     }
 

@@ -78,8 +78,8 @@ impl Rules for AttendGrad {
                     grads[0].data[qi] += ds * k.data[ki];
                     grads[1].data[ki] += ds * q.data[qi];
                 }
-                for d in 0..width {
-                    grads[2].data[at.v_at(index, j, d)] += p[j] * go[d];
+                for (d, go) in go.iter().enumerate() {
+                    grads[2].data[at.v_at(index, j, d)] += p[j] * go;
                 }
             }
         });

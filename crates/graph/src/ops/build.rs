@@ -16,7 +16,7 @@ pub trait Build {
     /// Declares an axis, or finds it.
     ///
     /// # Errors
-    /// The name exists with another extent.
+    /// The name exists with another extent; the extent is 0; the text form cannot carry the name.
     fn axis(&mut self, name: &str, size: usize) -> Result<AxisId, OpError>;
 
     /// The type of a value.

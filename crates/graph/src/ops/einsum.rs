@@ -55,16 +55,13 @@ impl Rules for Einsum {
     fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
         let Some(dout) = site.douts[0] else { return Ok(vec![None; site.ins.len()]) };
         let mut result = vec![None; site.ins.len()];
-        for i in 0..site.ins.len() {
-            if !site.wanted[i] {
-                continue;
-            }
+        for (i, d) in result.iter_mut().enumerate().filter(|(i, _)| site.wanted[*i]) {
             let axes = b.ty(site.ins[i]).axes.clone();
             let mut ins = vec![dout];
             if site.ins.len() == 2 {
                 ins.push(site.ins[1 - i]);
             }
-            result[i] = Some(b.einsum_to(&ins, &axes, site.dtypes[i])?);
+            *d = Some(b.einsum_to(&ins, &axes, site.dtypes[i])?);
         }
         Ok(result)
     }

@@ -6,6 +6,7 @@
 //! gradient is made in the forward.
 
 use super::*;
+use crate::expr::Expr;
 use crate::tensor::row_major;
 
 /// Inputs x [tokens.., embed], w [vocab, embed], targets u32 [tokens..], weights f32 [tokens..];
@@ -43,13 +44,20 @@ impl Rules for LinearCe {
     }
 
     fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
-        let Some(dloss) = site.douts[0] else { return Ok(vec![None; 4]) };
-        if self.grad {
-            return Err(OpError::new(Self::NAME, "its gradient is taken already"));
+        if site.douts[1..].iter().any(Option::is_some) {
+            let message = "has no second gradient; expand it before differentiating twice";
+            return Err(OpError::new(Self::NAME, message));
         }
-        let extra = b.widen(site.node, LinearCe { grad: true, ..self.clone() }.into())?;
+        if site.wanted[3] {
+            return Err(OpError::new(Self::NAME, "has no gradient for its weights"));
+        }
+        let Some(dloss) = site.douts[0] else { return Ok(vec![None; 4]) };
+        let extra = match site.outs {
+            [_, extra @ ..] if self.grad => extra.to_vec(),
+            _ => b.widen(site.node, LinearCe { grad: true, ..self.clone() }.into())?,
+        };
         let mut result = vec![None; 4];
-        for i in 0..2 {
+        for i in (0..2).filter(|&i| site.wanted[i]) {
             let out = Type::new(site.dtypes[i], b.ty(site.ins[i]).axes.iter().copied());
             // A loss that is the graph's own end has cotangent 1: nothing to multiply.
             let unit = matches!(b.op_of(dloss), Some(Op::Map(m)) if m.expr == 1.0.into());
@@ -92,9 +100,9 @@ impl Rules for LinearCe {
             for (c, logit) in logits.iter().enumerate() {
                 let hit = if c == target { 1.0 } else { 0.0 };
                 let g = weight * ((logit - lse).exp() - hit);
-                for i in 0..d {
+                for (i, x) in row.iter().enumerate() {
                     dx.data[t * d + i] += g * w.data[c * w_at + i];
-                    dw.data[c * w_at + i] += g * row[i];
+                    dw.data[c * w_at + i] += g * x;
                 }
             }
         }
@@ -121,7 +129,7 @@ impl Rules for LinearCe {
         let full = Type::new(DType::F32, axes);
         let vocab = self.vocab;
         let hit = b.map_to(&[logits, ins[2]], full, &|v| {
-            crate::Expr::Coord(vocab).equals(&v[1]).select(&v[0], 0.0)
+            Expr::Coord(vocab).equals(&v[1]).select(&v[0], 0.0)
         })?;
         let target = b.sum(hit, &[self.vocab])?;
         let terms = b.map(&[ins[3], top, z, target], &|v| &v[0] * (&v[1] + v[2].ln() - &v[3]))?;

@@ -54,12 +54,11 @@ impl Rules for Map {
     fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
         let Some(dout) = site.douts[0] else { return Ok(vec![None; site.ins.len()]) };
         let mut result = vec![None; site.ins.len()];
-        for i in 0..site.ins.len() {
+        for (i, d) in result.iter_mut().enumerate().filter(|(i, _)| site.wanted[*i]) {
             let slope = self.expr.derivative(i);
-            if !site.wanted[i] || slope == Expr::Const(0.0) {
-                continue;
+            if slope != Expr::Const(0.0) {
+                *d = Some(cotangent(self, i, &slope, dout, site, b)?);
             }
-            result[i] = Some(cotangent(self, i, &slope, dout, site, b)?);
         }
         Ok(result)
     }
@@ -107,7 +106,10 @@ impl Rules for Map {
     }
 
     fn from_attrs(attrs: &Attrs, axes: &Axes, outs: &[Type]) -> Result<Self, OpError> {
-        let cotangent = attrs.get("cotangent").and_then(DType::parse);
+        let dtype = |s: &str| {
+            DType::parse(s).ok_or_else(|| OpError::new(Self::NAME, format!("`{s}` is no dtype")))
+        };
+        let cotangent = attrs.get("cotangent").map(dtype).transpose()?;
         Ok(Map { expr: attrs.expr(Self::NAME, axes, "f")?, out: outs[0].clone(), cotangent })
     }
 }

@@ -4,6 +4,7 @@
 //! must not share keys; a part that sees no key (lse = -inf) drops out.
 
 use super::*;
+use crate::expr::Expr;
 
 /// Inputs o_a, lse_a, o_b, lse_b; outputs o, lse.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,36 +27,22 @@ impl Rules for MergeAttend {
     }
 
     fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
-        let lse = site.outs[1];
-        let width: AxisList = {
-            let rows = &b.ty(lse).axes;
-            b.ty(site.ins[0]).axes.iter().copied().filter(|a| !rows.contains(a)).collect()
-        };
         let mut result = vec![None; 4];
         for part in 0..2 {
-            let (o_part, lse_part) = (site.ins[2 * part], site.ins[2 * part + 1]);
-            let row = b.ty(lse).clone();
-            let share = b.map_to(&[lse_part, lse], row.clone(), &|v| {
+            let (at_o, at_lse) = (2 * part, 2 * part + 1);
+            if !site.wanted[at_o] && !site.wanted[at_lse] {
+                continue;
+            }
+            let row = b.ty(site.outs[1]).clone();
+            let share = b.map_to(&[site.ins[at_lse], site.outs[1]], row, &|v| {
                 v[1].equals(f64::NEG_INFINITY).select(0.0, (&v[0] - &v[1]).exp())
             })?;
-            let mut terms = vec![];
-            if let Some(dout) = site.douts[0] {
-                let out = Type::new(site.dtypes[2 * part], b.ty(o_part).axes.iter().copied());
-                result[2 * part] = Some(b.map_to(&[dout, share], out, &|v| &v[0] * &v[1])?);
-                // d lse_part = share * rowsum(do (o_part - o))
-                let full = Type::new(DType::F32, b.ty(o_part).axes.iter().copied());
-                let along =
-                    b.map_to(&[dout, o_part, site.outs[0]], full, &|v| &v[0] * (&v[1] - &v[2]))?;
-                terms.push(b.sum(along, &width)?);
+            if let (Some(dout), true) = (site.douts[0], site.wanted[at_o]) {
+                let out = Type::new(site.dtypes[at_o], b.ty(site.ins[at_o]).axes.iter().copied());
+                result[at_o] = Some(b.map_to(&[dout, share], out, &|v| &v[0] * &v[1])?);
             }
-            terms.extend(site.douts[1]);
-            if !terms.is_empty() {
-                terms.insert(0, share);
-                let d = b.map_to(&terms, row, &|v| {
-                    let sum = v[1..].iter().skip(1).fold(v[1].clone(), |s, t| s + t);
-                    &v[0] * sum
-                })?;
-                result[2 * part + 1] = Some(d);
+            if site.wanted[at_lse] {
+                result[at_lse] = lse_cotangent(site, site.ins[at_o], share, b)?;
             }
         }
         Ok(result)
@@ -100,7 +87,7 @@ impl Rules for MergeAttend {
         })?;
         let out = b.ty(ins[0]).clone();
         let o = b.map_to(&[ins[0], ins[1], ins[2], ins[3], lse], out, &|v| {
-            let share = |l: &crate::Expr| (l - &v[4]).exp();
+            let share = |l: &Expr| (l - &v[4]).exp();
             v[4].equals(f64::NEG_INFINITY).select(0.0, share(&v[1]) * &v[0] + share(&v[3]) * &v[2])
         })?;
         Ok(Some(vec![o, lse]))
@@ -113,4 +100,28 @@ impl Rules for MergeAttend {
     fn from_attrs(_attrs: &Attrs, _axes: &Axes, _outs: &[Type]) -> Result<Self, OpError> {
         Ok(MergeAttend)
     }
+}
+
+/// d lse_part = share (rowsum(do (o_part - o)) + dlse).
+fn lse_cotangent(
+    site: &GradSite<'_>,
+    o_part: ValueId,
+    share: ValueId,
+    b: &mut dyn Build,
+) -> Result<Option<ValueId>, OpError> {
+    let row = b.ty(site.outs[1]).clone();
+    let mut terms = vec![share];
+    if let Some(dout) = site.douts[0] {
+        let axes = b.ty(o_part).axes.clone();
+        let width: AxisList = axes.iter().copied().filter(|&a| !row.has(a)).collect();
+        let full = Type::new(DType::F32, axes);
+        let along = b.map_to(&[dout, o_part, site.outs[0]], full, &|v| &v[0] * (&v[1] - &v[2]))?;
+        terms.push(b.sum(along, &width)?);
+    }
+    terms.extend(site.douts[1]);
+    if terms.len() == 1 {
+        return Ok(None);
+    }
+    let sum = |v: &[Expr]| v[2..].iter().fold(v[1].clone(), |s, t| s + t);
+    b.map_to(&terms, row, &|v| &v[0] * sum(v)).map(Some)
 }

@@ -126,9 +126,13 @@ impl Rules for Norm {
     }
 
     fn from_attrs(attrs: &Attrs, axes: &Axes, _outs: &[Type]) -> Result<Self, OpError> {
+        let kind = attrs.text(Self::NAME, "kind")?;
+        if kind != "layer" && kind != "rms" {
+            return Err(OpError::new(Self::NAME, format!("kind is layer or rms, got {kind}")));
+        }
         Ok(Norm {
             axis: attrs.axis(Self::NAME, axes, "axis")?,
-            center: attrs.text(Self::NAME, "kind")? == "layer",
+            center: kind == "layer",
             eps: attrs.parsed(Self::NAME, "eps")?,
             gain: attrs.flag("gain"),
             bias: attrs.flag("bias"),

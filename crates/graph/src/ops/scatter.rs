@@ -55,12 +55,17 @@ impl Rules for Scatter {
         if self.mode == ScatterMode::Add {
             return Ok(vec![None, Some(b.gather(dout, self.axis, site.ins[0])?)]);
         }
-        let ids = site.ins[1];
-        let drows = b.gather(dout, self.axis, ids)?;
-        let row_type = b.ty(drows).clone();
-        let zeros = b.constant(0.0, row_type)?;
-        let dbase = b.scatter_set(dout, self.axis, ids, zeros)?;
-        Ok(vec![Some(dbase), None, Some(drows)])
+        let (ids, rows) = (site.ins[1], site.ins[2]);
+        let mut result = vec![None; 3];
+        if site.wanted[0] {
+            let row_type = Type::new(b.ty(dout).dtype, b.ty(rows).axes.iter().copied());
+            let zeros = b.constant(0.0, row_type)?;
+            result[0] = Some(b.scatter_set(dout, self.axis, ids, zeros)?);
+        }
+        if site.wanted[2] {
+            result[2] = Some(b.gather(dout, self.axis, ids)?);
+        }
+        Ok(result)
     }
 
     fn flops(&self, axes: &Axes, ins: &[&Type], _outs: &[Type]) -> u64 {

@@ -76,21 +76,48 @@ impl View {
     fn extents_fit(&self, axes: &Axes) -> Result<(), (usize, usize)> {
         let size = |a: AxisId| axes.size(a);
         let equal = |a: usize, b: usize| if a == b { Ok(()) } else { Err((a, b)) };
+        let at_most = |a: usize, b: usize| if a <= b { Ok(()) } else { Err((a, b)) };
         match self {
             View::Split { axis, into } => equal(axes.count(into), size(*axis)),
             View::Merge { axes: list, into } => equal(axes.count(list), size(*into)),
             View::Rename { from, to } => equal(size(*to), size(*from)),
-            View::Slice { axis, start, into } if start + size(*into) > size(*axis) => {
-                Err((start + size(*into), size(*axis)))
+            View::Slice { axis, start, into } => {
+                at_most(start.saturating_add(size(*into)), size(*axis))
             }
-            View::Pad { axis, before, into } if before + size(*axis) > size(*into) => {
-                Err((before + size(*axis), size(*into)))
+            View::Pad { axis, before, into } => {
+                at_most(before.saturating_add(size(*axis)), size(*into))
             }
             View::Concat { axes: list, into } => {
                 equal(list.iter().map(|&a| size(a)).sum(), size(*into))
             }
-            _ => Ok(()),
         }
+    }
+
+    /// A view of an axis that is a piece must come to a piece of as many, outermost: else global
+    /// coordinates, and with them random numbers, would change.
+    fn check_pieces(&self, axes: &Axes) -> Result<(), OpError> {
+        let (gone, come): (&[AxisId], &[AxisId]) = match self {
+            View::Split { axis, into } => (&[*axis], into),
+            View::Merge { axes, into } => (axes, &[*into]),
+            View::Rename { from, to } => (&[*from], &[*to]),
+            View::Slice { axis, into, .. } | View::Pad { axis, into, .. } => (&[*axis], &[*into]),
+            View::Concat { axes, into } => (axes, &[*into]),
+        };
+        let whole = |list: &[AxisId]| list.iter().all(|&a| axes[a].pieces == 1);
+        let as_one = matches!(self, View::Split { .. } | View::Merge { .. } | View::Rename { .. });
+        let moved = as_one
+            && axes[gone[0]].pieces == axes[come[0]].pieces
+            && whole(&gone[1..])
+            && whole(&come[1..]);
+        if moved || (whole(gone) && whole(come)) {
+            return Ok(());
+        }
+        let message = format!(
+            "[{}] to [{}]: one is a piece of a longer axis and the other is not so cut",
+            axes.names(gone),
+            axes.names(come)
+        );
+        Err(OpError::new(Self::NAME, message))
     }
 
     fn check_merge(&self, axes: &Axes, ty: &Type) -> Result<(), OpError> {
@@ -121,6 +148,9 @@ impl Rules for View {
             View::Merge { axes, .. } => axes.clone(),
             View::Concat { axes, .. } => axes.clone(),
         };
+        if gone.is_empty() || matches!(self, View::Split { into, .. } if into.is_empty()) {
+            return Err(OpError::new(Self::NAME, "needs at least one axis on either side"));
+        }
         let concat = matches!(self, View::Concat { .. });
         let count = if concat { gone.len() } else { 1 };
         want_ins(Self::NAME, ins, count..=count)?;
@@ -132,6 +162,7 @@ impl Rules for View {
             let message = format!("extents do not fit: {got} against {wanted}");
             return Err(OpError::new(Self::NAME, message));
         }
+        self.check_pieces(axes)?;
         let out = Type::new(ins[0].dtype, self.out_axes(&ins[0].axes));
         let mut unique = out.axes.clone();
         unique.sort();

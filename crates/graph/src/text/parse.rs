@@ -74,6 +74,16 @@ impl Parser {
         }
     }
 
+    fn define(&mut self, number: &str, v: ValueId) -> Parsed<()> {
+        if !number.starts_with('%') {
+            return Err(format!("wanted a value such as `%0`, got `{number}`"));
+        }
+        match self.values.insert(number.to_owned(), v) {
+            None => Ok(()),
+            Some(_) => Err(format!("value `{number}` is defined twice")),
+        }
+    }
+
     fn value(&self, text: &str) -> Parsed<ValueId> {
         self.values.get(text).copied().ok_or_else(|| format!("value `{text}` is not defined"))
     }
@@ -85,10 +95,15 @@ impl Parser {
             Some((s, t)) => (number(s)?, number(t)?),
             None => (number(size)?, number(size)?),
         };
+        if self.g.axes().find(name).is_some() {
+            return Err(format!("axis `{name}` is declared twice"));
+        }
+        if size == 0 || !total.is_multiple_of(size) {
+            return Err(format!("an extent of {size} is no piece of {total}"));
+        }
         self.g.axis(name, total).map_err(|e| e.to_string())?;
         if size != total {
-            let pieces = total.checked_div(size).unwrap_or(0);
-            self.g.cut_axis(name, pieces).map_err(|e| e.to_string())?;
+            self.g.cut_axis(name, total / size).map_err(|e| e.to_string())?;
         }
         Ok(())
     }
@@ -99,9 +114,13 @@ impl Parser {
         let dtype = DType::parse(dtype).ok_or_else(|| format!("`{dtype}` is no dtype"))?;
         let mut list = vec![];
         for part in axes.split_whitespace() {
-            let name = part.split_once('=').map_or(part, |(n, _)| n);
+            let (name, extent) = part.split_once('=').unwrap_or((part, ""));
             let axis =
                 self.g.axes().find(name).ok_or_else(|| format!("axis `{name}` is not declared"))?;
+            let size = self.g.axes().size(axis);
+            if !extent.is_empty() && extent.parse() != Ok(size) {
+                return Err(format!("axis `{name}` is {size} long, got `{extent}`"));
+            }
             list.push(axis);
         }
         Ok(Type::new(dtype, list))
@@ -112,8 +131,7 @@ impl Parser {
         let (name, ty) = cut(rest, ":")?;
         let ty = self.ty(ty)?;
         let v = self.g.input(name, ty.dtype, &ty.axes).map_err(|e| e.to_string())?;
-        self.values.insert(number.to_owned(), v);
-        Ok(())
+        self.define(number, v)
     }
 
     fn state(&mut self, rest: &str) -> Parsed<()> {
@@ -121,18 +139,25 @@ impl Parser {
         let (name, rest) = cut(rest, ":")?;
         let end = rest.find(']').ok_or("wanted a type")? + 1;
         let ty = self.ty(&rest[..end])?;
-        let words: Vec<&str> = rest[end..].split_whitespace().collect();
-        let role = ROLES.iter().find(|(_, w)| words.contains(w)).ok_or("wanted a role")?.0;
-        let class = CLASSES.iter().find(|(_, w)| words.contains(w)).map(|(c, _)| *c);
-        let init = words.last().and_then(|w| w.strip_suffix(')')).and_then(|w| w.split_once('('));
+        let mut words = rest[end..].split_whitespace().peekable();
+        let role = words.next().and_then(|word| ROLES.iter().find(|(_, w)| *w == word));
+        let role = role.ok_or("wanted a role after the type")?.0;
+        let class = words.peek().and_then(|word| CLASSES.iter().find(|(_, w)| w == word));
+        let class = class.map(|(c, _)| *c);
+        if class.is_some() {
+            words.next();
+        }
+        let init = words.next().and_then(|w| w.strip_suffix(')')).and_then(|w| w.split_once('('));
         let init = match init.map(|(kind, x)| (kind, x.parse::<f64>())) {
             Some(("constant", Ok(c))) => Init::Constant(c),
             Some(("normal", Ok(std))) => Init::Normal(std),
             _ => return Err("wanted constant(..) or normal(..)".to_owned()),
         };
+        if let Some(word) = words.next() {
+            return Err(format!("`{word}` is too much"));
+        }
         let v = self.g.state(name, ty, role, class, init).map_err(|e| e.to_string())?;
-        self.values.insert(number.to_owned(), v);
-        Ok(())
+        self.define(number, v)
     }
 
     fn node(&mut self, line: &str) -> Parsed<()> {
@@ -142,12 +167,12 @@ impl Parser {
         let mut types = vec![];
         for part in left.split(", ") {
             let (number, ty) = cut(part, ":")?;
-            numbers.push(number.to_owned());
+            numbers.push(number);
             types.push(self.ty(ty)?);
         }
         let (call, attrs, tail) = match right.find('{') {
             Some(open) => {
-                let close = right.rfind('}').ok_or("wanted `}`")?;
+                let close = right.rfind('}').filter(|c| *c > open).ok_or("wanted `}`")?;
                 (&right[..open], &right[open + 1..close], &right[close + 1..])
             }
             None => {
@@ -160,14 +185,17 @@ impl Parser {
         let ins = words.map(|w| self.value(w)).collect::<Parsed<Vec<_>>>()?;
         let (scope, phase) = place(tail)?;
         self.g.at(&scope, phase);
-        let op = Op::from_attrs(name, &split_attrs(attrs)?, self.g.axes(), &types)
-            .map_err(|e| e.to_string())?;
+        let attrs = split_attrs(attrs)?;
+        let op = Op::from_attrs(name, &attrs, self.g.axes(), &types).map_err(|e| e.to_string())?;
+        let known = op.attrs(self.g.axes());
+        if let Some((key, value)) = attrs.0.iter().find(|(k, _)| known.get(k).is_none()) {
+            return Err(format!("{name} takes no `{key}={value}` here"));
+        }
         let outs = self.g.emit(op, &ins).map_err(|e| e.to_string())?;
         if outs.len() != numbers.len() || outs.iter().zip(&types).any(|(v, t)| self.g.ty(*v) != t) {
             return Err(format!("{name} gives other types than the line declares"));
         }
-        self.values.extend(numbers.into_iter().zip(outs));
-        Ok(())
+        numbers.iter().zip(outs).try_for_each(|(number, v)| self.define(number, v))
     }
 }
 
