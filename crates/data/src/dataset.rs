@@ -74,7 +74,7 @@ impl Dataset {
                     let wanted = facts.blake3.clone().unwrap_or_default();
                     return Err(DataError::ChecksumMismatch { path, wanted, got });
                 }
-                Tokenizer::from_saved(&path, facts.end_of_text)?
+                Tokenizer::from_saved(&bytes, &path, facts.end_of_text)?
             }
         };
         Ok(Some(tokenizer))

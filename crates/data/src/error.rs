@@ -137,7 +137,8 @@ pub enum DataError {
         offset: u64,
     },
     /// An image that cannot be decoded.
-    #[error("{path} cannot be decoded: {reason}; replace or remove the file", path = path.display())]
+    #[error("{path} cannot be decoded: {reason}; replace or remove the file",
+        path = path.display())]
     BadImage {
         /// The file.
         path: PathBuf,
@@ -229,14 +230,16 @@ pub enum DataError {
     },
     /// Not enough room on the disk.
     #[error(
-        "{path}: the disk is full ({need} bytes needed, {have} free): free some space or choose \
-         another output folder", path = path.display()
+        "{path}: the disk is full ({have} bytes free{}): free some space or choose another \
+         output folder",
+        need.map_or(String::new(), |n| format!(", {n} needed")),
+        path = path.display()
     )]
     DiskFull {
         /// The file or folder.
         path: PathBuf,
-        /// Bytes needed, at least.
-        need: u64,
+        /// Bytes needed, at least, where it is known before writing.
+        need: Option<u64>,
         /// Bytes free.
         have: u64,
     },
@@ -291,7 +294,7 @@ impl DataError {
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             let have = path.parent().and_then(crate::space::free_bytes).unwrap_or(0);
-            return Self::DiskFull { path: path.to_owned(), need: have + 1, have };
+            return Self::DiskFull { path: path.to_owned(), need: None, have };
         }
         Self::Write { path: path.to_owned(), source }
     }

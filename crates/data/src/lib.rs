@@ -2,8 +2,8 @@
 //! sampler says which sequence comes when.
 //!
 //! ```text
-//! Source + TokenizerSpec + SplitSpec ── prepare ──> folder ── Dataset::open ──> Tokens
-//!                                                                Sampler.read(position) ──> sequence
+//! Source + TokenizerSpec + SplitSpec ─ prepare ─> folder ─ Dataset::open ─> Tokens
+//!                          Tokens + Sampler + position ─ Sampler::read ─> one sequence
 //! ```
 //!
 //! The one type to know is [`Dataset`], a prepared folder mapped into memory; [`prepare()`] makes
@@ -64,4 +64,6 @@ pub use shard::{
 };
 pub use source::{FEW_FILES, MadeKind, Source};
 pub use split::{DEFAULT_VALIDATION, Split, SplitSpec};
-pub use tokenizer::{END_OF_TEXT, MIN_BPE_VOCABULARY, TextStream, Tokenizer, TokenizerSpec};
+pub use tokenizer::{
+    END_OF_TEXT, MAX_VOCABULARY, MIN_BPE_VOCABULARY, TextStream, Tokenizer, TokenizerSpec,
+};

@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn each_value_once_at_every_small_length() {
-        for len in (1..=130).chain([255, 256, 257, 1000, 4096, 4097, 65_537]) {
+        for len in (1..=130).chain([255, 256, 257, 1000, 4096, 4097, 65_537, 1_000_003]) {
             for epoch in 0..2 {
                 let permutation = Permutation::new(len, 7, epoch);
                 let mut seen = vec![false; len as usize];

@@ -1,5 +1,7 @@
 //! Text to tokens and back: bytes, or byte-pair encoding by the `tokenizers` crate.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,9 @@ const END_OF_TEXT_NAMES: [&str; 5] =
     [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>"];
 /// 256 bytes and the end of text: a byte-level vocabulary cannot be smaller.
 pub const MIN_BPE_VOCABULARY: u32 = 257;
+
+/// No vocabulary is larger.
+pub const MAX_VOCABULARY: u32 = 1 << 24;
 
 /// Which tokenizer [`prepare`](crate::prepare()) uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,17 +87,13 @@ impl Tokenizer {
     pub fn from_file(path: &Path, end_of_text: Option<&str>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| DataError::read(path, e))?;
         let name = path.display().to_string();
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| wrong(&name, format!("not a tokenizer.json ({e})")))?;
-        Self::wrap(inner, &name, end_of_text)
+        Self::wrap(parse(&bytes, &name)?, &name, end_of_text)
     }
 
-    /// Reads the tokenizer of a prepared folder, where the end of text is known by its number.
-    pub(crate) fn from_saved(path: &Path, end_of_text: Option<u32>) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| DataError::read(path, e))?;
+    /// The tokenizer of a prepared folder, where the end of text is known by its number.
+    pub(crate) fn from_saved(bytes: &[u8], path: &Path, end_of_text: Option<u32>) -> Result<Self> {
         let name = path.display().to_string();
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| wrong(&name, format!("not a tokenizer.json ({e})")))?;
+        let inner = parse(bytes, &name)?;
         let end = end_of_text.and_then(|id| inner.id_to_token(id));
         Self::wrap(inner, &name, end.as_deref())
     }
@@ -140,7 +141,11 @@ impl Tokenizer {
             wrong(name, reason + " uses as `end_of_text`")
         })?;
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
-        let vocabulary = largest.checked_add(1).ok_or_else(|| wrong(name, "ids overflow u32"))?;
+        if largest >= MAX_VOCABULARY {
+            // One wild id would have tables of its size allocated, here and in a model.
+            return Err(wrong(name, format!("has token {largest}, the limit is {MAX_VOCABULARY}")));
+        }
+        let vocabulary = largest + 1;
         let pieces = match inner.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => pieces(&inner, vocabulary),
             _ => Vec::new(),
@@ -155,9 +160,12 @@ impl Tokenizer {
             .inner
             .to_string(false)
             .map_err(|e| wrong(&path.display().to_string(), e.to_string()))?;
-        std::fs::write(path, text)
-            .and_then(|()| std::fs::File::open(path)?.sync_all())
-            .map_err(|e| DataError::write(path, e))
+        let write = || {
+            let mut file = File::create(path)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|e| DataError::write(path, e))
     }
 
     /// Tokens are below this number.
@@ -306,6 +314,11 @@ impl TextStream<'_> {
         }
         Ok(String::from_utf8_lossy(&self.open).into_owned())
     }
+}
+
+fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer> {
+    tokenizers::Tokenizer::from_bytes(bytes)
+        .map_err(|e| wrong(name, format!("not a tokenizer.json ({e})")))
 }
 
 /// Bytes at the end that begin a character and may still complete it.

@@ -6,6 +6,9 @@ mod bad_input;
 mod common;
 #[path = "all/images.rs"]
 mod images;
+#[cfg(feature = "parquet")]
+#[path = "all/parquet_columns.rs"]
+mod parquet_columns;
 #[path = "all/preparing.rs"]
 mod preparing;
 #[path = "all/sampling.rs"]

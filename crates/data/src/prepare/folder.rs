@@ -28,6 +28,8 @@ pub(super) struct Staging {
 impl Staging {
     /// Waits for the lock of `out`. Nothing but the lock file exists afterwards.
     pub(super) fn lock(out: &Path, progress: &mut dyn Progress) -> Result<Self> {
+        // A link stays, what it points to is replaced.
+        let out = &fs::canonicalize(out).unwrap_or_else(|_| out.to_owned());
         let name = out.file_name().ok_or_else(|| {
             DataError::option("the output folder", out.display(), "a path that ends in a name")
         })?;

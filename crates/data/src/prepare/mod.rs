@@ -20,7 +20,7 @@ use crate::source::Source;
 use crate::source::piece::{Content, Listing};
 use crate::space;
 use crate::split::{Dealer, Split, SplitSpec};
-use crate::tokenizer::{MIN_BPE_VOCABULARY, Tokenizer, TokenizerSpec};
+use crate::tokenizer::{MAX_VOCABULARY, MIN_BPE_VOCABULARY, Tokenizer, TokenizerSpec};
 
 mod folder;
 mod pack;
@@ -150,8 +150,11 @@ fn check(request: &Request) -> Result<()> {
             let wanted = format!("{MIN_BPE_VOCABULARY} or more: 256 bytes and the end of text");
             return Err(DataError::option("tokenizer.vocabulary", vocabulary, wanted));
         }
-        TokenizerSpec::None { vocabulary: 0 } => {
-            return Err(DataError::option("tokenizer.vocabulary", 0, "1 or more"));
+        TokenizerSpec::Bpe { vocabulary } | TokenizerSpec::None { vocabulary }
+            if !(1..=MAX_VOCABULARY).contains(vocabulary) =>
+        {
+            let wanted = format!("1 to {MAX_VOCABULARY}");
+            return Err(DataError::option("tokenizer.vocabulary", vocabulary, wanted));
         }
         _ => {}
     }
@@ -263,7 +266,7 @@ fn check_space(request: &Request, listing: &Listing, work: &Path) -> Result<()> 
     };
     match space::free_bytes(work) {
         Some(have) if have < need => {
-            Err(DataError::DiskFull { path: request.out.clone(), need, have })
+            Err(DataError::DiskFull { path: request.out.clone(), need: Some(need), have })
         }
         _ => Ok(()),
     }

@@ -78,8 +78,8 @@ pub(super) fn read(files: &[Listed], shape: ImageShape, sink: &mut Sink<'_>) -> 
 
 /// The bytes of an image, row by row, pixel by pixel, channel by channel.
 ///
-/// Gray may become RGB and RGB may gain a full alpha; whatever would lose something (alpha, 16 bits,
-/// color to gray) is refused.
+/// Gray may become RGB and RGB may gain a full alpha; whatever would lose something (alpha,
+/// 16 bits, color to gray) is refused.
 pub(crate) fn decode(path: &Path, shape: ImageShape) -> Result<Vec<u8>> {
     let bad = |reason: String| DataError::BadImage { path: path.to_owned(), reason };
     let file = File::open(path).map_err(|e| DataError::read(path, e))?;

@@ -200,6 +200,22 @@ fn decoded(folder: &std::path::Path, split: &str) -> Vec<u8> {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_linked_folder_stays_linked() {
+    let dir = tempdir().unwrap();
+    put(&dir.path().join("a.txt"), "text\n");
+    let other = dir.path().join("disk/data");
+    fs::create_dir_all(&other).unwrap();
+    let mut request = request(text("a.txt"), dir.path());
+    std::os::unix::fs::symlink(&other, &request.out).unwrap();
+    for seed in 0..2 {
+        request.split.seed = seed;
+        run(&request);
+        assert!(request.out.is_symlink() && other.join("index.json").is_file());
+    }
+}
+
+#[test]
 fn made_sources_need_no_files_and_stay_up_to_date() {
     let dir = tempdir().unwrap();
     let request = request(Source::Made { kind: MadeKind::Text, seed: 1 }, dir.path());

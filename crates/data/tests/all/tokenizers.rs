@@ -153,6 +153,11 @@ fn wrong_tokenizers_are_named() {
     let error = Tokenizer::from_file(&path, None).unwrap_err();
     assert!(error.to_string().contains("t.json: not a tokenizer.json"), "{error}");
     BPE.save(&path).unwrap();
+    let wild = fs::read_to_string(&path).unwrap().replacen("\"!\":1,", "\"!\":4294967295,", 1);
+    fs::write(&path, wild).unwrap();
+    let error = Tokenizer::from_file(&path, None).unwrap_err().to_string();
+    assert!(error.contains("has token 4294967295"), "{error}");
+    BPE.save(&path).unwrap();
     let error = Tokenizer::from_file(&path, Some("<stop>")).unwrap_err().to_string();
     assert!(error.contains("<stop>") && error.contains("end_of_text"), "{error}");
     assert_eq!(Tokenizer::train(std::iter::empty(), 256).unwrap_err().exit_code(), 20);
