@@ -1,1 +1,24 @@
-//! placeholder
+//! Techniques as functions from graphs to graphs, one file each.
+//!
+//! There is no type to know beside [`Graph`](aerogel_graph::Graph): a training step is
+//! `precision`, then `backward`, then `tile`, over the loss of the global batch, with the section
+//! that `update` writes at the end. [`schedule`] gives the one number that the update is told each
+//! step.
+//!
+//! Invariant: a pass reads and writes graphs and nothing else; it knows no machine, and the same
+//! graph in gives the same graph out. What it adds is ordinary ops, so that the interpreter runs
+//! it. Tests are in `tests/`: graph text in and out under `tests/golden/`, and the meaning of each
+//! pass through the interpreter.
+
+mod backward;
+mod error;
+mod precision;
+pub mod schedule;
+mod tile;
+mod update;
+
+pub use backward::backward;
+pub use error::PassError;
+pub use precision::{Compute, precision};
+pub use tile::{section_of, tile};
+pub use update::{Optimizer, UpdateConfig, update};

@@ -1,0 +1,121 @@
+//! tile: the step of a global batch as sections over micro-batches, summed by a balanced tree.
+//!
+//! The tree over micro-batches 0..M is that of a binary counter: level l holds the sum of 2^l
+//! neighbours, and a micro-batch that completes a level carries into the next. So as many buffers
+//! as M - 1 has binary digits are enough, a sum of n terms rounds log2(n) times on each path, and
+//! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
+
+use crate::PassError;
+use aerogel_graph::{Build, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
+
+const PASS: &str = "tile";
+const AXIS: &str = "batch";
+
+/// The section that runs micro-batch `j` of `micro_batches`: `micro.last` for the last one, else
+/// `micro.K`, where K sums of earlier micro-batches are carried.
+pub fn section_of(j: usize, micro_batches: usize) -> String {
+    if j + 1 == micro_batches { "micro.last".to_owned() } else { format!("micro.{}", carries(j)) }
+}
+
+/// How many levels micro-batch `j` completes.
+fn carries(j: usize) -> u32 {
+    j.trailing_ones()
+}
+
+/// Levels of sums that are kept; one at least, for the update reads level 0.
+fn levels(micro_batches: usize) -> u32 {
+    (usize::BITS - (micro_batches - 1).leading_zeros()).max(1)
+}
+
+/// Cuts axis `batch` into micro-batches. The graph is that of the global batch; outputs `loss`,
+/// `tokens` and `grad.*` are sums over it, and become states `sum.L.NAME`: after the sections of
+/// [`section_of`] for j = 0, 1, ..., each under clock `micro = j`, `sum.0.*` holds the totals.
+/// Every section declares the same states in the same order.
+///
+/// # Errors
+/// `batch` does not divide, an output is missing or no f32 sum over the batch, or the graph does
+/// something to `batch` that a piece of it does not allow.
+pub fn tile(g: &Graph, micro_batches: usize) -> Result<Vec<(String, Graph)>, PassError> {
+    let sums = summed(g)?;
+    let mut cut = g.clone();
+    cut.cut_axis(AXIS, micro_batches)?;
+    verify::verify(&cut).map_err(|source| PassError::Verify { pass: PASS, source })?;
+    let is_sum = |name: &str| sums.iter().any(|(n, _)| n == name);
+    cut.outputs.retain(|(name, _)| !is_sum(name));
+    let mut stack = vec![];
+    for level in 0..levels(micro_batches) {
+        stack.push(declare(&mut cut, level, &sums)?);
+    }
+    let mut sections = vec![];
+    let last = micro_batches - 1;
+    for level in (0..levels(micro_batches)).filter(|&l| (1usize << l) <= last) {
+        let folds: Vec<u32> = (0..level).collect();
+        sections.push((format!("micro.{level}"), section(&cut, &sums, &stack, &folds, level)?));
+    }
+    let folds: Vec<u32> = (0..levels(micro_batches)).filter(|l| last >> l & 1 == 1).collect();
+    sections.push(("micro.last".to_owned(), section(&cut, &sums, &stack, &folds, 0)?));
+    Ok(sections)
+}
+
+/// The outputs that are sums over the batch.
+fn summed(g: &Graph) -> Result<Vec<(String, ValueId)>, PassError> {
+    for name in ["loss", "tokens"] {
+        if g.find_output(name).is_none() {
+            return Err(PassError::MissingOutput { pass: PASS, name: name.to_owned() });
+        }
+    }
+    let over_batch = |v: ValueId| g.axes().find(AXIS).is_some_and(|a| g.ty(v).has(a));
+    if let Some(s) = g.states().iter().find(|s| over_batch(s.value)) {
+        return Err(PassError::OverBatch { name: s.name.clone() });
+    }
+    let is_sum = |name: &str| name == "loss" || name == "tokens" || name.starts_with("grad.");
+    let sums: Vec<_> = g.outputs.iter().filter(|(name, _)| is_sum(name)).cloned().collect();
+    for (name, v) in &sums {
+        if over_batch(*v) {
+            return Err(PassError::OverBatch { name: name.clone() });
+        }
+        if g.ty(*v).dtype != DType::F32 {
+            let got = g.ty(*v).show(g.axes());
+            return Err(PassError::NotF32 { name: name.clone(), got });
+        }
+    }
+    Ok(sums)
+}
+
+fn declare(
+    g: &mut Graph,
+    level: u32,
+    sums: &[(String, ValueId)],
+) -> Result<Vec<StateId>, PassError> {
+    let mut ids = vec![];
+    for (name, v) in sums {
+        let ty = g.ty(*v).clone();
+        let name = format!("sum.{level}.{name}");
+        g.state(&name, ty, Role::Accumulator, None, Init::Constant(0.0))?;
+        ids.push(StateId(g.states().len() as u32 - 1));
+    }
+    Ok(ids)
+}
+
+/// One section: the levels in `folds` are added to the fresh sums, the earlier operand first, and
+/// the result becomes level `to`.
+fn section(
+    cut: &Graph,
+    sums: &[(String, ValueId)],
+    stack: &[Vec<StateId>],
+    folds: &[u32],
+    to: u32,
+) -> Result<Graph, PassError> {
+    let mut g = cut.clone();
+    for (i, (name, fresh)) in sums.iter().enumerate() {
+        let scope = name.strip_prefix("grad.").unwrap_or(name);
+        g.at(&scope.into(), Phase::Backward);
+        let mut value = *fresh;
+        for &level in folds {
+            let earlier = g.states()[stack[level as usize][i].index()].value;
+            value = g.add(earlier, value)?;
+        }
+        g.assign(stack[to as usize][i], value)?;
+    }
+    Ok(g.pruned()?)
+}
