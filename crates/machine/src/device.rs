@@ -41,17 +41,27 @@ pub trait Device {
     /// Bytes that libraries took for themselves beside the arenas, where it is known.
     fn library_bytes(&self) -> u64;
 
-    /// Sets a state.
+    /// Sets bytes of a state, from `offset_bytes` on.
     ///
     /// # Errors
-    /// There is none of that name and size.
-    fn write_state(&mut self, name: &str, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// There is none of that name with so many bytes.
+    fn write_state(
+        &mut self,
+        name: &str,
+        offset_bytes: u64,
+        bytes: &[u8],
+    ) -> Result<(), DeviceError>;
 
-    /// Reads a state.
+    /// Reads bytes of a state, from `offset_bytes` on.
     ///
     /// # Errors
-    /// There is none of that name and size.
-    fn read_state(&self, name: &str, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    /// There is none of that name with so many bytes.
+    fn read_state(
+        &self,
+        name: &str,
+        offset_bytes: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), DeviceError>;
 
     /// Sets an input of a section, for its next run.
     ///

@@ -17,7 +17,7 @@ pub use error::PlanError;
 pub use place::pack;
 pub use report::{Kind, Kinds, Moment, Report, SectionReport, Share};
 
-use aerogel_graph::{Build, Def, Graph, Op, StateId};
+use aerogel_graph::{Build, Def, Graph, Op, Role, StateId};
 use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, StateSlot, Target};
 
 /// A section to plan, and how often a step runs it.
@@ -52,12 +52,14 @@ pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Pl
             Ok(Ask { graph, ..ask })
         })
         .collect::<Result<Vec<_>, PlanError>>()?;
-    let (states, base) = place_states(&asks)?;
+    let (states, base, after_caches) = place_states(&asks)?;
     let mut sections = vec![];
     let mut lives = vec![];
     let mut end = base;
     for ask in &asks {
-        let (section, live) = plan_section(ask, &states, base, target)?;
+        let caches = ask.graph.states().iter().any(|s| s.role == Role::Cache);
+        let from = if caches { after_caches } else { base };
+        let (section, live) = plan_section(ask, &states, from, target)?;
         end = end.max(live.end_bytes);
         sections.push(section);
         lives.push(live);
@@ -74,13 +76,25 @@ pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Pl
     Ok(Plan { program, report })
 }
 
-/// The states of all sections, one after another in order of first appearance.
-fn place_states(asks: &[Ask]) -> Result<(Vec<StateSlot>, u64), PlanError> {
-    let mut states: Vec<StateSlot> = vec![];
+/// The states of all sections, in order of first appearance; the end of those that last, and of
+/// the caches after them. Caches lie in the transient region: one lives from one run of its
+/// section to the next, and no longer than until another kind of section runs.
+fn place_states(asks: &[Ask]) -> Result<(Vec<StateSlot>, u64, u64), PlanError> {
+    let (mut states, base) = place_role(asks, vec![], 0, |role| role != Role::Cache)?;
+    let end;
+    (states, end) = place_role(asks, states, base, |role| role == Role::Cache)?;
+    Ok((states, base, end.max(base)))
+}
+
+fn place_role(
+    asks: &[Ask],
+    mut states: Vec<StateSlot>,
+    mut offset: u64,
+    wanted: impl Fn(Role) -> bool,
+) -> Result<(Vec<StateSlot>, u64), PlanError> {
     let mut known = std::collections::HashMap::new();
-    let mut offset = 0;
     for ask in asks {
-        for s in ask.graph.states() {
+        for s in ask.graph.states().iter().filter(|s| wanted(s.role)) {
             let ty = ask.graph.ty(s.value);
             let axes = ty.axes.iter().map(|&a| {
                 let axis = &ask.graph.axes()[a];
