@@ -1,1 +1,27 @@
-//! placeholder
+//! Kernels and thread pool for the CPU.
+//!
+//! A kernel is a plain struct, prepared once from shapes and strides; running it takes addresses
+//! and scratch, and allocates nothing. The one type to know is [`kernel::Kernel`].
+//!
+//! The invariant: the bits of a result depend on shapes, values and the machine's instruction set,
+//! never on the number of threads. Work is cut into tasks by shape alone, every output element has
+//! one owner, and sums run in a fixed order.
+//!
+//! Tests: each kernel against a naive f64 twin in `tests/`, unit tests beside `pool`, `math`,
+//! `philox`.
+
+pub(crate) mod axes;
+mod compile;
+mod device;
+pub mod kernel;
+pub mod kernels;
+mod lower;
+pub mod math;
+pub mod philox;
+pub mod pool;
+mod region;
+pub mod simd;
+mod target;
+
+pub use device::CpuDevice;
+pub use target::CpuTarget;

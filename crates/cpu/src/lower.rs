@@ -1,0 +1,64 @@
+//! From a claimed region to prepared kernels and the values that they work on.
+
+mod contraction;
+mod elementwise;
+mod whole;
+
+use crate::compile::Strides;
+use crate::kernel::{Kernel, KernelError};
+use aerogel_graph::{Graph, NodeId, Op, ValueId};
+use aerogel_machine::Uses;
+
+/// One kernel of a region, and where its operands are.
+pub(crate) struct Call {
+    pub kernel: Box<dyn Kernel>,
+    /// Value and first element of each operand, in the kernel's order.
+    pub operands: Vec<(ValueId, isize)>,
+    /// Elements by which random draws advance from one piece of the batch to the next.
+    pub piece_elements: u64,
+    /// The scalar input that holds the position of the first query, for decoding.
+    pub position: Option<ValueId>,
+}
+
+impl Call {
+    fn new(kernel: impl Kernel + 'static, operands: impl IntoIterator<Item = ValueId>) -> Call {
+        Call {
+            kernel: Box::new(kernel),
+            operands: operands.into_iter().map(|v| (v, 0)).collect(),
+            piece_elements: 0,
+            position: None,
+        }
+    }
+}
+
+/// What lowering looks at.
+pub(crate) struct Source<'a> {
+    pub graph: &'a Graph,
+    pub uses: &'a Uses,
+    pub strides: &'a Strides,
+}
+
+/// The kernels of a region, run one after another.
+pub(crate) fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, KernelError> {
+    let node = s.graph.node(nodes[0]);
+    match &node.op {
+        Op::Einsum(op) if node.ins.len() == 2 => {
+            Ok(vec![contraction::contraction(s, op, node, nodes)?])
+        }
+        Op::Einsum(_) => Ok(vec![elementwise::permutation(s, node)?]),
+        Op::Map(_) | Op::Reduce(_) => Ok(vec![elementwise::region(s, nodes)?]),
+        Op::View(op) => elementwise::view(s, op, node),
+        _ => Ok(vec![whole::whole(s, node)?]),
+    }
+}
+
+/// The name of a region's kernel, for reports.
+pub(crate) fn name(g: &Graph, nodes: &[NodeId]) -> &'static str {
+    let last = nodes.last().map(|n| &g.node(*n).op);
+    match (&g.node(nodes[0]).op, nodes.len(), last) {
+        (Op::Einsum(_), 1, _) => "einsum",
+        (Op::Einsum(_), ..) => "einsum+map",
+        (Op::Map(_), _, Some(Op::Reduce(_))) => "map+reduce",
+        (op, ..) => op.name(),
+    }
+}

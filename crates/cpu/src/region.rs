@@ -1,0 +1,146 @@
+//! Regions: which nodes go into one kernel. Chains of maps over the same axes run tile by tile; a
+//! contraction takes the chain that follows it as its epilogue, a reduction the chain before it as
+//! its prologue.
+
+use crate::compile::global_strides;
+use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
+use aerogel_machine::Sight;
+
+/// Longest chain: keeps registers in cache and tasks short.
+const MOST_NODES: usize = 48;
+
+/// Region candidates from a node on, largest first.
+pub(crate) fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
+    let g = sight.graph;
+    let mut list = vec![];
+    if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_)) {
+        let grown = grow(sight, node);
+        if matches!(g.node(node).op, Op::Map(_)) {
+            list.extend(with_reduction(sight, &grown));
+        }
+        if grown.len() > 1 {
+            list.push(grown);
+        }
+    }
+    list.push(vec![node]);
+    list
+}
+
+/// The anchor and the maps after it that can run with it.
+fn grow(sight: &Sight<'_>, anchor: NodeId) -> Vec<NodeId> {
+    let g = sight.graph;
+    let mut region = vec![anchor];
+    if is_permutation(&g.node(anchor).op, g.node(anchor).ins.len()) {
+        return region;
+    }
+    let mut tried = vec![];
+    while let Some(candidate) = next_reader(sight, &region, &tried) {
+        tried.push(candidate);
+        if let Some(joined) = join(sight, &region, candidate) {
+            region = joined;
+        }
+    }
+    region
+}
+
+/// The first node that reads a value of the region and was not tried.
+fn next_reader(sight: &Sight<'_>, region: &[NodeId], tried: &[NodeId]) -> Option<NodeId> {
+    let outs = region.iter().flat_map(|n| &sight.graph.node(*n).outs);
+    let readers = outs.flat_map(|v| sight.uses.readers(*v));
+    readers.filter(|r| !region.contains(r) && !tried.contains(r)).min().copied()
+}
+
+/// The region with a map, and the maps that it needs, if all can run together.
+fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>> {
+    let mut joined = region.to_vec();
+    let mut wanted = vec![map];
+    while let Some(n) = wanted.pop() {
+        if joined.contains(&n) {
+            continue;
+        }
+        if !fits(sight, region, n) || joined.len() == MOST_NODES {
+            return None;
+        }
+        joined.push(n);
+        // Maps in between that only this chain needs come along; others are read from memory.
+        for &v in &sight.graph.node(n).ins {
+            if let aerogel_graph::Def::Node(producer, _) = sight.graph.value(v).def
+                && producer > region[0]
+                && fits(sight, region, producer)
+            {
+                wanted.push(producer);
+            }
+        }
+    }
+    joined.sort_unstable();
+    (sight.uses.is_schedulable(sight.graph, &joined)).then_some(joined)
+}
+
+/// A free map over the region's axes whose random draws advance as the region's do.
+fn fits(sight: &Sight<'_>, region: &[NodeId], n: NodeId) -> bool {
+    let g = sight.graph;
+    let Op::Map(map) = &g.node(n).op else { return false };
+    let space = &g.ty(g.node(region[0]).outs[0]).axes;
+    let same = map.out.axes.len() == space.len() && map.out.axes.iter().all(|a| space.contains(a));
+    same && (sight.free)(n) && draws_agree(g, region, n)
+}
+
+fn draws_agree(g: &Graph, region: &[NodeId], n: NodeId) -> bool {
+    let Some(own) = draw_piece(g, n) else { return true };
+    region.iter().all(|r| draw_piece(g, *r).is_none_or(|other| other == own))
+}
+
+/// The elements between pieces of a map that draws; `None` for one that does not.
+fn draw_piece(g: &Graph, n: NodeId) -> Option<u64> {
+    let Op::Map(map) = &g.node(n).op else { return None };
+    let draws = map.expr.any(&|e| matches!(e, Expr::Rand(_)));
+    draws.then(|| global_strides(g.axes(), &map.out.axes).1)
+}
+
+/// The chain and the one reduction that is all its readers.
+fn with_reduction(sight: &Sight<'_>, chain: &[NodeId]) -> Option<Vec<NodeId>> {
+    let exports = sight.uses.exports(sight.graph, chain);
+    let [value] = exports.as_slice() else { return None };
+    let [reader] = sight.uses.readers(*value) else { return None };
+    let reduce = matches!(sight.graph.node(*reader).op, Op::Reduce(_));
+    if !reduce || sight.uses.leaves(*value) || !(sight.free)(*reader) {
+        return None;
+    }
+    let mut joined = chain.to_vec();
+    joined.push(*reader);
+    joined.is_sorted().then_some(joined)
+}
+
+/// Whether an op only reorders axes.
+pub(crate) fn is_permutation(op: &Op, ins: usize) -> bool {
+    matches!(op, Op::Einsum(_)) && ins == 1
+}
+
+/// Pairs (read, written) of a chain such that the written value may lie where the read one lay:
+/// element by element in the same layout, and read by nothing but maps.
+pub(crate) fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
+    let g = sight.graph;
+    let whole = |v: ValueId| {
+        nodes.iter().any(|n| {
+            let node = g.node(*n);
+            !matches!(node.op, Op::Map(_)) && node.ins.contains(&v)
+        })
+    };
+    let mut pairs = vec![];
+    let exports = sight.uses.exports(g, nodes);
+    for read in sight.uses.imports(g, nodes) {
+        if whole(read) {
+            continue;
+        }
+        let same = |written: &ValueId| {
+            g.ty(read) == g.ty(*written) && layouts_agree(g.axes(), g, sight, read, *written)
+        };
+        pairs.extend(exports.iter().filter(|w| same(w)).map(|w| (read, *w)));
+    }
+    pairs
+}
+
+fn layouts_agree(axes: &Axes, g: &Graph, sight: &Sight<'_>, a: ValueId, b: ValueId) -> bool {
+    let (sa, sb) = (&sight.strides[a.index()], &sight.strides[b.index()]);
+    g.ty(a).axes.iter().zip(sa.iter().zip(sb)).all(|(&x, (p, q))| axes.size(x) == 1 || p == q)
+}

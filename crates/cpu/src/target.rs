@@ -1,0 +1,65 @@
+//! The CPU as the planner sees it.
+
+use crate::lower::{Source, lower, name};
+use crate::region;
+use aerogel_graph::{Build, NodeId, Op};
+use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
+
+/// Offers kernels for all ops; regions are chains of maps with a contraction before them or a
+/// reduction after them.
+pub struct CpuTarget {
+    machine: Machine,
+}
+
+impl CpuTarget {
+    /// For a machine; its thread count sizes the workspaces.
+    pub fn new(machine: Machine) -> CpuTarget {
+        CpuTarget { machine }
+    }
+
+    fn claim(&self, sight: &Sight<'_>, nodes: &[NodeId]) -> Option<Claim> {
+        let g = sight.graph;
+        let source = Source { graph: g, uses: sight.uses, strides: sight.strides };
+        let calls = lower(&source, nodes).ok()?;
+        let bytes = calls.iter().map(|c| c.kernel.scratch_bytes(self.machine.threads)).max();
+        let nanoseconds = nodes
+            .iter()
+            .map(|n| {
+                let node = g.node(*n);
+                let cost = node.op.cost(g.axes(), &g.in_types(node), &g.out_types(node));
+                self.machine.nanoseconds(cost)
+            })
+            .sum();
+        let chain = matches!(g.node(nodes[0]).op, Op::Map(_) | Op::Einsum(_));
+        Some(Claim {
+            kernel: name(g, nodes),
+            nodes: nodes.to_vec(),
+            workspace_bytes: bytes.unwrap_or(0) as u64,
+            in_place: if chain { region::in_place(sight, nodes) } else { vec![] },
+            sums: Sums::Fixed,
+            nanoseconds,
+        })
+    }
+}
+
+impl Target for CpuTarget {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Vec<Claim> {
+        for candidate in region::candidates(sight, node) {
+            if sight.uses.is_schedulable(sight.graph, &candidate)
+                && let Some(claim) = self.claim(sight, &candidate)
+            {
+                return vec![claim];
+            }
+        }
+        vec![]
+    }
+
+    fn expands(&self, op: &Op) -> bool {
+        // A merge is a handful of maps, which fuse with their neighbours.
+        matches!(op, Op::MergeAttend(_))
+    }
+}
