@@ -1,0 +1,7 @@
+//! The models as graphs, run by the reference interpreter at tiny sizes.
+
+mod all {
+    mod common;
+    mod counts;
+    mod loss;
+}
