@@ -1,1 +1,229 @@
-//! autodiff
+//! What `gradients` builds, beyond its numbers: which nodes, in which dtypes, how many.
+
+use super::harness::{Built, World, close};
+use aerogel_graph::ops::{LinearCe, Map};
+use aerogel_graph::{
+    AxisId, Build, DType, Def, Expr, Graph, Init, NodeId, Op, ParamClass, Phase, Role, Type, ValueId,
+    gradients,
+};
+
+fn weight(g: &mut Graph, name: &str, axes: &[AxisId]) -> ValueId {
+    g.parameter(name, ParamClass::Weight, axes, Init::Normal(0.02)).unwrap()
+}
+
+fn whole(g: &mut Graph, v: ValueId) -> Built<ValueId> {
+    let axes = g.ty(v).axes.clone();
+    g.sum(v, &axes)
+}
+
+/// Names of the ops that were appended after the first `from` nodes.
+fn appended(g: &Graph, from: usize) -> Vec<&'static str> {
+    g.nodes()[from..].iter().map(|n| n.op.name()).collect()
+}
+
+/// x W1 -> norm -> W2, with a frozen embedding below and a frozen W2.
+#[test]
+fn frozen_values_cost_no_node() {
+    let mut g = Graph::new();
+    let (t, a, b) = (g.axis("t", 3).unwrap(), g.axis("a", 2).unwrap(), g.axis("b", 4).unwrap());
+    let x = g.input("x", DType::F32, &[t, a]).unwrap();
+    let (w1, w2) = (weight(&mut g, "w1", &[b, a]), weight(&mut g, "w2", &[a, b]));
+    let h = g.einsum(&[x, w1], &[t, b]).unwrap();
+    let y = g.einsum(&[h, w2], &[t, a]).unwrap();
+    let loss = whole(&mut g, y).unwrap();
+    let forward = g.nodes().len();
+    let mut both = g.clone();
+    assert!(gradients(&mut both, loss, &[w1, w2]).unwrap().iter().all(Option::is_some));
+    // The cotangent of y, of w2, of h, of w1: one node each, and the 1 that all starts from.
+    assert_eq!(appended(&both, forward), ["map", "map", "einsum", "einsum", "einsum"]);
+    let mut upper = g.clone();
+    assert!(gradients(&mut upper, loss, &[w2]).unwrap()[0].is_some());
+    assert_eq!(appended(&upper, forward), ["map", "map", "einsum"]);
+    let mut lower = g.clone();
+    gradients(&mut lower, loss, &[w1]).unwrap();
+    assert_eq!(appended(&lower, forward), ["map", "map", "einsum", "einsum"]);
+    for node in &lower.nodes()[forward..] {
+        assert_eq!(node.phase, Phase::Backward);
+    }
+}
+
+/// Asked for the gradient of a node's output, the node itself is not differentiated.
+#[test]
+fn nothing_is_built_below_what_is_asked_for() {
+    let mut g = Graph::new();
+    let (t, a) = (g.axis("t", 3).unwrap(), g.axis("a", 2).unwrap());
+    let x = weight(&mut g, "x", &[t, a]);
+    let h = g.norm(x, a, true, 1e-5, None, None).unwrap();
+    let square = g.map(&[h], &|v| &v[0] * &v[0]).unwrap();
+    let loss = whole(&mut g, square).unwrap();
+    let forward = g.nodes().len();
+    assert!(gradients(&mut g, loss, &[h]).unwrap()[0].is_some());
+    assert_eq!(appended(&g, forward), ["map", "map", "map"]);
+}
+
+/// Frozen inputs of the ops with several: no node for them either.
+#[test]
+fn ops_skip_the_cotangents_of_frozen_inputs() {
+    let count = |wrt: &dyn Fn(&World) -> Vec<ValueId>, case: &str| {
+        let mut w = World::new(9, 0);
+        let case = super::cases::CASES.iter().find(|c| c.name == case).unwrap();
+        let loss = (case.build)(&mut w).unwrap();
+        let forward = w.g.nodes().len();
+        let wrt = wrt(&w);
+        gradients(&mut w.g, loss, &wrt).unwrap();
+        w.g.nodes().len() - forward
+    };
+    let all = |w: &World| w.leaves.iter().map(|l| l.1).collect::<Vec<_>>();
+    for case in ["einsum_of_two", "merge_attend", "scatter_set", "linear_ce_scaled"] {
+        let everything = count(&all, case);
+        for leaf in 0..2 {
+            let one = count(&|w: &World| vec![w.leaves[leaf].1], case);
+            assert!(one < everything, "{case}: {one} nodes for leaf {leaf}, {everything} for all");
+        }
+    }
+}
+
+#[test]
+fn what_the_loss_does_not_depend_on_has_no_gradient() {
+    let mut g = Graph::new();
+    let a = g.axis("a", 2).unwrap();
+    let (x, y) = (weight(&mut g, "x", &[a]), weight(&mut g, "y", &[a]));
+    let loss = whole(&mut g, x).unwrap();
+    let found = gradients(&mut g, loss, &[y, x, loss]).unwrap();
+    assert!(found[0].is_none() && found[1].is_some());
+    assert_eq!(g.op_of(found[2].unwrap()).unwrap().name(), "map", "d loss / d loss is a constant");
+    let error = gradients(&mut g, x, &[y]).unwrap_err().to_string();
+    assert_eq!(error, "gradients: wants a scalar, got f32[a=2]");
+}
+
+/// bf16 compute over an f32 master weight: dW is one einsum of bf16 inputs into f32, and no cast.
+#[test]
+fn a_cast_takes_its_gradient_in_the_dtype_it_names() {
+    for through_view in [false, true] {
+        let mut g = Graph::new();
+        let (t, a) = (g.axis("t", 3).unwrap(), g.axis("a", 4).unwrap());
+        let (n, m, b) = (g.axis("n", 2).unwrap(), g.axis("m", 3).unwrap(), g.axis("b", 6).unwrap());
+        let x = g.input("x", DType::Bf16, &[t, a]).unwrap();
+        let w = weight(&mut g, "w", &[b, a]);
+        let low = g.cast(w, DType::Bf16, DType::F32).unwrap();
+        let (low, out) = match through_view {
+            true => (g.split(low, b, &[n, m]).unwrap(), vec![t, n, m]),
+            false => (low, vec![t, b]),
+        };
+        let y = g.einsum(&[x, low], &out).unwrap();
+        assert_eq!(g.ty(y).dtype, DType::Bf16);
+        let loss = whole(&mut g, y).unwrap();
+        let d = gradients(&mut g, loss, &[w]).unwrap()[0].unwrap();
+        let wanted = Type::new(DType::F32, g.ty(w).axes.clone());
+        assert_eq!(g.ty(d), &wanted);
+        let product = g.nodes().iter().rfind(|n| n.op.name() == "einsum").unwrap();
+        assert_eq!(g.ty(product.outs[0]).dtype, DType::F32, "through a view: {through_view}");
+        assert!(product.ins.iter().all(|v| g.ty(*v).dtype == DType::Bf16));
+    }
+}
+
+/// A rule that hands its cotangent on as it is does not change the dtype of a gradient.
+#[test]
+fn a_gradient_has_the_dtype_of_its_value() {
+    let mut g = Graph::new();
+    let (t, vocab) = (g.axis("t", 2).unwrap(), g.axis("vocab", 3).unwrap());
+    let ids = g.input("ids", DType::U32, &[t]).unwrap();
+    let rows = Type::new(DType::Bf16, [t]);
+    let rows = g.state("rows", rows, Role::Parameter, None, Init::Constant(0.0)).unwrap();
+    let out = Type::new(DType::F32, [vocab]);
+    let mode = aerogel_graph::ops::ScatterMode::Add;
+    let op = aerogel_graph::ops::Scatter { axis: vocab, mode, out };
+    let table = g.emit(op.into(), &[ids, rows]).unwrap()[0];
+    let square = g.map(&[table], &|v| &v[0] * &v[0]).unwrap();
+    let loss = whole(&mut g, square).unwrap();
+    let d = gradients(&mut g, loss, &[rows]).unwrap()[0].unwrap();
+    assert_eq!(g.ty(d).dtype, DType::Bf16);
+}
+
+#[test]
+fn contributions_are_added_in_one_node() {
+    for uses in 1..6 {
+        let mut g = Graph::new();
+        let a = g.axis("a", 3).unwrap();
+        let x = weight(&mut g, "x", &[a]);
+        let parts: Vec<_> =
+            (0..uses).map(|n| g.map(&[x], &|v| &v[0] * f64::from(n + 2)).unwrap()).collect();
+        let sum = g.map(&parts, &|v| super::harness::total(v.to_vec())).unwrap();
+        let loss = whole(&mut g, sum).unwrap();
+        let forward = g.nodes().len();
+        let d = gradients(&mut g, loss, &[x]).unwrap()[0].unwrap();
+        let Def::Node(n, _) = g.value(d).def else { panic!("a gradient is made by a node") };
+        assert_eq!(g.node(n).ins.len(), uses as usize);
+        let sums = g.nodes()[forward..].iter().filter(|n| n.ins.len() == uses as usize).count();
+        assert!(uses == 1 || sums == 1, "{uses} uses, {sums} sums");
+    }
+}
+
+fn cross_entropy() -> (World, [ValueId; 3]) {
+    let mut w = World::new(4, 0);
+    let (t, e, v) =
+        (w.g.axis("t", 3).unwrap(), w.g.axis("e", 2).unwrap(), w.g.axis("v", 4).unwrap());
+    let (x, m) = (w.leaf("x", &[t, e]).unwrap(), w.leaf("m", &[v, e]).unwrap());
+    let ids = w.ids("ids", &[t], 4).unwrap();
+    let weights = w.noise("weights", &[t]).unwrap();
+    let loss = w.g.linear_ce(x, m, ids, weights, e, v).unwrap();
+    (w, [loss, x, m])
+}
+
+fn is_ce(op: &Op, with_grad: bool) -> bool {
+    matches!(op, Op::LinearCe(LinearCe { grad, .. }) if *grad == with_grad)
+}
+
+#[test]
+fn linear_ce_makes_its_gradient_in_the_forward() {
+    let (mut w, [loss, x, m]) = cross_entropy();
+    let nodes = w.g.nodes().len();
+    assert!(is_ce(&w.g.node(NodeId(0)).op, false));
+    let found = gradients(&mut w.g, loss, &[x, m]).unwrap();
+    let node = w.g.node(NodeId(0)).clone();
+    assert!(is_ce(&node.op, true) && node.phase == Phase::Forward);
+    // As the graph's end nothing multiplies: the gradients are outputs of the forward node.
+    assert_eq!(found, [Some(node.outs[1]), Some(node.outs[2])]);
+    assert_eq!(w.g.nodes().len(), nodes + 1, "only the constant 1 is new");
+    aerogel_graph::verify::verify(&w.g).unwrap();
+    // Asked again, the forward is as wide as it needs to be.
+    let again = gradients(&mut w.g, loss, &[m]).unwrap();
+    assert_eq!(again, [Some(node.outs[2])]);
+}
+
+#[test]
+fn linear_ce_refuses_what_it_cannot_differentiate() {
+    let (mut w, [loss, x, _]) = cross_entropy();
+    let weights = w.g.find_input("weights").unwrap().value;
+    let error = gradients(&mut w.g.clone(), loss, &[weights]).unwrap_err().to_string();
+    assert_eq!(error, "linear_ce: has no gradient for its weights");
+    let d = gradients(&mut w.g, loss, &[x]).unwrap()[0].unwrap();
+    let square = w.g.map(&[d], &|v| &v[0] * &v[0]).unwrap();
+    let norm = whole(&mut w.g, square).unwrap();
+    let error = gradients(&mut w.g, norm, &[x]).unwrap_err().to_string();
+    assert!(error.contains("no second gradient"), "{error}");
+}
+
+#[test]
+fn widening_keeps_the_outputs_that_are_there() {
+    let (mut w, _) = cross_entropy();
+    let axes = ["t", "e", "v"].map(|name| w.g.axes().find(name).unwrap());
+    let other = Map { expr: Expr::Const(0.0), out: Type::new(DType::F32, axes), cotangent: None };
+    let error = w.g.widen(NodeId(0), other.into()).unwrap_err().to_string();
+    assert!(error.contains("does not keep the outputs"), "{error}");
+}
+
+/// Two gradients of one graph, one after the other, equal those taken alone.
+#[test]
+fn gradients_can_be_taken_repeatedly() {
+    let (mut w, [loss, x, m]) = cross_entropy();
+    let twice = w.g.map(&[loss], &|v| &v[0] * &v[0]).unwrap();
+    let (a, b) = (w.gradient(loss).unwrap(), w.gradient(twice).unwrap());
+    gradients(&mut w.g, loss, &[x, m]).unwrap();
+    for (again, alone) in w.gradient(twice).unwrap().iter().zip(&b) {
+        close(again, alone, 1e-12, "the second");
+    }
+    for (again, alone) in w.gradient(loss).unwrap().iter().zip(&a) {
+        close(again, alone, 1e-12, "the first");
+    }
+}
