@@ -1,0 +1,12 @@
+//! Integration tests of the passes.
+
+#[path = "all/golden.rs"]
+mod golden;
+#[path = "all/precision.rs"]
+mod precision;
+#[path = "all/support.rs"]
+mod support;
+#[path = "all/tile.rs"]
+mod tile;
+#[path = "all/update.rs"]
+mod update;
