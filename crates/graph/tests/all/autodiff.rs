@@ -3,8 +3,8 @@
 use super::harness::{Built, World, close};
 use aerogel_graph::ops::{LinearCe, Map};
 use aerogel_graph::{
-    AxisId, Build, DType, Def, Expr, Graph, Init, NodeId, Op, ParamClass, Phase, Role, Type, ValueId,
-    gradients,
+    AxisId, Build, DType, Def, Expr, Graph, Init, NodeId, Op, ParamClass, Phase, Role, Type,
+    ValueId, gradients,
 };
 
 fn weight(g: &mut Graph, name: &str, axes: &[AxisId]) -> ValueId {

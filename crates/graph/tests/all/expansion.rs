@@ -76,10 +76,8 @@ fn an_expanded_op_is_differentiated_twice() {
                 };
                 let terms: Vec<ValueId> =
                     grads.into_iter().flatten().map(|d| scalar(&mut e.g, d).unwrap()).collect();
-                let norm = e
-                    .g
-                    .map(&terms, &|v| v[1..].iter().fold(v[0].clone(), |s, t| s + t))
-                    .unwrap();
+                let norm =
+                    e.g.map(&terms, &|v| v[1..].iter().fold(v[0].clone(), |s, t| s + t)).unwrap();
                 let what = format!("{} twice (variant {variant}, seed {seed})", case.name);
                 e.check_gradient(norm, &what);
             }

@@ -93,7 +93,8 @@ fn check(n: usize, definition: &Pattern, lower: &dyn Fn(&mut World, &Inputs) -> 
     let i = inputs(&mut w, n).unwrap();
     let wanted = direct(&mut w, &i, definition).unwrap();
     let got = lower(&mut w, &i).unwrap();
-    for (name, v) in [("o", got.0), ("lse", got.1), ("o.wanted", wanted.0), ("lse.wanted", wanted.1)]
+    for (name, v) in
+        [("o", got.0), ("lse", got.1), ("o.wanted", wanted.0), ("lse.wanted", wanted.1)]
     {
         w.g.output(name, v);
     }
@@ -244,7 +245,8 @@ fn each_head_follows_its_own_pattern() {
 /// The FLOPs of attention follow the pairs that the pattern keeps, heads of a union included.
 #[test]
 fn pairs_are_counted_head_by_head() {
-    let mixed = union(Pattern::PerHead(vec![Pattern::Local(1), Pattern::Causal]), Pattern::Block(2));
+    let mixed =
+        union(Pattern::PerHead(vec![Pattern::Local(1), Pattern::Causal]), Pattern::Block(2));
     let nested = Pattern::PerHead(vec![
         Pattern::PerHead(vec![Pattern::Causal, Pattern::Local(2), Pattern::Local(3)]),
         Pattern::Full,

@@ -12,9 +12,8 @@ fn graph() -> (Graph, [ValueId; 2]) {
     let axes = SIZES.map(|(name, size)| g.axis(name, size).unwrap());
     let out = Type::new(DType::F32, axes);
     let draw = g.map_to(&[], out.clone(), &|_| Expr::rand("h.0.drop")).unwrap();
-    let coordinates = |_: &[Expr]| {
-        axes.iter().fold(Expr::Const(0.0), |sum, &a| sum * 100.0 + Expr::Coord(a))
-    };
+    let coordinates =
+        |_: &[Expr]| axes.iter().fold(Expr::Const(0.0), |sum, &a| sum * 100.0 + Expr::Coord(a));
     let place = g.map_to(&[], out, &coordinates).unwrap();
     (g, [draw, place])
 }

@@ -48,10 +48,11 @@ fn sums_are_rounded_once() {
     let env = Env::from([("x".to_owned(), one.clone()), ("ones".to_owned(), one)]);
     let run = interpret(&g, &env, Clock::default(), Rounding::Declared).unwrap();
     let get = |v: ValueId| run.values[v.index()].data[0];
-    // A running sum in bf16 would stop at 256 as well, but so would one that rounds 257 to even.
+    // 257 lies between two numbers of bf16; the tie goes to 256.
     assert_eq!((get(low), get(high), get(sum)), (256.0, 257.0, 257.0));
-    let third = Tensor::full(g.axes(), &[k], 1.0 + 2f64.powi(-7));
-    let env = Env::from([("x".to_owned(), third.clone()), ("ones".to_owned(), third)]);
+    // Here a running sum in bf16 would end elsewhere.
+    let step = Tensor::full(g.axes(), &[k], 1.0 + 2f64.powi(-7));
+    let env = Env::from([("x".to_owned(), step.clone()), ("ones".to_owned(), step)]);
     let run = interpret(&g, &env, Clock::default(), Rounding::Declared).unwrap();
     let exact = 257.0 * (1.0 + 2f64.powi(-7)).powi(2);
     assert_eq!(run.values[low.index()].data[0], DType::Bf16.round(exact));
