@@ -13,7 +13,7 @@ use crate::kernel::{
 };
 use crate::kernels::convert;
 use crate::kernels::micro::{Left, Rows, multiply, padded};
-use crate::kernels::pattern::{BlockList, Entry, MAX_TILE};
+use crate::kernels::pattern::{BlockList, MAX_TILE};
 use crate::kernels::tile::check_output;
 use crate::math;
 use crate::pool::Pool;
@@ -51,7 +51,10 @@ impl Attention {
     }
 
     /// The space [batch..., kv] and the strides [group, position, width] of each operand.
-    pub(crate) fn place(&self, operands: &[&Operand]) -> Result<(Space, Vec<[isize; 3]>), KernelError> {
+    pub(crate) fn place(
+        &self,
+        operands: &[&Operand],
+    ) -> Result<(Space, Vec<[isize; 3]>), KernelError> {
         let rank = self.batch.len() + 4;
         let mut strides = Vec::new();
         let mut inner = Vec::new();
@@ -115,10 +118,8 @@ impl Attend {
     pub fn new(spec: &Attention, operands: [&Operand; 5]) -> Result<Attend, KernelError> {
         let (space, inner) = spec.place(&operands)?;
         if spec.queries > spec.pattern.queries {
-            let what = format!(
-                "{} queries, but the pattern has {}",
-                spec.queries, spec.pattern.queries
-            );
+            let what =
+                format!("{} queries, but the pattern has {}", spec.queries, spec.pattern.queries);
             return Err(KernelError::Unsupported { kernel: "attend", what });
         }
         check_output("attend", O, operands[O], &spec.sizes(spec.queries, spec.value_width))?;
@@ -189,9 +190,8 @@ impl Attend {
 
     fn at(&self, run: &Run<'_>, operand: usize, outer: usize, group: usize, i: usize) -> Matrix {
         let [by_group, row, col] = self.inner[operand];
-        let offset = self.space.offset(operand, outer)
-            + group as isize * by_group
-            + i as isize * row;
+        let offset =
+            self.space.offset(operand, outer) + group as isize * by_group + i as isize * row;
         Matrix { ptr: run.ptrs[operand], dtype: self.dtypes[operand], offset, row, col }
     }
 
@@ -200,7 +200,8 @@ impl Attend {
         let side = self.spec.pattern.tile_queries;
         let tile = position / side + number;
         let begin = (tile * side).max(position);
-        let end = ((tile + 1) * side).min(position + self.spec.queries).min(self.spec.pattern.queries);
+        let end =
+            ((tile + 1) * side).min(position + self.spec.queries).min(self.spec.pattern.queries);
         let decoding = position > 0 || self.spec.queries < self.spec.pattern.queries;
         (begin < end).then(|| Piece {
             first: begin - position,
@@ -245,7 +246,13 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// Copies `[rows, cols]` to `to` as `[cols, width]`, zeros beyond `rows`.
-    pub unsafe fn transposed(self, simd: Simd, to: *mut f32, [rows, cols]: [usize; 2], width: usize) {
+    pub unsafe fn transposed(
+        self,
+        simd: Simd,
+        to: *mut f32,
+        [rows, cols]: [usize; 2],
+        width: usize,
+    ) {
         let from = (self.ptr, self.dtype);
         for c in 0..cols {
             let offset = self.offset + c as isize * self.col;
@@ -378,6 +385,8 @@ impl Kernel for Attend {
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         assert_eq!(ptrs.len(), 5, "attend: q, k, v, o, lse");
+        let end = scalars.position + self.spec.queries;
+        assert!(end <= self.spec.pattern.queries, "attend: queries beyond the pattern");
         let run = Run { simd: pool.simd(), ptrs };
         let bytes = self.worker_floats() * size_of::<f32>();
         let workers = Carve::new(scratch).per_worker(pool.threads(), bytes);
@@ -393,5 +402,3 @@ impl Kernel for Attend {
         });
     }
 }
-
-const _: () = assert!(Entry::FULL == u32::MAX);

@@ -1,9 +1,14 @@
 //! The kernels, one file each.
 
+pub mod attend;
+pub mod attend_grad;
 pub mod convert;
 pub mod gemm;
 pub mod map;
+pub(crate) mod micro;
+pub mod norm;
 pub mod ops;
+pub mod pattern;
 pub(crate) mod product;
 pub mod reduce;
 pub mod tile;
