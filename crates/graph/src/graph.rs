@@ -103,6 +103,14 @@ fn want_name(what: &str, name: &str) -> Result<(), OpError> {
     Err(OpError::new(what, format!("`{name}` is no name: it is empty, or has a space or a sign")))
 }
 
+#[cfg(test)]
+impl Graph {
+    /// The parts that no public call can break, for the tests of the verifier.
+    pub(crate) fn raw(&mut self) -> (&mut Vec<Node>, &mut Vec<Input>, &mut Vec<State>) {
+        (&mut self.nodes, &mut self.inputs, &mut self.states)
+    }
+}
+
 /// What a rewrite does with a node.
 pub type Rewritten = Result<Option<Vec<ValueId>>, OpError>;
 

@@ -46,6 +46,10 @@ pub struct EnvError {
 ///
 /// # Errors
 /// The environment lacks an input or a state, or has one of other axes.
+///
+/// # Panics
+/// An id is beyond its table: the interpreter is the reference of tests, and data is checked where
+/// it is read.
 pub fn interpret(g: &Graph, env: &Env, clock: Clock, mode: Rounding) -> Result<Run, EnvError> {
     let mut values: Vec<Option<Tensor>> = vec![None; g.values().len()];
     for (id, value) in g.values().iter().enumerate() {

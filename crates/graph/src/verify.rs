@@ -121,3 +121,54 @@ fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a str>) -> Resul
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Init, Role};
+    use crate::ops::Einsum;
+    use crate::types::{DType, Type};
+
+    /// x -> a -> b, and a state.
+    fn chain() -> Graph {
+        let mut g = Graph::new();
+        let x = g.input("x", DType::F32, &[]).unwrap();
+        let ty = Type::new(DType::F32, []);
+        g.state("w", ty, Role::Parameter, None, Init::Constant(0.0)).unwrap();
+        let a = g.map(&[x], &|v| v[0].exp()).unwrap();
+        g.map(&[a], &|v| v[0].exp()).unwrap();
+        g
+    }
+
+    fn broken(change: impl FnOnce(&mut Graph)) -> VerifyError {
+        let mut g = chain();
+        assert_eq!(verify(&g), Ok(()));
+        change(&mut g);
+        verify(&g).unwrap_err()
+    }
+
+    #[test]
+    fn what_no_builder_makes_is_found_too() {
+        let late = broken(|g| g.raw().0.swap(0, 1));
+        assert_eq!(late, VerifyError::Order { node: 0, op: "map", scope: String::new() });
+        let own = broken(|g| {
+            let nodes = g.raw().0;
+            nodes[1].ins = nodes[1].outs.clone();
+        });
+        assert!(matches!(own, VerifyError::Order { node: 1, .. }));
+        let out = Type::new(DType::Bf16, []);
+        let other = broken(|g| g.raw().0[0].op = Einsum { out }.into());
+        let message = "einsum: declared output types are not what its rules give".to_owned();
+        assert_eq!(other, VerifyError::Types { node: 0, message });
+        let input = broken(|g| {
+            let inputs = g.raw().1;
+            inputs.push(inputs[0].clone());
+        });
+        assert_eq!(input, VerifyError::Twice { what: "input", name: "x".to_owned() });
+        let state = broken(|g| {
+            let states = g.raw().2;
+            states.push(states[0].clone());
+        });
+        assert_eq!(state, VerifyError::Twice { what: "state", name: "w".to_owned() });
+    }
+}

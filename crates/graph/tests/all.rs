@@ -4,6 +4,7 @@
 mod all {
     mod autodiff;
     mod cases;
+    mod cost;
     mod expansion;
     mod gradient;
     mod harness;

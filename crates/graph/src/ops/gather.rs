@@ -46,8 +46,10 @@ impl Rules for Gather {
         let row = table.strides(&[self.axis])[0];
         let (by_table, by_ids) = (table.strides(&out.axes), ids.strides(&out.axes));
         let sizes = out.sizes.clone();
+        let rows = site.axes.size(self.axis);
         for_each(&sizes, &[&by_table, &by_ids], |i, at| {
-            out.data[i] = table.data[at[0] + ids.data[at[1]] as usize * row];
+            let id = row_of(Self::NAME, ids.data[at[1]], rows);
+            out.data[i] = table.data[at[0] + id * row];
         });
         vec![out]
     }

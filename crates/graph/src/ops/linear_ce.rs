@@ -95,7 +95,7 @@ impl Rules for LinearCe {
             let logits: Vec<f64> = (0..v).map(logit).collect();
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let lse = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
-            let (target, weight) = (targets.data[t] as usize, weights.data[t]);
+            let (target, weight) = (row_of(Self::NAME, targets.data[t], v), weights.data[t]);
             loss += weight * (lse - logits[target]);
             for (c, logit) in logits.iter().enumerate() {
                 let hit = if c == target { 1.0 } else { 0.0 };

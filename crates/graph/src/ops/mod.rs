@@ -308,6 +308,12 @@ fn replaced(list: &[AxisId], from: AxisId, to: &[AxisId]) -> AxisList {
     list.iter().flat_map(|&a| if a == from { to.to_vec() } else { vec![a] }).collect()
 }
 
+/// The row that an id names; the references stop at an id beyond the table.
+fn row_of(op: &str, id: f64, rows: usize) -> usize {
+    assert!(id >= 0.0 && id < rows as f64, "{op}: id {id} of a table of {rows} rows");
+    id as usize
+}
+
 fn same_set(a: &[AxisId], b: &[AxisId]) -> bool {
     a.len() == b.len() && a.iter().all(|x| b.contains(x))
 }

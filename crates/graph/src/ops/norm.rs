@@ -52,6 +52,7 @@ impl Rules for Norm {
         want_float(Self::NAME, ins[0], "the input")?;
         want_axis(Self::NAME, axes, ins[0], self.axis, "the input")?;
         for ty in &ins[1..] {
+            want_float(Self::NAME, ty, "gain and bias")?;
             want_same_axes(Self::NAME, axes, &ty.axes, &[self.axis], "gain and bias")?;
         }
         Ok(vec![ins[0].clone()])

@@ -32,6 +32,10 @@ impl Rules for Reduce {
         for &a in &self.over {
             want_axis(Self::NAME, axes, ins[0], a, "the input")?;
         }
+        if self.fold == Fold::Max {
+            // The gradient finds the largest element by comparing, so it must not be rounded.
+            want_dtype(Self::NAME, ins[0], self.dtype, "the maximum of its input")?;
+        }
         let kept = ins[0].axes.iter().copied().filter(|a| !self.over.contains(a));
         Ok(vec![Type::new(self.dtype, kept)])
     }

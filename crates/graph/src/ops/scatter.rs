@@ -80,9 +80,11 @@ impl Rules for Scatter {
             None => Tensor::full(site.axes, &self.out.axes, 0.0),
         };
         let row = out.strides(&[self.axis])[0];
+        let table_rows = site.axes.size(self.axis);
         let (by_out, by_ids) = (out.strides(&rows.axes), ids.strides(&rows.axes));
         for_each(&rows.sizes, &[&by_out, &by_ids], |i, at| {
-            let y = &mut out.data[at[0] + ids.data[at[1]] as usize * row];
+            let id = row_of(Self::NAME, ids.data[at[1]], table_rows);
+            let y = &mut out.data[at[0] + id * row];
             *y = if self.mode == ScatterMode::Add { *y + rows.data[i] } else { rows.data[i] };
         });
         vec![out]

@@ -152,7 +152,7 @@ fn expressions_come_back() {
     ];
     const ODD: [f64; 7] = [0.0, -0.0, 1e300, -2.5e-300, f64::INFINITY, f64::NEG_INFINITY, 0.1];
     fn tree(rng: &mut Rng, depth: usize, axis: AxisId) -> Expr {
-        let mut next = |rng: &mut Rng| tree(rng, depth.saturating_sub(1), axis);
+        let next = |rng: &mut Rng| tree(rng, depth.saturating_sub(1), axis);
         match if depth == 0 { rng.below(4) } else { 4 + rng.below(5) } {
             0 => Expr::In(rng.below(2)),
             1 => Expr::Const(ODD[rng.below(ODD.len())]),
@@ -215,7 +215,11 @@ fn damaged_text_does_not_panic() {
             }
             Err(e) => {
                 refused += 1;
-                assert!(e.line >= 1 && e.line <= damaged.lines().count().max(1) && e.message != "");
+                assert!(
+                    e.line >= 1
+                        && e.line <= damaged.lines().count().max(1)
+                        && !e.message.is_empty()
+                );
             }
         }
     }
