@@ -2,6 +2,8 @@
 
 #[path = "all/golden.rs"]
 mod golden;
+#[path = "all/models.rs"]
+mod models;
 #[path = "all/precision.rs"]
 mod precision;
 #[path = "all/support.rs"]

@@ -8,6 +8,7 @@ use aerogel_passes::{
 };
 use std::path::PathBuf;
 
+type Input = fn() -> Graph;
 type Pass = fn(&Graph) -> Vec<(String, Graph)>;
 
 fn one(g: Graph) -> Vec<(String, Graph)> {
@@ -34,7 +35,7 @@ fn layer() -> Graph {
 }
 
 /// Name of the golden, its input, and the pass.
-const GOLDENS: [(&str, fn() -> Graph, Pass); 9] = [
+const GOLDENS: [(&str, Input, Pass); 9] = [
     ("precision-f32", untied, |g| one(precision(g, Compute::F32).unwrap())),
     ("precision-bf16", untied, |g| one(precision(g, Compute::Bf16).unwrap())),
     ("precision-bf16-tied", || parse("tied.in.txt"), |g| one(precision(g, Compute::Bf16).unwrap())),

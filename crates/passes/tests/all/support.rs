@@ -1,8 +1,10 @@
 //! A small network by hand, and running sections one after another.
 
 use aerogel_graph::{
-    Axes, Build, Clock, DType, Env, Expr, Graph, Init, ParamClass, Rounding, Tensor, interpret,
+    Axes, Build, Clock, DType, Env, Expr, Graph, Init, ParamClass, Role, Rounding, Tensor,
+    interpret,
 };
+use aerogel_passes::{section_of, tile};
 
 /// Embedding, two residual layers with norm, dropout and bias, tied or own output table.
 pub fn network(batch: usize, tied: bool) -> Graph {
@@ -80,9 +82,11 @@ pub fn environment(g: &Graph) -> Env {
         }
     }
     for s in g.states() {
-        put(&s.name, s.value, &|p| match s.init {
-            Init::Constant(c) => c,
-            Init::Normal(std) => noise(&s.name, p) * std,
+        put(&s.name, s.value, &|p| match (s.init, s.class) {
+            // An output layer of zeros would hide the gradients of all that is below it.
+            (_, Some(ParamClass::Head)) => noise(&s.name, p) * 0.3,
+            (Init::Constant(c), _) => c,
+            (Init::Normal(std), _) => noise(&s.name, p) * std,
         });
     }
     env
@@ -107,6 +111,33 @@ pub fn run(g: &Graph, env: &mut Env, micro: u64, mode: Rounding) -> Env {
     let result = interpret(g, env, clock, mode).unwrap();
     env.extend(result.assigned);
     result.outputs
+}
+
+/// Puts a number into every accumulator.
+pub fn accumulators(g: &Graph, env: &mut Env, poison: f64) {
+    for s in g.states().iter().filter(|s| s.role == Role::Accumulator) {
+        env.insert(s.name.clone(), Tensor::full(g.axes(), &g.ty(s.value).axes, poison));
+    }
+}
+
+/// Runs all micro-batches of a graph; gives the states at the end.
+pub fn step(whole: &Graph, micro_batches: usize, mode: Rounding) -> Env {
+    let sections = tile(whole, micro_batches).unwrap();
+    let data = environment(whole);
+    // What an accumulator held before must not matter.
+    let mut states = Env::new();
+    accumulators(&sections[0].1, &mut states, f64::NAN);
+    for j in 0..micro_batches {
+        let name = section_of(j, micro_batches);
+        let section = &sections.iter().find(|(n, _)| *n == name).unwrap().1;
+        let mut env = piece(whole, &data, j, micro_batches);
+        env.extend(states);
+        let outputs = run(section, &mut env, j as u64, mode);
+        assert!(outputs.is_empty(), "sums are read after the update");
+        env.retain(|name, _| name.starts_with("sum."));
+        states = env;
+    }
+    states
 }
 
 /// A tensor from numbers.

@@ -1,34 +1,8 @@
 //! tile through the interpreter: the sums of the whole batch, by the tree that is promised.
 
-use super::support::{difference, environment, network, piece, run};
-use aerogel_graph::{Build, DType, Env, Graph, Init, Op, Role, Rounding, Tensor};
+use super::support::{accumulators, difference, environment, network, run, step};
+use aerogel_graph::{Build, DType, Env, Graph, Init, Op, Rounding, Tensor};
 use aerogel_passes::{Compute, PassError, backward, precision, section_of, tile};
-
-fn accumulators(g: &Graph, env: &mut Env, poison: f64) {
-    for s in g.states().iter().filter(|s| s.role == Role::Accumulator) {
-        env.insert(s.name.clone(), Tensor::full(g.axes(), &g.ty(s.value).axes, poison));
-    }
-}
-
-/// Runs all micro-batches; gives the states at the end.
-fn step(whole: &Graph, micro_batches: usize, mode: Rounding) -> Env {
-    let sections = tile(whole, micro_batches).unwrap();
-    let data = environment(whole);
-    // What an accumulator held before must not matter.
-    let mut states = Env::new();
-    accumulators(&sections[0].1, &mut states, f64::NAN);
-    for j in 0..micro_batches {
-        let name = section_of(j, micro_batches);
-        let section = &sections.iter().find(|(n, _)| *n == name).unwrap().1;
-        let mut env = piece(whole, &data, j, micro_batches);
-        env.extend(states);
-        let outputs = run(section, &mut env, j as u64, mode);
-        assert!(outputs.is_empty(), "sums are read after the update");
-        env.retain(|name, _| name.starts_with("sum."));
-        states = env;
-    }
-    states
-}
 
 #[test]
 fn micro_batches_sum_to_the_whole_batch() {

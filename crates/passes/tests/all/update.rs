@@ -9,7 +9,8 @@ use aerogel_passes::{Optimizer, PassError, UpdateConfig, tile, update};
 
 const TOKENS: f64 = 37.0;
 /// Name, class, axes, whether it decays.
-const PARAMETERS: [(&str, ParamClass, &[&str], bool); 5] = [
+type Parameter = (&'static str, ParamClass, &'static [&'static str], bool);
+const PARAMETERS: [Parameter; 5] = [
     ("matrix", ParamClass::Weight, &["p", "q"], true),
     ("bias", ParamClass::Bias, &["p", "q"], false),
     ("gain", ParamClass::Norm, &["q"], false),
@@ -85,7 +86,7 @@ impl Torch {
                 g += wd * *p;
             }
             match c.kind {
-                Optimizer::Sgd { momentum } if momentum == 0.0 => *p -= lr * g,
+                Optimizer::Sgd { momentum: 0.0 } => *p -= lr * g,
                 Optimizer::Sgd { momentum } => {
                     *m = if self.first { g } else { momentum * *m + g };
                     *p -= lr * *m;
