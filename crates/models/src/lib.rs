@@ -142,7 +142,7 @@ fn decode(
         coordinates.push(position);
     }
     net.step = Some(Step { position, coordinates });
-    let tokens = g.split(tokens, net.batch, &[net.batch, net.seq])?;
+    let tokens = g.scope("embed", |g| g.split(tokens, net.batch, &[net.batch, net.seq]))?;
     let (hidden, head) = forward(g, &net, tokens)?;
     let logits = g.scope("head", |g| {
         let logits = g.einsum_to(&[hidden, head], &[net.batch, net.seq, net.vocab], DType::F32)?;

@@ -3,5 +3,10 @@
 mod all {
     mod common;
     mod counts;
+    mod decode;
+    mod dropout;
+    mod errors;
     mod loss;
+    mod masks;
+    mod shapes;
 }
