@@ -11,7 +11,8 @@ use crate::types::{DType, NodeId, Type, ValueId};
 /// one node, the last reader's first, so the order of sums is a fact of the graph. A cotangent has
 /// its value's dtype, or what the defining op says (a cast of a master weight takes f32, and so
 /// does a view of it); its axes are the value's, perhaps in another order. Nodes are appended in
-/// phase `Backward`, at the scope of the node that they differentiate.
+/// phase `Backward`, at the scope of the node that they differentiate; what follows is appended
+/// where it was before.
 ///
 /// # Errors
 /// `of` is not a scalar, or an op on the path has no gradient.
@@ -27,6 +28,7 @@ pub fn gradients(
     let forward = g.nodes().len();
     let needed = depends_on(g, wrt);
     let mut pending: Vec<Vec<ValueId>> = vec![vec![]; g.values().len()];
+    let (scope, phase) = g.cursor();
     g.at(&"".into(), Phase::Backward);
     let one = g.constant(1.0, Type::new(DType::F32, []))?;
     pending[of.index()].push(one);
@@ -59,7 +61,7 @@ pub fn gradients(
             _ => sum_up(g, *v, &pending[v.index()]),
         })
         .collect();
-    g.at(&"".into(), Phase::Forward);
+    g.at(&scope, phase);
     result
 }
 

@@ -225,6 +225,11 @@ impl Graph {
         self.scope = Cursor { path: scope.clone(), phase };
     }
 
+    /// Scope and phase of the nodes that follow.
+    pub(crate) fn cursor(&self) -> (Arc<str>, Phase) {
+        (self.scope.path.clone(), self.scope.phase)
+    }
+
     /// Sets the phase of the nodes that follow.
     pub fn phase(&mut self, phase: Phase) {
         self.scope.phase = phase;
@@ -352,6 +357,15 @@ impl Graph {
     /// Those of `f`, and of nodes that no longer fit.
     pub fn rewrite(
         &self,
+        f: impl FnMut(&mut Graph, &Node, &[ValueId]) -> Rewritten,
+    ) -> Result<Graph, OpError> {
+        self.rebuilt(&vec![true; self.nodes.len()], f)
+    }
+
+    /// `rewrite` of the nodes that are kept; the others are gone, with all that they read.
+    fn rebuilt(
+        &self,
+        keep: &[bool],
         mut f: impl FnMut(&mut Graph, &Node, &[ValueId]) -> Rewritten,
     ) -> Result<Graph, OpError> {
         let (mut out, mut moved) = self.header();
@@ -359,7 +373,7 @@ impl Graph {
             moved[v.index()]
                 .ok_or_else(|| OpError::new("rewrite", "a value was dropped but is read"))
         };
-        for node in &self.nodes {
+        for (node, _) in self.nodes.iter().zip(keep).filter(|(_, keep)| **keep) {
             let ins = node.ins.iter().map(|&v| find(&moved, v)).collect::<Result<Vec<_>, _>>()?;
             out.at(&node.scope, node.phase);
             let outs = match f(&mut out, node, &ins)? {
@@ -396,11 +410,7 @@ impl Graph {
                 node.ins.iter().for_each(|v| live[v.index()] = true);
             }
         }
-        let mut n = 0;
-        self.rewrite(|_, _, _| {
-            n += 1;
-            Ok(if keep[n - 1] { None } else { Some(vec![]) })
-        })
+        self.rebuilt(&keep, |_, _, _| Ok(None))
     }
 
     /// Coarse ops (attend, norm, linear_ce, ...) in primitive ones, where `which` says so.

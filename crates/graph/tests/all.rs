@@ -6,10 +6,12 @@ mod all {
     mod cases;
     mod cost;
     mod expansion;
+    mod expressions;
     mod gradient;
     mod harness;
     mod masks;
     mod randomness;
+    mod rewriting;
     mod rounding;
     mod text;
     mod text_errors;

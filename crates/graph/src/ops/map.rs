@@ -4,6 +4,7 @@ use super::*;
 use crate::expr::{Expr, Site};
 use crate::random::{stream_id, uniform};
 use crate::tensor::{for_each, row_major};
+use crate::types::is_name;
 
 /// An element-wise expression.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +48,13 @@ impl Rules for Map {
         let foreign = |e: &Expr| matches!(e, Expr::Coord(a) if !self.out.has(*a));
         if self.expr.any(&foreign) {
             return Err(OpError::new(Self::NAME, "coord() of an axis that the output lacks"));
+        }
+        let unnamed = |e: &Expr| matches!(e, Expr::Rand(stream) if !is_name(stream));
+        if self.expr.any(&unnamed) {
+            return Err(OpError::new(
+                Self::NAME,
+                "rand() needs a stream name without spaces or signs",
+            ));
         }
         Ok(vec![self.out.clone()])
     }

@@ -140,6 +140,27 @@ fn a_gradient_has_the_dtype_of_its_value() {
     assert_eq!(g.ty(d).dtype, DType::Bf16);
 }
 
+/// Gradients stand at the scope of what they differentiate; the caller's scope stays.
+#[test]
+fn gradients_stand_where_their_forward_stands() {
+    let mut g = Graph::new();
+    let a = g.axis("a", 2).unwrap();
+    let x = weight(&mut g, "x", &[a]);
+    let y = g.scope("h.0", |g| g.map(&[x], &|v| v[0].exp())).unwrap();
+    let found = g.scope("outer", |g| {
+        g.phase(Phase::Update);
+        let loss = g.sum(y, &[a])?;
+        let d = gradients(g, loss, &[x])?;
+        assert_eq!(g.path("w"), "outer.w");
+        g.map(&[d[0].expect("x is read")], &|v| v[0].clone())
+    });
+    assert!(found.is_ok());
+    let place = |n: &aerogel_graph::Node| (n.scope.to_string(), n.phase);
+    let exp = g.nodes().iter().rfind(|n| &*n.scope == "h.0").unwrap();
+    assert_eq!(place(exp), ("h.0".to_owned(), Phase::Backward));
+    assert_eq!(place(g.nodes().last().unwrap()), ("outer".to_owned(), Phase::Update));
+}
+
 #[test]
 fn contributions_are_added_in_one_node() {
     for uses in 1..6 {
