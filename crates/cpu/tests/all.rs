@@ -2,7 +2,11 @@
 //! scratch, canaries around outputs, equal bits for 1, 2 and 3 threads and twice in a row.
 
 mod all {
+    mod attend;
     mod common;
     mod gemm;
+    mod linear_ce;
+    mod norm;
+    mod rows;
     mod tile;
 }

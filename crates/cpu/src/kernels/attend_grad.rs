@@ -120,7 +120,7 @@ impl AttendGrad {
 
     unsafe fn query_tile(&self, run: &Run<'_>, group: usize, tile: usize, part: Parts) {
         let (spec, simd) = (&self.spec, run.simd);
-        let [d, w] = self.widths();
+        let [d, _] = self.widths();
         let first = tile * spec.pattern.tile_queries;
         let rows = spec.pattern.tile_queries.min(spec.queries - first);
         let n = padded(rows);
@@ -144,7 +144,6 @@ impl AttendGrad {
                 self.at(run, DQ, group, first + i).store(simd, row, spec.key_width);
             }
         }
-        debug_assert!(w > 0);
     }
 
     /// lse and D of the queries of a tile, padded with values that give P = 0.

@@ -2,8 +2,11 @@
 
 pub mod attend;
 pub mod attend_grad;
-pub mod convert;
+pub(crate) mod convert;
+pub mod copy;
+pub mod gather;
 pub mod gemm;
+pub mod linear_ce;
 pub mod map;
 pub(crate) mod micro;
 pub mod norm;
