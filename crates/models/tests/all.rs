@@ -8,5 +8,6 @@ mod all {
     mod errors;
     mod loss;
     mod masks;
+    mod parity;
     mod shapes;
 }

@@ -10,7 +10,6 @@ fn draws(g: &Graph) -> Vec<(String, Expr)> {
     let mut found = vec![];
     for node in g.nodes() {
         let Op::Map(map) = &node.op else { continue };
-        map.expr.any(&|e| matches!(e, Expr::Rand(_)));
         let mut stack = vec![&map.expr];
         while let Some(e) = stack.pop() {
             if let Expr::Rand(stream) = e {

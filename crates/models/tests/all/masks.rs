@@ -11,7 +11,7 @@ fn sees(form: &Form, h: usize, i: usize, j: usize) -> bool {
     let part = |part: &Part| match *part {
         Part::Dense => true,
         Part::Local { window } => i < j + window,
-        Part::Strided { stride } => i.abs_diff(j) % stride == 0,
+        Part::Strided { stride } => i.abs_diff(j).is_multiple_of(stride),
         Part::Block { block } => i / block == j / block,
         Part::Summary { block, columns } => j % block >= block - columns,
     };
