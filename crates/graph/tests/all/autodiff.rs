@@ -83,6 +83,35 @@ fn ops_skip_the_cotangents_of_frozen_inputs() {
     }
 }
 
+/// Node by node for the two ops whose rule makes several.
+#[test]
+fn rules_make_the_nodes_of_one_cotangent_alone() {
+    let (w, [loss, x, m]) = cross_entropy();
+    for (wrt, products) in [(vec![x], 1), (vec![m], 1), (vec![x, m], 2)] {
+        let mut g = w.g.clone();
+        let scaled = g.map(&[loss], &|v| &v[0] * 0.5).unwrap();
+        let forward = g.nodes().len();
+        gradients(&mut g, scaled, &wrt).unwrap();
+        // The 1, the 0.5 of it, and one product for each cotangent.
+        assert_eq!(appended(&g, forward).len(), 2 + products);
+    }
+    let mut g = Graph::new();
+    let (t, d) = (g.axis("t", 3).unwrap(), g.axis("d", 2).unwrap());
+    let (o, lse) = (weight(&mut g, "o", &[t, d]), weight(&mut g, "lse", &[t]));
+    let (other, other_lse) = (weight(&mut g, "o2", &[t, d]), weight(&mut g, "lse2", &[t]));
+    let (merged, _) = g.merge_attend((o, lse), (other, other_lse)).unwrap();
+    let loss = whole(&mut g, merged).unwrap();
+    let forward = g.nodes().len();
+    let made = |wrt: ValueId| {
+        let mut g = g.clone();
+        gradients(&mut g, loss, &[wrt]).unwrap();
+        appended(&g, forward)
+    };
+    // The 1, the cotangent of o, the part's share, and what is asked for.
+    assert_eq!(made(o), ["map", "map", "map", "map"]);
+    assert_eq!(made(other_lse), ["map", "map", "map", "map", "reduce", "map"]);
+}
+
 #[test]
 fn what_the_loss_does_not_depend_on_has_no_gradient() {
     let mut g = Graph::new();

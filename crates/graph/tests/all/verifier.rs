@@ -45,6 +45,22 @@ fn types_that_no_longer_fit() {
     assert!(verify(&g).unwrap_err().to_string().contains("is a piece of a longer axis"));
 }
 
+/// Only the outermost factor may be a piece: extents alone would let these pass.
+#[test]
+fn an_inner_factor_is_no_piece() {
+    let mut g = Graph::new();
+    let [a, b, c] = [("a", 8), ("b", 4), ("c", 4)].map(|(n, e)| g.axis(n, e).unwrap());
+    for name in ["a", "b", "c"] {
+        g.cut_axis(name, 2).unwrap();
+    }
+    let whole = g.input("whole", DType::F32, &[a]).unwrap();
+    let parts = g.input("parts", DType::F32, &[b, c]).unwrap();
+    for error in [g.split(whole, a, &[b, c]).unwrap_err(), g.merge(parts, &[b, c], a).unwrap_err()]
+    {
+        assert!(error.to_string().contains("is a piece of a longer axis"), "{error}");
+    }
+}
+
 #[test]
 fn names_that_come_twice() {
     let (mut g, a, x) = graph();
