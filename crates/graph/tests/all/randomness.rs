@@ -66,6 +66,10 @@ fn seed_step_and_stream_all_matter_and_draws_lie_in_the_unit_interval() {
     let own = run(&g, CLOCK);
     let base = &own[draw.index()];
     assert!(base.data.iter().all(|x| (0.0..1.0).contains(x)));
+    let mut sorted = base.data.clone();
+    sorted.sort_by(f64::total_cmp);
+    sorted.dedup();
+    assert_eq!(sorted.len(), base.data.len(), "each element has a draw of its own");
     let differs = |other: &Tensor| {
         let equal = base.data.iter().zip(&other.data).filter(|(a, b)| a == b).count();
         assert!(equal < 3, "{equal} of {} draws are equal", base.data.len());
