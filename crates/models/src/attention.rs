@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | dense | j <= i | causal |
 //! | local | i - window < j <= i | a band |
-//! | strided | j <= i, (i - j) mod stride = 0 | seq = (row, col): causal along row, col is a batch |
-//! | block | j <= i, in i's block | seq = (block, inner): causal along inner, block is a batch |
+//! | strided | j <= i, (i - j) mod stride = 0 | seq = (row, col): causal along row, col as batch |
+//! | block | j <= i, in i's block | seq = (block, inner): causal along inner, block as batch |
 //! | summary | j <= i, j in the last `columns` of any block | those columns alone as keys |
 //!
 //! Two parts are joined by their log-sum-exp where they are disjoint, so a merged form leaves out
@@ -112,14 +112,16 @@ impl Form {
     }
 }
 
-/// Attention of whole sequences: o [batch.. seq kv group width]. A query that sees no key has o = 0.
+/// Attention of whole sequences: o [batch.. seq kv group width], 0 where a query sees no key.
 ///
 /// # Errors
-/// Sizes do not divide: a stride or block and the sequence, or two and the heads.
+/// Sizes do not divide: a stride or block and the sequence, or two and the heads; a block has fewer
+/// positions than columns; the parts of a merged form are none of the pairs that it allows.
 pub fn attend(g: &mut Graph, form: &Form, heads: Heads) -> Result<ValueId, OpError> {
     match *form {
         Form::One(part) => Ok(attend_part(g, part, heads, Keys::All)?.0),
         Form::Merged([a, b]) => {
+            want_disjoint(a, b)?;
             let a = attend_part(g, a, heads, Keys::All)?;
             let b = attend_part(g, b, heads, Keys::NotInFirst)?;
             Ok(g.merge_attend(a, b)?.0)
@@ -142,8 +144,17 @@ pub fn attend_at(
     let Some(key) = g.axes().find("key") else {
         return Err(OpError::new("attend", "decoding needs keys along an axis `key`"));
     };
-    let op = Attend { offset: true, ..causal_like(g, heads, heads.seq, key, form.pattern()) };
+    let op = Attend { offset: true, ..attend_op(g, heads, heads.seq, key, form.pattern()) };
     Ok(g.attend(op, &[heads.q, heads.k, heads.v, position])?.0)
+}
+
+/// Merging by log-sum-exp counts a key that both parts have twice.
+fn want_disjoint(a: Part, b: Part) -> Result<(), OpError> {
+    match (a, b) {
+        (Part::Local { window }, Part::Strided { stride }) if window <= stride => Ok(()),
+        (Part::Block { block }, Part::Summary { block: of, .. }) if block == of => Ok(()),
+        _ => Err(OpError::new("attend", format!("{a:?} and {b:?} cannot be merged"))),
+    }
 }
 
 /// Which keys of a part count.
@@ -159,14 +170,14 @@ fn attend_part(g: &mut Graph, part: Part, heads: Heads, keys: Keys) -> Result<At
     match part {
         Part::Dense | Part::Local { .. } => along(g, heads, heads.seq, "key", part.pattern()),
         Part::Strided { stride } => {
-            let row = g.axis("row", size / stride)?;
+            let row = g.axis("row", pieces(size, stride)?)?;
             let col = g.axis("col", stride)?;
             // The query itself is in the window, if that is counted elsewhere.
             let pattern = if keys == Keys::All { Pattern::Causal } else { Pattern::Before };
             folded(g, heads, [row, col], |g, h| along(g, h, row, "key_row", pattern))
         }
         Part::Block { block } => {
-            let outer = g.axis("block", size / block)?;
+            let outer = g.axis("block", pieces(size, block)?)?;
             let inner = g.axis("inner", block)?;
             folded(g, heads, [outer, inner], |g, h| {
                 along(g, h, inner, "key_inner", Pattern::Causal)
@@ -175,6 +186,17 @@ fn attend_part(g: &mut Graph, part: Part, heads: Heads, keys: Keys) -> Result<At
         Part::Summary { block, columns } => {
             let strict = keys == Keys::NotInFirst;
             summary(g, heads, block, columns, strict)
+        }
+    }
+}
+
+/// How many rows or blocks of `length` positions a sequence has.
+fn pieces(positions: usize, length: usize) -> Result<usize, OpError> {
+    match length > 0 && positions.is_multiple_of(length) {
+        true => Ok(positions / length),
+        false => {
+            let message = format!("{positions} positions do not divide into pieces of {length}");
+            Err(OpError::new("attend", message))
         }
     }
 }
@@ -190,11 +212,11 @@ fn along(
     let key = g.axis(key_name, g.axes().size(axis))?;
     let k = g.rename(heads.k, axis, key)?;
     let v = g.rename(heads.v, axis, key)?;
-    let op = causal_like(g, heads, axis, key, pattern);
+    let op = attend_op(g, heads, axis, key, pattern);
     g.attend(op, &[heads.q, k, v])
 }
 
-fn causal_like(g: &Graph, h: Heads, query: AxisId, key: AxisId, pattern: Pattern) -> Attend {
+fn attend_op(g: &Graph, h: Heads, query: AxisId, key: AxisId, pattern: Pattern) -> Attend {
     let heads: AxisList = [h.kv, h.group].into_iter().collect();
     let scale = 1.0 / (g.axes().size(h.dim) as f64).sqrt();
     Attend { query, key, dim: h.dim, heads, scale, pattern, offset: false }
@@ -222,7 +244,11 @@ fn summary(
     columns: usize,
     strict: bool,
 ) -> Result<Attended, OpError> {
-    let blocks = g.axes().size(heads.seq) / block;
+    let blocks = pieces(g.axes().size(heads.seq), block)?;
+    if columns == 0 || columns > block {
+        let message = format!("a block of {block} positions cannot have {columns} columns");
+        return Err(OpError::new("attend", message));
+    }
     let outer = g.axis("block", blocks)?;
     let inner = g.axis("inner", block)?;
     let column = g.axis("column", columns)?;
@@ -234,7 +260,7 @@ fn summary(
     };
     let (k, v) = (compact(heads.k)?, compact(heads.v)?);
     let pattern = Pattern::Columns { block, columns, strict };
-    let op = causal_like(g, heads, heads.seq, key, pattern);
+    let op = attend_op(g, heads, heads.seq, key, pattern);
     g.attend(op, &[heads.q, k, v])
 }
 

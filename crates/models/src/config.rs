@@ -170,14 +170,17 @@ pub enum ModelError {
 }
 
 impl ModelConfig {
-    /// The attention of one layer.
+    /// The attention of one layer (dense where the cycle is empty, which `check` refuses).
     pub fn form(&self, layer: usize) -> Form {
         let both = match self.attention {
             AttentionKind::Fixed => [LayerKind::Block, LayerKind::Summary],
             _ => [LayerKind::Local, LayerKind::Strided],
         };
         match self.combine {
-            Combine::Interleaved => Form::One(self.part(self.cycle[layer % self.cycle.len()])),
+            Combine::Interleaved => {
+                let entry = self.cycle.get(layer % self.cycle.len().max(1));
+                Form::One(entry.map_or(Part::Dense, |&kind| self.part(kind)))
+            }
             Combine::Merged => Form::Merged(both.map(|kind| self.part(kind))),
             Combine::Heads => Form::Heads(both.map(|kind| self.part(kind))),
         }

@@ -56,9 +56,9 @@ pub fn eval_graph(config: &ModelConfig, batch: usize) -> Result<Graph, ModelErro
 /// One step of decoding, and the positions that the host computes for it.
 #[derive(Clone, Debug)]
 pub struct Decode {
-    /// Inputs: `tokens` u32[batch] (the token at `position - 1`), `position` u32[] and one u32[]
-    /// for each of `positions`; output: `logits` f32[batch vocab] of the token to come. Keys and
-    /// values live in states `h.N.attn.{k,v}_cache`.
+    /// Inputs: `tokens: u32[batch]`, `position: u32[]` and one `u32[]` for each of `positions`;
+    /// output: `logits: f32[batch vocab]` of the token to come. Keys and values live in states
+    /// `h.N.attn.{k,v}_cache`.
     pub graph: Graph,
     /// Coordinates of the position, where the embedding has more than one.
     pub positions: Vec<PositionInput>,

@@ -1,6 +1,8 @@
 //! Contradictions that a recipe could carry here: one clear sentence each, no panic.
 
 use super::common::{gpt2, sparse, with};
+use aerogel_graph::{Build, DType, Graph};
+use aerogel_models::attention::{Form, Heads, Part, attend};
 use aerogel_models::{AttentionKind, Combine, LayerKind, ModelConfig};
 use aerogel_models::{decode_graph, eval_graph, train_graph};
 
@@ -51,4 +53,37 @@ fn each_contradiction_has_its_sentence() {
     }
     let none = train_graph(&sparse(), 0).unwrap_err().to_string();
     assert!(none.contains("`batch` is 0"), "{none}");
+}
+
+#[test]
+fn attention_alone_refuses_what_does_not_divide() {
+    let (strided, block) = (Part::Strided { stride: 4 }, Part::Block { block: 4 });
+    let wide = Part::Local { window: 5 };
+    let other = Part::Summary { block: 6, columns: 1 };
+    let refused = [
+        (Form::Merged([wide, strided]), "cannot be merged"),
+        (Form::Merged([block, other]), "cannot be merged"),
+        (Form::Merged([block, strided]), "cannot be merged"),
+        (Form::One(Part::Strided { stride: 0 }), "12 positions do not divide into pieces of 0"),
+        (Form::One(Part::Block { block: 5 }), "12 positions do not divide into pieces of 5"),
+        (
+            Form::One(Part::Summary { block: 4, columns: 5 }),
+            "a block of 4 positions cannot have 5 columns",
+        ),
+        (
+            Form::One(Part::Summary { block: 4, columns: 0 }),
+            "a block of 4 positions cannot have 0 columns",
+        ),
+    ];
+    for (form, wanted) in refused {
+        let mut g = Graph::new();
+        let axes = [("seq", 12), ("kv", 2), ("group", 1), ("qk", 3), ("v", 3)];
+        let [seq, kv, group, dim, v] = axes.map(|(name, size)| g.axis(name, size).unwrap());
+        let q = g.input("q", DType::F32, &[seq, kv, group, dim]).unwrap();
+        let k = g.input("k", DType::F32, &[seq, kv, dim]).unwrap();
+        let v = g.input("v", DType::F32, &[seq, kv, v]).unwrap();
+        let heads = Heads { q, k, v, seq, dim, kv, group };
+        let got = attend(&mut g, &form, heads).unwrap_err().to_string();
+        assert!(got.contains(wanted), "wanted `{wanted}` in `{got}`");
+    }
 }

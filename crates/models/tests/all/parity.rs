@@ -1,4 +1,5 @@
-//! The losses of the first three steps are PyTorch's: `fixtures/README.md` says how the numbers are made.
+//! The losses of the first three steps are PyTorch's. `fixtures/README.md` says how its numbers
+//! were made.
 
 use super::common::{data, run, weights};
 use aerogel_graph::{Build, State};

@@ -1,8 +1,8 @@
 //! Names, shapes, classes and initial values of all states, and the shape of every value, of one
 //! small model of each family. After an intended change, write what the failure prints to the file.
 
-use super::common::{gpt2, sparse, with};
-use aerogel_graph::{Build, Graph, Init};
+use super::common::{every_attention, gpt2, sparse, with};
+use aerogel_graph::{Build, Graph, Init, text};
 use aerogel_models::{AttentionKind, Combine, LayerKind, ModelConfig, WeightInit};
 use aerogel_models::{decode_graph, train_graph};
 use std::fmt::Write as _;
@@ -40,6 +40,21 @@ fn same(got: &str, wanted: &str) {
 
 fn one_layer(base: ModelConfig) -> ModelConfig {
     ModelConfig { layers: 1, dropout: 0.25, ..base }
+}
+
+#[test]
+fn every_graph_prints_and_parses_back() {
+    for base in [sparse(), gpt2()] {
+        for (name, config) in every_attention(&one_layer(base)) {
+            let graphs =
+                [train_graph(&config, 2).unwrap(), decode_graph(&config, 2).unwrap().graph];
+            for g in graphs {
+                let printed = text::print(&g);
+                let parsed = text::parse(&printed).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert_eq!(text::print(&parsed), printed, "{name}");
+            }
+        }
+    }
 }
 
 #[test]
