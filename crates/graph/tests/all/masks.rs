@@ -10,7 +10,7 @@ use aerogel_graph::{
     AxisId, AxisList, Build, DType, Pattern, Rounding, Tensor, ValueId, interpret,
 };
 
-const HEADS: usize = 3;
+const HEADS: usize = 4;
 
 /// q, k of [head, seq, qk], v of [seq, all]; `all` numbers the keys.
 struct Inputs {
@@ -39,6 +39,9 @@ fn op(query: AxisId, key: AxisId, i: &Inputs, pattern: Pattern) -> Attend {
 
 /// (o, lse), both along `seq`.
 type Part = (ValueId, ValueId);
+
+/// A way to write attention in graph calls.
+type Lower<'a> = dyn Fn(&mut World, &Inputs) -> Built<Part> + 'a;
 
 /// One attend over all keys.
 fn direct(w: &mut World, i: &Inputs, pattern: &Pattern) -> Built<Part> {
@@ -82,13 +85,35 @@ fn local(w: &mut World, i: &Inputs, window: usize) -> Built<Part> {
     direct(w, i, &Pattern::Local(window))
 }
 
+/// Heads as (pair, side): the first side attends by one form, the second by another.
+fn by_side(w: &mut World, i: &Inputs, sides: [&Lower<'_>; 2]) -> Built<Part> {
+    let (pair, side) = (w.g.axis("pair", HEADS / 2)?, w.g.axis("side", 2)?);
+    let one = w.g.axis("one", 1)?;
+    let (mut outs, mut sums) = (vec![], vec![]);
+    for (number, lower) in sides.into_iter().enumerate() {
+        let mut take = |x: ValueId| -> Built<ValueId> {
+            let x = w.g.split(x, i.head, &[pair, side])?;
+            w.g.slice(x, side, number, one)
+        };
+        let (q, k, v) = (take(i.q)?, take(i.k)?, take(i.v)?);
+        let (o, lse) = lower(w, &Inputs { q, k, v, head: pair, ..*i })?;
+        outs.push(o);
+        sums.push(lse);
+    }
+    let mut join = |parts: &[ValueId]| -> Built<ValueId> {
+        let x = w.g.concat(parts, &[one, one], side)?;
+        w.g.merge(x, &[pair, side], i.head)
+    };
+    Ok((join(&outs)?, join(&sums)?))
+}
+
 fn union(a: Pattern, b: Pattern) -> Pattern {
     Pattern::Union(Box::new(a), Box::new(b))
 }
 
 /// Runs a lowering and the direct form; the keys that each query sees must be those of the
 /// definition, and the numbers those of the direct form. Also with coarse ops expanded.
-fn check(n: usize, definition: &Pattern, lower: &dyn Fn(&mut World, &Inputs) -> Built<Part>) {
+fn check(n: usize, definition: &Pattern, lower: &Lower<'_>) {
     let mut w = World::new(n as u64, 0);
     let i = inputs(&mut w, n).unwrap();
     let wanted = direct(&mut w, &i, definition).unwrap();
@@ -237,6 +262,26 @@ fn each_head_follows_its_own_pattern() {
             let three = Pattern::PerHead(vec![a.clone(), Pattern::Causal, b]);
             check(n, &union(three.clone(), a.clone()), &|w, i| {
                 direct(w, i, &union(three.clone(), a.clone()))
+            });
+        }
+    }
+}
+
+/// Each side of the heads in its own lowered form, as one pattern per head.
+#[test]
+fn heads_are_split_by_side() {
+    for (n, l) in SHAPES {
+        let strided = Pattern::PerHead(vec![Pattern::Local(l), Pattern::Strided(l)]);
+        check(n, &strided, &|w, i| {
+            let column = |w: &mut World, i: &Inputs| split(w, i, l, true, Pattern::Causal);
+            by_side(w, i, [&|w, i| local(w, i, l), &column])
+        });
+        for columns in 1..=l {
+            let last = Pattern::Summary { block: l, columns };
+            let fixed = Pattern::PerHead(vec![Pattern::Block(l), last]);
+            check(n, &fixed, &|w, i| {
+                let own = |w: &mut World, i: &Inputs| split(w, i, l, false, Pattern::Causal);
+                by_side(w, i, [&own, &|w, i| summary(w, i, l, columns, false)])
             });
         }
     }
