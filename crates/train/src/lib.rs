@@ -1,1 +1,26 @@
-//! placeholder
+//! The step loop: a recipe becomes a plan, a plan becomes a run, and a run survives being killed.
+//!
+//! Read [`train()`] first: it is the story of a run. [`RunPlan`] is what `plan` shows and `train`
+//! executes; [`Session`] is a loaded program with its weights. Invariant: nothing that decides a
+//! number (data order, randomness, order of sums) depends on threads, time or where a run was cut.
+//! Tests are in `tests/`.
+
+mod checkpoint;
+mod error;
+mod evaluate;
+mod events;
+mod feed;
+mod report;
+mod run;
+mod sample;
+mod session;
+mod setup;
+mod step;
+
+pub use error::{Exit, TrainError};
+pub use evaluate::{Evaluation, evaluate};
+pub use events::{Event, Line, Sink};
+pub use run::{Options, Outcome, train};
+pub use sample::{Samples, Sampling, sample};
+pub use session::{RunPlan, Session};
+pub use setup::{Workspace, prepare_data, run_hash};

@@ -128,6 +128,14 @@ impl MadeKind {
 }
 
 impl Source {
+    /// The files that are read, in the order of their paths.
+    ///
+    /// # Errors
+    /// None matches, or a folder cannot be read.
+    pub fn files(&self, root: &Path) -> Result<Vec<PathBuf>> {
+        Ok(self.list(root)?.files.into_iter().map(|f| f.file.path).collect())
+    }
+
     /// Lists the files; an error if there is none.
     pub(crate) fn list(&self, root: &Path) -> Result<Listing> {
         let plain = |globs: &[String], exclude: &[String]| {

@@ -1,0 +1,400 @@
+//! A training run: the story from a recipe to its report.
+
+use crate::checkpoint::{self, Stamp};
+use crate::error::{Exit, TrainError};
+use crate::evaluate::{Evaluation, evaluate};
+use crate::events::{Event, Sink, resident_bytes};
+use crate::feed::Feed;
+use crate::report::{self, Page};
+use crate::sample::{Sampling, sample};
+use crate::session::{RunPlan, Session};
+use crate::setup::{self, Workspace, prepare_data, run_hash};
+use crate::step::Stepper;
+use aerogel_data::{Dataset, ImageShape, Progress, Sampler, image_grid_png};
+use aerogel_machine::Device;
+use aerogel_models::shifts_inside;
+use aerogel_passes::schedule::{Kind, Schedule};
+use aerogel_recipe::{Recipe, ScheduleKind};
+use aerogel_store::{
+    Fs, MetricsWriter, RealFs, Resume, RunDir, RunLock, RunRecord, RunStatus, Start, cut_back,
+    resolve, write_atomic,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// How to run.
+pub struct Options {
+    /// Where runs and prepared data lie.
+    pub workspace: Workspace,
+    /// Whether to continue an earlier run.
+    pub resume: Resume,
+    /// Set from outside to end the run after the step at hand, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Done, or stopped and resumable.
+    pub exit: Exit,
+    /// The run folder.
+    pub folder: PathBuf,
+    /// Updates that were applied in all.
+    pub step: u64,
+}
+
+/// Trains a recipe to its last step, or until it is stopped.
+///
+/// # Errors
+/// See [`TrainError`]; whatever was committed before stays good.
+pub fn train(
+    recipe: &Recipe,
+    options: &Options,
+    progress: &mut dyn Progress,
+    sink: &mut dyn Sink,
+) -> Result<Outcome, TrainError> {
+    let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
+    let plan = RunPlan::new(recipe, data.index().tokenizer.vocabulary as usize)?;
+    let hash = run_hash(recipe, &data);
+    let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
+    let mut run = Run::load(recipe, &data, folder, hash, plan, sink)?;
+    run.begin(start)?;
+    let outcome = run.steps(&options.stop)?;
+    run.record(if outcome == Exit::Done { RunStatus::Done } else { RunStatus::Stopped }, &lock)?;
+    Ok(Outcome { exit: outcome, folder: run.folder.path().to_owned(), step: run.step })
+}
+
+/// Finds the run folder, locks it, and writes the resolved recipe.
+fn open_folder(
+    recipe: &Recipe,
+    options: &Options,
+    hash: &str,
+    plan: &RunPlan,
+) -> Result<(RunDir, RunLock, Start), TrainError> {
+    let fs: Arc<dyn Fs> = Arc::new(RealFs);
+    let name = setup::name(recipe);
+    let runs = &options.workspace.runs;
+    // A run that another process finishes between finding and locking is found again.
+    loop {
+        let found = resolve(&fs, runs, &name, hash, options.resume)?;
+        let folder = RunDir::new(fs.clone(), &found.path);
+        let lock = folder.lock()?;
+        if resolve(&fs, runs, &name, hash, options.resume)? != found {
+            continue;
+        }
+        let mut record = RunRecord::begin(&name, hash, &plan.program.hash);
+        if let Some(old) = folder.read_record()? {
+            record.started_unix_seconds = old.started_unix_seconds;
+        }
+        folder.write_record(&record, &lock)?;
+        write_atomic(fs.as_ref(), &folder.recipe(), recipe.to_toml().as_bytes())?;
+        return Ok((folder, lock, found.start));
+    }
+}
+
+/// A run at work.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    data: &'a Dataset,
+    folder: RunDir,
+    hash: String,
+    session: Session,
+    metrics: Option<MetricsWriter>,
+    sink: &'a mut dyn Sink,
+    step: u64,
+    started: Instant,
+    last_loss_bits: f64,
+    last_eval: Option<Evaluation>,
+}
+
+impl<'a> Run<'a> {
+    fn load(
+        recipe: &'a Recipe,
+        data: &'a Dataset,
+        folder: RunDir,
+        hash: String,
+        plan: RunPlan,
+        sink: &'a mut dyn Sink,
+    ) -> Result<Run<'a>, TrainError> {
+        let session = Session::load(plan)?;
+        Ok(Run {
+            recipe,
+            data,
+            folder,
+            hash,
+            session,
+            metrics: None,
+            sink,
+            step: 0,
+            started: Instant::now(),
+            last_loss_bits: f64::NAN,
+            last_eval: None,
+        })
+    }
+
+    /// Initial weights, or those of a checkpoint; then the first events.
+    fn begin(&mut self, start: Start) -> Result<(), TrainError> {
+        let checkpoints = self.folder.checkpoints();
+        let mut skipped = vec![];
+        let found = match start {
+            Start::New => None,
+            Start::Step(step) => Some(checkpoints.open(step)?),
+            Start::Latest => {
+                let latest = checkpoints.latest()?;
+                skipped = latest.skipped;
+                latest.checkpoint
+            }
+        };
+        match &found {
+            Some(checkpoint) => {
+                checkpoint::load(&mut self.session, checkpoint)?;
+                self.step = checkpoint.step();
+            }
+            None => self.session.initialise(self.recipe.train.seed)?,
+        }
+        let path = self.folder.metrics();
+        if path.exists() {
+            cut_back(&RealFs, &path, self.step)?;
+        }
+        self.metrics = Some(MetricsWriter::open(&RealFs, &path)?);
+        self.tell_start(found.is_some())?;
+        for s in skipped {
+            let message = format!("checkpoint {} is damaged and was skipped: {}", s.step, s.reason);
+            self.tell(&Event::Warning { step: self.step, message })?;
+        }
+        if found.is_none() {
+            self.evaluate()?;
+        }
+        Ok(())
+    }
+
+    fn tell_start(&mut self, resumed: bool) -> Result<(), TrainError> {
+        let plan = &self.session.plan;
+        let start = Event::Start {
+            step: self.step,
+            run: self.folder.path().display().to_string(),
+            resumed,
+            steps: self.recipe.train.steps,
+            parameters: plan.counts.parameters as u64,
+            tokens_per_step: plan.tokens_per_step,
+            flops_per_step: plan.report.flops_per_step,
+            planned_bytes: plan.program.arena_bytes,
+            allocated_bytes: self.session.device.allocated_bytes(),
+            library_bytes: self.session.device.library_bytes(),
+            device: "cpu".to_owned(),
+            threads: plan.threads,
+            run_hash: self.hash.clone(),
+            plan_hash: plan.program.hash.clone(),
+        };
+        self.tell(&start)
+    }
+
+    fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(metrics) = &mut self.metrics {
+            let value = serde_json::to_value(event.line()).expect("events have text keys");
+            metrics.push(&value)?;
+        }
+        self.sink.event(event)
+    }
+
+    /// The steps that are left, with evaluation, samples and checkpoints between them.
+    fn steps(&mut self, stop: &AtomicBool) -> Result<Exit, TrainError> {
+        let (train, steps) = (&self.recipe.train, self.recipe.train.steps);
+        let data = self.data;
+        let split = data.split("train")?;
+        let model = &self.session.plan.model;
+        let sampler = Sampler::shuffled(split, model.context, train.seed)?;
+        let shifts = shifts_inside(model.family);
+        let mut feed = Feed::new(split, sampler, train.micro_batch, model.context, shifts);
+        let stepper = Stepper::new(&self.session, train.micro_batch, train.seed);
+        let schedule = schedule(self.recipe);
+        while self.step < steps {
+            if stop.load(Ordering::Relaxed) {
+                self.save()?;
+                self.tell(&Event::Stopped { step: self.step })?;
+                return Ok(Exit::Resumable);
+            }
+            self.one_step(&stepper, &mut feed, &schedule)?;
+            self.after_step()?;
+        }
+        self.finish()?;
+        Ok(Exit::Done)
+    }
+
+    fn one_step(
+        &mut self,
+        stepper: &Stepper,
+        feed: &mut Feed<'_>,
+        schedule: &Schedule,
+    ) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let rate = schedule.rate(self.step);
+        let updated = stepper.step(&mut self.session, feed, self.step, rate)?;
+        self.step += 1;
+        if !updated.finite {
+            let what = if updated.loss.is_finite() { "the gradient norm" } else { "the loss" };
+            return Err(TrainError::NonFinite { step: self.step, what });
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        self.last_loss_bits = f64::from(updated.loss) / std::f64::consts::LN_2;
+        let tokens = self.session.plan.tokens_per_step;
+        let left = (self.recipe.train.steps - self.step) as f64;
+        let event = Event::Step {
+            step: self.step,
+            loss_bits: self.last_loss_bits,
+            learning_rate: rate,
+            grad_norm: f64::from(updated.grad_norm),
+            tokens: self.step * tokens,
+            seconds,
+            tokens_per_second: tokens as f64 / seconds,
+            resident_bytes: resident_bytes(),
+            eta_seconds: left * seconds,
+        };
+        self.tell(&event)
+    }
+
+    fn after_step(&mut self) -> Result<(), TrainError> {
+        let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+        let last = self.step == self.recipe.train.steps;
+        let (eval, draw) = (due(self.recipe.eval.every), due(self.recipe.sample.every));
+        let save = due(self.recipe.checkpoint.every);
+        if eval || last {
+            self.evaluate()?;
+        }
+        if draw || last {
+            self.sample()?;
+        }
+        if save || last {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        if !self.data.index().splits.contains_key("validation") {
+            return Ok(());
+        }
+        let sequences = self.recipe.eval.sequences;
+        let e = evaluate(&mut self.session, self.data, "validation", sequences)?;
+        self.last_eval = Some(e.clone());
+        self.tell(&Event::Eval {
+            step: self.step,
+            split: e.split,
+            bits: e.bits,
+            unit: e.unit,
+            bits_per_token: e.bits_per_token,
+            perplexity: e.perplexity,
+            tokens: e.tokens,
+            seconds: e.seconds,
+        })
+    }
+
+    fn sample(&mut self) -> Result<(), TrainError> {
+        let ask = &self.recipe.sample;
+        if ask.count == 0 {
+            return Ok(());
+        }
+        let tokenizer = self.data.tokenizer()?;
+        let prompt = match (&ask.prompt, &tokenizer) {
+            (Some(text), Some(t)) => t.encode(text.as_bytes())?,
+            _ => vec![],
+        };
+        let drawn = sample(
+            &mut self.session,
+            &Sampling {
+                prefixes: vec![prompt; ask.count],
+                tokens: ask.tokens,
+                temperature: ask.temperature,
+                top_k: ask.top_k,
+                seed: ask.seed,
+            },
+        )?;
+        let name = format!("step-{:08}", self.step);
+        let (mut file, mut text) = (None, vec![]);
+        if let Some(shape) = self.data.index().image {
+            let png = grid(&drawn.tokens, shape)?;
+            file = Some(self.write_sample(&format!("{name}.png"), &png)?);
+        } else if let Some(t) = &tokenizer {
+            for tokens in &drawn.tokens {
+                text.push(String::from_utf8_lossy(&t.decode(tokens)?).into_owned());
+            }
+            let all = text.join("\n\n----\n\n");
+            file = Some(self.write_sample(&format!("{name}.txt"), all.as_bytes())?);
+        }
+        self.tell(&Event::Sample { step: self.step, file, text, seconds: drawn.seconds })
+    }
+
+    fn write_sample(&self, name: &str, bytes: &[u8]) -> Result<String, TrainError> {
+        let path = self.folder.samples().join(name);
+        std::fs::create_dir_all(self.folder.samples())?;
+        write_atomic(&RealFs, &path, bytes)?;
+        Ok(format!("samples/{name}"))
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let started = Instant::now();
+        if let Some(metrics) = &mut self.metrics {
+            metrics.sync()?;
+        }
+        let stamp = Stamp {
+            step: self.step,
+            run_hash: &self.hash,
+            sequences: self.step * self.recipe.train.batch as u64,
+        };
+        let checkpoints = self.folder.checkpoints();
+        let checkpoint_bytes = checkpoint::save(&self.session, &checkpoints, &stamp)?;
+        checkpoints.prune(self.recipe.checkpoint.keep as usize)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.tell(&Event::Checkpoint { step: self.step, checkpoint_bytes, seconds })
+    }
+
+    fn finish(&mut self) -> Result<(), TrainError> {
+        let page = Page {
+            name: setup::name(self.recipe),
+            recipe: self.recipe.to_toml(),
+            metrics: std::fs::read_to_string(self.folder.metrics())?,
+            plan: &self.session.plan.report,
+            samples: self.folder.samples(),
+        };
+        write_atomic(&RealFs, &self.folder.report(), report::html(&page).as_bytes())?;
+        let event = Event::Done {
+            step: self.step,
+            loss_bits: self.last_loss_bits,
+            eval_bits: self.last_eval.as_ref().map(|e| e.bits),
+            parameters_hash: self.session.parameters_hash()?,
+            seconds: self.started.elapsed().as_secs_f64(),
+            report: Some("report.html".to_owned()),
+        };
+        self.tell(&event)
+    }
+
+    fn record(&self, status: RunStatus, lock: &RunLock) -> Result<(), TrainError> {
+        let Some(mut record) = self.folder.read_record()? else { return Ok(()) };
+        record.status = status;
+        Ok(self.folder.write_record(&record, lock)?)
+    }
+}
+
+/// Images of tokens that are bytes, as square a grid as can be.
+pub(crate) fn grid(tokens: &[Vec<u32>], shape: ImageShape) -> Result<Vec<u8>, TrainError> {
+    let images: Vec<Vec<u8>> =
+        tokens.iter().map(|t| t.iter().map(|&x| x.min(255) as u8).collect()).collect();
+    let columns = (images.len() as f64).sqrt().ceil() as usize;
+    Ok(image_grid_png(&images, shape, columns.max(1))?)
+}
+
+fn schedule(recipe: &Recipe) -> Schedule {
+    Schedule {
+        kind: match recipe.schedule.kind {
+            ScheduleKind::Cosine => Kind::Cosine,
+            ScheduleKind::Linear => Kind::Linear,
+            ScheduleKind::Constant => Kind::Constant,
+        },
+        peak: recipe.peak_learning_rate(),
+        warmup: recipe.schedule.warmup,
+        steps: recipe.train.steps,
+        final_ratio: recipe.schedule.final_ratio,
+    }
+}
