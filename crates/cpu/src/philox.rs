@@ -53,6 +53,7 @@ multiversion! {
         let mut blocks = rest.chunks_exact_mut(4 * GROUPS);
         for block in &mut blocks {
             let mut lanes = [[0f32; GROUPS]; 4];
+            #[allow(clippy::needless_range_loop)] // transposes; four iterators would hide it
             for g in 0..GROUPS {
                 let drawn = words(seed, step, stream, element / 4 + g as u64);
                 for lane in 0..4 {

@@ -67,6 +67,13 @@ struct Io {
     dw: Option<Ptr>,
 }
 
+/// A chunk of rows.
+#[derive(Clone, Copy)]
+struct Chunk {
+    first: usize,
+    rows: usize,
+}
+
 struct Parts {
     logits: Ptr,
     /// Loss of each row of a chunk, f64.
@@ -98,7 +105,8 @@ impl LinearCe {
         }
         let all = [Some(&spec.x), Some(&spec.w), Some(&spec.targets), spec.weights.as_ref()];
         let all = all.into_iter().chain([spec.dx.as_ref(), spec.dw.as_ref()]).flatten();
-        for (operand, own) in all.enumerate().filter(|(_, own)| own.strides.len() != 3) {
+        let mut wrong = all.enumerate().filter(|(_, own)| own.strides.len() != 3);
+        if let Some((operand, own)) = wrong.next() {
             let got = own.strides.len();
             return Err(KernelError::Rank { kernel, operand, wanted: 3, got });
         }
@@ -133,8 +141,7 @@ impl LinearCe {
         simd: Simd,
         io: &Io,
         parts: &Parts,
-        first: usize,
-        rows: usize,
+        Chunk { first, rows }: Chunk,
         range: usize,
         stage: *mut f32,
     ) {
@@ -185,8 +192,7 @@ impl LinearCe {
         simd: Simd,
         io: &Io,
         parts: &Parts,
-        first: usize,
-        rows: usize,
+        Chunk { first, rows }: Chunk,
         block: usize,
         work: *mut f32,
     ) {
@@ -215,8 +221,7 @@ impl LinearCe {
         simd: Simd,
         io: &Io,
         parts: &Parts,
-        first: usize,
-        rows: usize,
+        Chunk { first, rows }: Chunk,
         range: usize,
         stage: *mut f32,
     ) {
@@ -293,9 +298,10 @@ impl Kernel for LinearCe {
         unsafe {
             for first in (0..spec.rows).step_by(self.chunk) {
                 let rows = self.chunk.min(spec.rows - first);
+                let chunk = Chunk { first, rows };
                 pool.run(ranges, &|range, worker| {
                     let stage = workers.of(worker).at(0);
-                    self.forward(simd, &io, &parts, first, rows, range, stage);
+                    self.forward(simd, &io, &parts, chunk, range, stage);
                 });
                 pool.run(rows, &|row, _| self.row(simd, &io, &parts, first, row));
                 for row in 0..rows {
@@ -307,14 +313,14 @@ impl Kernel for LinearCe {
                 pool.run(blocks + dw, &|task, worker| {
                     let work = workers.of(worker).at(0);
                     match task.checked_sub(blocks) {
-                        None => self.dx(simd, &io, &parts, first, rows, task, work),
-                        Some(range) => self.dw(simd, &io, &parts, first, rows, range, work),
+                        None => self.dx(simd, &io, &parts, chunk, task, work),
+                        Some(range) => self.dw(simd, &io, &parts, chunk, range, work),
                     }
                 });
             }
             if spec.rows == 0 && io.dw.is_some() {
-                let work = workers.of(0).at(0);
-                (0..ranges).for_each(|range| self.dw(simd, &io, &parts, 0, 0, range, work));
+                let (work, none) = (workers.of(0).at(0), Chunk { first: 0, rows: 0 });
+                (0..ranges).for_each(|range| self.dw(simd, &io, &parts, none, range, work));
             }
             *io.loss.at::<f32>(0) = loss as f32;
         }

@@ -62,7 +62,9 @@ unsafe fn block<const R: usize, const W: usize>(
     }
 }
 
+/// One column of blocks, `W` wide.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // three matrices, flat so that they stay in registers
 unsafe fn columns<const W: usize>(
     m: usize,
     k: usize,

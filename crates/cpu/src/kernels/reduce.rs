@@ -15,6 +15,8 @@ use crate::kernels::tile::{Engine, Frame, Program, TILE, Value, check_output};
 use crate::pool::Pool;
 
 const CHUNKS: usize = 64;
+/// Rows that are added in one go: rounding errors of equal values grow with this, not with all rows.
+const SHORT: usize = 128;
 /// Elements that one task should see at least.
 const TASK_ELEMENTS: usize = 8 * TILE;
 
@@ -206,6 +208,14 @@ impl Reduce {
         });
     }
 
+    /// Adds the sums of a few rows to those of all rows, and starts again.
+    fn flush(&self, sums: &mut [f32], total: &mut [f32]) {
+        for (sum, total) in sums.iter_mut().zip(total) {
+            *total = self.combine(f64::from(*total), f64::from(*sum)) as f32;
+            *sum = self.zero();
+        }
+    }
+
     /// Columns: one task per chunk of rows and block of columns.
     unsafe fn columns(
         &self,
@@ -223,12 +233,15 @@ impl Reduce {
             let width = TILE.min(self.kept - first);
             let end = ((chunk + 1) * self.chunk).min(self.reduced);
             // SAFETY: the caller of `run` vouches for the addresses; `totals` is the worker's own
-            // TILE floats in two halves; each task owns its stretch of partials.
+            // three times TILE floats; each task owns its stretch of partials.
             unsafe {
                 let mut sums = std::slice::from_raw_parts_mut(totals, width);
                 let mut next = std::slice::from_raw_parts_mut(totals.add(TILE), width);
+                let total = std::slice::from_raw_parts_mut(totals.add(2 * TILE), width);
                 sums.fill(self.zero());
+                total.fill(self.zero());
                 self.engine.begin(frame);
+                let mut since = 0;
                 for row in (chunk * self.chunk..end).step_by(rows) {
                     let rows = rows.min(end - row);
                     let start = row * self.kept + first;
@@ -239,12 +252,17 @@ impl Reduce {
                         ops::binary(frame.simd, op, next, sums, row);
                         std::mem::swap(&mut sums, &mut next);
                     }
+                    since += rows;
+                    if since >= SHORT || row + rows == end {
+                        self.flush(sums, total);
+                        since = 0;
+                    }
                 }
                 if self.chunks == 1 {
-                    self.write(frame, first, sums);
+                    self.write(frame, first, total);
                 } else {
                     let to = partials.at::<f32>((chunk * self.kept + first) as isize);
-                    to.copy_from_nonoverlapping(sums.as_ptr(), width);
+                    to.copy_from_nonoverlapping(total.as_ptr(), width);
                 }
             }
         });
@@ -338,7 +356,7 @@ impl Kernel for Reduce {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let partials = self.chunks * self.kept * size_of::<f32>();
-        let worker = self.engine.register_bytes() + 2 * TILE * size_of::<f32>();
+        let worker = self.engine.register_bytes() + 3 * TILE * size_of::<f32>();
         scratch_for(&[partials, per_worker_bytes(threads, worker)])
     }
 
@@ -349,7 +367,7 @@ impl Kernel for Reduce {
         let partials = carve.take(self.chunks * self.kept * size_of::<f32>());
         let register_bytes = self.engine.register_bytes();
         let workers =
-            carve.per_worker(pool.threads(), register_bytes + 2 * TILE * size_of::<f32>());
+            carve.per_worker(pool.threads(), register_bytes + 3 * TILE * size_of::<f32>());
         let own = |worker: usize| {
             let registers: *mut f32 = workers.of(worker).at(0);
             Scratch { registers, totals: registers.wrapping_add(register_bytes / size_of::<f32>()) }

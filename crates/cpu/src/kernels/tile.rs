@@ -346,14 +346,14 @@ impl<'a> Compiler<'a> {
         let rank = self.program.sizes.len();
         let mut setup = false;
         let step = match *instr {
+            Instr::Load { input, .. } if input >= self.program.inputs.len() => {
+                return wrong(format!("loads input {input}, which does not exist"));
+            }
+            Instr::Load { input, .. } if self.stored => {
+                return wrong(format!("loads input {input} after a store"));
+            }
             Instr::Load { dst, input } => {
-                let Some(operand) = self.program.inputs.get(input) else {
-                    return wrong(format!("loads input {input}, which does not exist"));
-                };
-                if self.stored {
-                    return wrong(format!("loads input {input} after a store"));
-                }
-                setup = operand.strides.iter().all(|&stride| stride == 0);
+                setup = self.program.inputs[input].strides.iter().all(|&stride| stride == 0);
                 Step::Load { dst: self.define(at, dst, setup)?, operand: input }
             }
             Instr::Product { dst } if self.in_epilogue => {
@@ -393,7 +393,7 @@ impl<'a> Compiler<'a> {
                 Step::Fma { dst: self.define(at, dst, false)?, a, b, c }
             }
             Instr::Select { dst, cond, a, b } => {
-                let (cond, a, b) = (self.read(at, cond)?, self.read(at, a)?, self.read(at, b)?);
+                let [cond, a, b] = [self.read(at, cond)?, self.read(at, a)?, self.read(at, b)?];
                 Step::Select { dst: self.define(at, dst, false)?, cond, a, b }
             }
             Instr::Store { output, src } => {

@@ -79,11 +79,11 @@ fn check(case: &Case) {
     if !case.spec.accumulate {
         tensors[2].fill(|_| f64::NAN);
     }
+    let all: Vec<_> = positions(&old.sizes).into_iter().map(|c| (naive(case, &c), c)).collect();
     run(&kernel, &tensors, 1, &Scalars::default(), |after| {
-        for c in positions(&old.sizes) {
-            let (sum, magnitude) = naive(case, &c);
-            let wanted = sum + if case.spec.accumulate { old.get(&c) } else { 0.0 };
-            close(after[2].get(&c), wanted, 4.0 * EPS * (magnitude + 1.0), old.dtype, &c);
+        for ((sum, magnitude), c) in &all {
+            let wanted = sum + if case.spec.accumulate { old.get(c) } else { 0.0 };
+            close(after[2].get(c), wanted, 4.0 * EPS * (magnitude + 1.0), old.dtype, c);
         }
     });
 }
@@ -121,8 +121,8 @@ proptest! {
 fn several_blocks_and_stages() {
     let rng = &mut Rng(5);
     for (sizes, dtypes) in [
-        ([270, 300, 530], [Dtype::F32; 3]),
-        ([300, 600, 300], [Dtype::Bf16; 3]),
+        ([130, 150, 530], [Dtype::F32; 3]),
+        ([270, 530, 290], [Dtype::Bf16; 3]),
         ([1, 700, 900], [Dtype::F32; 3]),
         ([900, 1, 700], [Dtype::F32, Dtype::Bf16, Dtype::F32]),
     ] {

@@ -27,8 +27,7 @@ fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     let loss = Tensor::new(Dtype::F32, &[1], &[1]);
     let mut dx = tensor(rng, dx_type, sizes, &[1], 1.0);
     let mut dw = tensor(rng, Dtype::F32, sizes, &[0], 1.0);
-    dx.fill(|_| f64::NAN);
-    dw.fill(|_| f64::NAN);
+    [&mut dx, &mut dw].map(|tensor| tensor.fill(|_| f64::NAN));
     let some = [(); 3].map(|()| rng.below(3) != 0);
     let optional = |on: bool, tensor: &Tensor| -> Option<Operand> { on.then(|| tensor.operand()) };
     let spec = LinearCeSpec {
@@ -47,29 +46,29 @@ fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     for (on, tensor) in some.iter().zip([&weights, &dx, &dw]) {
         all.extend(on.then(|| tensor.clone()));
     }
-    run(&kernel, &all, all.len() - 3, &Scalars::default(), |after| {
-        let (mut total, mut size) = (0.0, 0.0);
-        let mut wanted_dx = vec![0.0; rows * width];
-        let mut wanted_dw = vec![0.0; vocab * width];
-        for r in 0..rows {
-            let weight = if some[0] { weights.get(&[r, 0, 0]) } else { 1.0 };
-            let target = targets.get(&[r, 0, 0]) as usize;
-            let logits: Vec<f64> = (0..vocab)
-                .map(|v| (0..width).map(|d| x.get(&[r, 0, d]) * w.get(&[0, v, d])).sum())
-                .collect();
-            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
-            total += weight * (max + sum.ln() - logits[target]);
-            size += (max + sum.ln() - logits[target]).abs() + max.abs();
-            for v in 0..vocab {
-                let hit = f64::from(u8::from(v == target));
-                let g = weight * ((logits[v] - max).exp() / sum - hit);
-                for d in 0..width {
-                    wanted_dx[r * width + d] += g * w.get(&[0, v, d]);
-                    wanted_dw[v * width + d] += g * x.get(&[r, 0, d]);
-                }
+    let (mut total, mut size) = (0.0, 0.0);
+    let mut wanted_dx = vec![0.0; rows * width];
+    let mut wanted_dw = vec![0.0; vocab * width];
+    for r in 0..rows {
+        let weight = if some[0] { weights.get(&[r, 0, 0]) } else { 1.0 };
+        let target = targets.get(&[r, 0, 0]) as usize;
+        let logits: Vec<f64> = (0..vocab)
+            .map(|v| (0..width).map(|d| x.get(&[r, 0, d]) * w.get(&[0, v, d])).sum())
+            .collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        total += weight * (max + sum.ln() - logits[target]);
+        size += (max + sum.ln() - logits[target]).abs() + max.abs();
+        for v in 0..vocab {
+            let hit = f64::from(u8::from(v == target));
+            let g = weight * ((logits[v] - max).exp() / sum - hit);
+            for d in 0..width {
+                wanted_dx[r * width + d] += g * w.get(&[0, v, d]);
+                wanted_dw[v * width + d] += g * x.get(&[r, 0, d]);
             }
         }
+    }
+    run(&kernel, &all, all.len() - 3, &Scalars::default(), |after| {
         close(after[3].get(&[0]), total, 2e-6 * (size + 1.0), Dtype::F32, &"loss");
         let mut next = 4 + usize::from(some[0]);
         for (on, wanted) in [(some[1], &wanted_dx), (some[2], &wanted_dw)] {

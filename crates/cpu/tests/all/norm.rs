@@ -18,7 +18,7 @@ fn case(rng: &mut Rng) -> Case {
     let mut x = Tensor::random(rng, float, &sizes, 2.0);
     let old = x.clone();
     x.fill(|at| old.get(at) + 3.0); // a mean that a one-pass variance would feel
-    let mut row = |rng: &mut Rng| {
+    let row = |rng: &mut Rng| {
         let present = rng.below(3) != 0;
         let mut own = vec![1; sizes.len()];
         *own.last_mut().unwrap() = *sizes.last().unwrap();

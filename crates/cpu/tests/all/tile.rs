@@ -358,9 +358,9 @@ fn draws_follow_the_logical_element_and_maps_run_in_place() {
         }
     }
     let scalars = Scalars { seed: 11 << 33, step: 4, element: 1001, position: 0 };
-    run(&InPlace(Map::new(&program).unwrap()), &[x.clone()], 1, &scalars, |after| {
+    run(&InPlace(Map::new(&program).unwrap()), std::slice::from_ref(&x), 1, &scalars, |after| {
         for at in positions(&sizes) {
-            let wanted = interpret(&program, &[x.clone()], &at, &scalars)[4];
+            let wanted = interpret(&program, std::slice::from_ref(&x), &at, &scalars)[4];
             assert_eq!(after[0].get(&at), wanted, "{at:?}");
         }
     });
