@@ -13,6 +13,10 @@ fn tensor(rng: &mut Rng, dtype: Dtype, sizes: [usize; 3], lacks: &[usize], scale
     tensor
 }
 
+fn optional(on: bool, tensor: &Tensor) -> Option<Operand> {
+    on.then(|| tensor.operand())
+}
+
 fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     let sizes = [rows, vocab, width];
     let (x_type, w_type, dx_type) = (rng.float(), rng.float(), rng.float());
@@ -27,9 +31,10 @@ fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     let loss = Tensor::new(Dtype::F32, &[1], &[1]);
     let mut dx = tensor(rng, dx_type, sizes, &[1], 1.0);
     let mut dw = tensor(rng, Dtype::F32, sizes, &[0], 1.0);
-    [&mut dx, &mut dw].map(|tensor| tensor.fill(|_| f64::NAN));
+    for output in [&mut dx, &mut dw] {
+        output.fill(|_| f64::NAN);
+    }
     let some = [(); 3].map(|()| rng.below(3) != 0);
-    let optional = |on: bool, tensor: &Tensor| -> Option<Operand> { on.then(|| tensor.operand()) };
     let spec = LinearCeSpec {
         rows,
         vocab,
