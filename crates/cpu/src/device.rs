@@ -1,7 +1,7 @@
 //! The CPU device: one arena, one pool, and per section a list of prepared kernels with addresses.
 
 use crate::kernel::{Kernel, Ptr, Scalars};
-use crate::lower::{Source, lower};
+use crate::lower::{BlockLists, Source, lower};
 use crate::pool::Pool;
 use aerogel_graph::{Build, Clock, ValueId};
 use aerogel_machine::{ALIGN, Device, DeviceError, Program, Section, Step, Uses};
@@ -77,10 +77,11 @@ impl CpuDevice {
             what: format!("{threads} threads ({e})"),
             device: "cpu".to_owned(),
         })?;
+        let lists = BlockLists::default();
         let sections = program
             .sections
             .iter()
-            .map(|s| prepare(s, &program, &arena, threads))
+            .map(|s| prepare(s, &program, &arena, threads, &lists))
             .collect::<Result<_, _>>()?;
         Ok(CpuDevice { program, arena, pool, sections })
     }
@@ -120,6 +121,7 @@ fn prepare(
     program: &Program,
     arena: &Arena,
     threads: usize,
+    lists: &BlockLists,
 ) -> Result<Vec<Prepared>, DeviceError> {
     let uses = Uses::new(&s.graph);
     let strides: Vec<_> = s
@@ -127,7 +129,7 @@ fn prepare(
         .iter()
         .map(|slot| slot.as_ref().map_or_else(Default::default, |x| x.strides.clone()))
         .collect();
-    let source = Source { graph: &s.graph, uses: &uses, strides: &strides };
+    let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists };
     let unsupported = |what: String| DeviceError::Unsupported { what, device: "cpu".to_owned() };
     let address = |v: ValueId| {
         s.slot(v)
@@ -153,6 +155,9 @@ fn prepare(
                         let at = arena.at(address(v)?).wrapping_offset(bytes);
                         ptrs.push(Ptr::new(at.cast_const()));
                     }
+                    if call.idle_in_place && operands_meet(&ptrs) {
+                        continue;
+                    }
                     list.push(Prepared::Run {
                         kernel: call.kernel,
                         ptrs,
@@ -176,6 +181,11 @@ fn prepare(
         }
     }
     Ok(list)
+}
+
+/// Whether the first two operands are in one place.
+fn operands_meet(ptrs: &[Ptr]) -> bool {
+    matches!(ptrs, [a, b, ..] if a.address() == b.address())
 }
 
 impl Device for CpuDevice {

@@ -66,6 +66,11 @@ impl Ptr {
         Ptr(address.cast_mut().cast())
     }
 
+    /// The address as a number, to compare.
+    pub fn address(self) -> usize {
+        self.0.addr()
+    }
+
     /// The address of the element `offset` elements further.
     #[inline(always)]
     pub(crate) fn at<T>(self, offset: isize) -> *mut T {

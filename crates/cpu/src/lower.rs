@@ -1,8 +1,11 @@
 //! From a claimed region to prepared kernels and the values that they work on.
 
+mod attention;
 mod contraction;
 mod elementwise;
 mod whole;
+
+pub(crate) use attention::BlockLists;
 
 use crate::compile::Strides;
 use crate::kernel::{Kernel, KernelError};
@@ -18,6 +21,8 @@ pub(crate) struct Call {
     pub piece_elements: u64,
     /// The scalar input that holds the position of the first query, for decoding.
     pub position: Option<ValueId>,
+    /// Nothing to do where the first two operands are in one place.
+    pub idle_in_place: bool,
 }
 
 impl Call {
@@ -27,6 +32,7 @@ impl Call {
             operands: operands.into_iter().map(|v| (v, 0)).collect(),
             piece_elements: 0,
             position: None,
+            idle_in_place: false,
         }
     }
 }
@@ -36,6 +42,7 @@ pub(crate) struct Source<'a> {
     pub graph: &'a Graph,
     pub uses: &'a Uses,
     pub strides: &'a Strides,
+    pub lists: &'a BlockLists,
 }
 
 /// The kernels of a region, run one after another.
@@ -48,7 +55,17 @@ pub(crate) fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, Kerne
         Op::Einsum(_) => Ok(vec![elementwise::permutation(s, node)?]),
         Op::Map(_) | Op::Reduce(_) => Ok(vec![elementwise::region(s, nodes)?]),
         Op::View(op) => elementwise::view(s, op, node),
-        _ => Ok(vec![whole::whole(s, node)?]),
+        Op::Norm(op) => Ok(vec![whole::norm(s, op, node)?]),
+        Op::NormGrad(op) => Ok(vec![whole::norm_grad(s, op, node)?]),
+        Op::Attend(op) => Ok(vec![attention::attend(s, op, node)?]),
+        Op::AttendGrad(op) => Ok(vec![attention::attend_grad(s, op, node)?]),
+        Op::Gather(op) => Ok(vec![whole::gather(s, op, node)?]),
+        Op::Scatter(op) => whole::scatter(s, op, node),
+        Op::LinearCe(op) => Ok(vec![whole::linear_ce(s, op, node)?]),
+        Op::MergeAttend(_) => Err(KernelError::Unsupported {
+            kernel: "merge_attend",
+            what: "is expanded into maps before planning".to_owned(),
+        }),
     }
 }
 

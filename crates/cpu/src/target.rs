@@ -1,7 +1,8 @@
 //! The CPU as the planner sees it.
 
-use crate::lower::{Source, lower, name};
+use crate::lower::{BlockLists, Source, lower, name};
 use crate::region;
+use aerogel_graph::ops::ScatterMode;
 use aerogel_graph::{Build, NodeId, Op};
 use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
 
@@ -9,17 +10,19 @@ use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
 /// reduction after them.
 pub struct CpuTarget {
     machine: Machine,
+    lists: BlockLists,
 }
 
 impl CpuTarget {
     /// For a machine; its thread count sizes the workspaces.
     pub fn new(machine: Machine) -> CpuTarget {
-        CpuTarget { machine }
+        CpuTarget { machine, lists: BlockLists::default() }
     }
 
     fn claim(&self, sight: &Sight<'_>, nodes: &[NodeId]) -> Option<Claim> {
         let g = sight.graph;
-        let source = Source { graph: g, uses: sight.uses, strides: sight.strides };
+        let source =
+            Source { graph: g, uses: sight.uses, strides: sight.strides, lists: &self.lists };
         let calls = lower(&source, nodes).ok()?;
         let bytes = calls.iter().map(|c| c.kernel.scratch_bytes(self.machine.threads)).max();
         let nanoseconds = nodes
@@ -30,12 +33,19 @@ impl CpuTarget {
                 self.machine.nanoseconds(cost)
             })
             .sum();
-        let chain = matches!(g.node(nodes[0]).op, Op::Map(_) | Op::Einsum(_));
+        let in_place = match &g.node(nodes[0]).op {
+            Op::Map(_) | Op::Einsum(_) => region::in_place(sight, nodes),
+            // Rows are set in the base itself where nobody else needs it.
+            Op::Scatter(op) if op.mode == ScatterMode::Set => {
+                vec![(g.node(nodes[0]).ins[0], g.node(nodes[0]).outs[0])]
+            }
+            _ => vec![],
+        };
         Some(Claim {
             kernel: name(g, nodes),
             nodes: nodes.to_vec(),
             workspace_bytes: bytes.unwrap_or(0) as u64,
-            in_place: if chain { region::in_place(sight, nodes) } else { vec![] },
+            in_place,
             sums: Sums::Fixed,
             nanoseconds,
         })

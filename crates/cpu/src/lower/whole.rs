@@ -1,10 +1,190 @@
-//! Ops that are one kernel each.
+//! Ops that are one kernel each: norms, attention, tables, the output layer.
 
 use super::{Call, Source};
-use crate::kernel::KernelError;
-use aerogel_graph::Node;
+use crate::compile::{along, dtype, operand};
+use crate::kernel::{KernelError, Operand};
+use crate::kernels::copy::Copy;
+use crate::kernels::gather::{Gather, RowsSpec, Scatter, ScatterRows};
+use crate::kernels::linear_ce::{LinearCe, LinearCeSpec};
+use crate::kernels::norm::{Norm, NormGrad, NormSpec};
+use aerogel_graph::ops::{self, ScatterMode};
+use aerogel_graph::{AxisId, Build, Node, ValueId};
 
-/// The kernel of a coarse op.
-pub(super) fn whole(_s: &Source<'_>, node: &Node) -> Result<Call, KernelError> {
-    Err(KernelError::Unsupported { kernel: node.op.name(), what: "no kernel".to_owned() })
+fn refuse<T>(kernel: &'static str, what: impl Into<String>) -> Result<T, KernelError> {
+    Err(KernelError::Unsupported { kernel, what: what.into() })
+}
+
+/// The stride of several axes walked as one, outermost first, if they can be.
+fn merged(s: &Source<'_>, v: ValueId, list: &[AxisId]) -> Option<isize> {
+    let strides = along(s.graph, s.strides, v, list);
+    let mut inner: Option<(isize, isize)> = None;
+    for (&axis, &stride) in list.iter().zip(&strides).rev() {
+        let size = s.graph.axes().size(axis) as isize;
+        if size == 1 {
+            continue;
+        }
+        inner = match inner {
+            None => Some((stride, stride * size)),
+            Some((first, next)) if stride == next => Some((first, next * size)),
+            Some(_) => return None,
+        };
+    }
+    Some(inner.map_or(1, |(first, _)| first))
+}
+
+/// An operand of a kernel with these strides.
+fn with(s: &Source<'_>, v: ValueId, strides: Vec<isize>) -> Operand {
+    Operand { dtype: dtype(s.graph.ty(v).dtype), strides }
+}
+
+fn norm_space(s: &Source<'_>, x: ValueId, axis: AxisId) -> Vec<AxisId> {
+    let others = s.graph.ty(x).axes.iter().copied().filter(|&a| a != axis);
+    others.chain([axis]).collect()
+}
+
+fn norm_spec(
+    s: &Source<'_>,
+    op: &ops::Norm,
+    space: &[AxisId],
+    gain: Option<ValueId>,
+    bias: Option<ValueId>,
+) -> NormSpec {
+    let row = |v: ValueId| operand(s.graph, s.strides, v, space);
+    NormSpec {
+        sizes: s.graph.axes().sizes(space),
+        center: op.center,
+        eps: op.eps as f32,
+        gain: gain.map(row),
+        bias: bias.map(row),
+    }
+}
+
+pub(super) fn norm(s: &Source<'_>, op: &ops::Norm, node: &Node) -> Result<Call, KernelError> {
+    let (x, y) = (node.ins[0], node.outs[0]);
+    let gain = op.gain.then(|| node.ins[1]);
+    let bias = op.bias.then(|| node.ins[1 + usize::from(op.gain)]);
+    let space = norm_space(s, x, op.axis);
+    let spec = norm_spec(s, op, &space, gain, bias);
+    let over = |v| operand(s.graph, s.strides, v, &space);
+    let kernel = Norm::new(&spec, &over(x), &over(y))?;
+    Ok(Call::new(kernel, [Some(x), Some(y), gain, bias].into_iter().flatten()))
+}
+
+pub(super) fn norm_grad(
+    s: &Source<'_>,
+    op: &ops::NormGrad,
+    node: &Node,
+) -> Result<Call, KernelError> {
+    let (x, dy, dx) = (node.ins[0], node.ins[node.ins.len() - 1], node.outs[0]);
+    let gain = op.norm.gain.then(|| node.ins[1]);
+    let dgain = op.norm.gain.then(|| node.outs[1]);
+    let dbias = op.norm.bias.then(|| node.outs[1 + usize::from(op.norm.gain)]);
+    let space = norm_space(s, x, op.norm.axis);
+    let spec = norm_spec(s, &op.norm, &space, gain, None);
+    let over = |v| operand(s.graph, s.strides, v, &space);
+    let row = |v: ValueId| along(s.graph, s.strides, v, &[op.norm.axis])[0];
+    let operands = [&over(x), &over(dy), &over(dx)];
+    let kernel = NormGrad::new(&spec, operands, dgain.map(row), dbias.map(row))?;
+    let values = [Some(x), Some(dy), Some(dx), gain, dgain, dbias];
+    Ok(Call::new(kernel, values.into_iter().flatten()))
+}
+
+/// How rows of a table are numbered: batch axes, one axis of ids, one axis of elements.
+fn rows(
+    s: &Source<'_>,
+    kernel: &'static str,
+    axis: AxisId,
+    [table, ids, out]: [ValueId; 3],
+) -> Result<(RowsSpec, [Operand; 3]), KernelError> {
+    let g = s.graph;
+    let id_axes = g.ty(ids).axes.clone();
+    let rest: Vec<AxisId> = g.ty(table).axes.iter().copied().filter(|&a| a != axis).collect();
+    let (Some(by_id), Some(row)) = (merged(s, ids, &id_axes), merged(s, out, &id_axes)) else {
+        return refuse(kernel, "the ids' axes cannot be walked as one");
+    };
+    // As many inner axes as lie evenly in table and rows are one row; the others are batch axes.
+    let whole =
+        |from: usize| Some((merged(s, table, &rest[from..])?, merged(s, out, &rest[from..])?));
+    let split = (0..=rest.len()).find(|&from| whole(from).is_some());
+    let Some((split, (in_table, in_rows))) = split.and_then(|from| Some((from, whole(from)?)))
+    else {
+        return refuse(kernel, "rows cannot be walked as one");
+    };
+    let batch = &rest[..split];
+    let spec = RowsSpec {
+        batch: g.axes().sizes(batch),
+        rows: g.axes().count(&id_axes),
+        table_rows: g.axes().size(axis),
+        width: g.axes().count(&rest[split..]),
+    };
+    let place = |v: ValueId, row: isize, col: isize| {
+        with(s, v, [along(g, s.strides, v, batch), vec![row, col]].concat())
+    };
+    let step = along(g, s.strides, table, &[axis])[0];
+    let operands = [place(table, step, in_table), place(ids, by_id, 0), place(out, row, in_rows)];
+    Ok((spec, operands))
+}
+
+pub(super) fn gather(s: &Source<'_>, op: &ops::Gather, node: &Node) -> Result<Call, KernelError> {
+    let values = [node.ins[0], node.ins[1], node.outs[0]];
+    let (spec, [table, ids, out]) = rows(s, "gather", op.axis, values)?;
+    Ok(Call::new(Gather::new(&spec, [&table, &ids, &out])?, values))
+}
+
+pub(super) fn scatter(
+    s: &Source<'_>,
+    op: &ops::Scatter,
+    node: &Node,
+) -> Result<Vec<Call>, KernelError> {
+    let out = node.outs[0];
+    let (how, base, ids, from) = match op.mode {
+        ScatterMode::Add => (Scatter::Add, None, node.ins[0], node.ins[1]),
+        ScatterMode::Set => (Scatter::Set, Some(node.ins[0]), node.ins[1], node.ins[2]),
+    };
+    let values = [out, ids, from];
+    let (spec, [table, by_id, rows]) = rows(s, "scatter", op.axis, values)?;
+    let kernel = ScatterRows::new(&spec, [&table, &by_id, &rows], how)?;
+    let mut calls = vec![];
+    if let Some(base) = base {
+        let list = &s.graph.ty(out).axes;
+        let over = |v| operand(s.graph, s.strides, v, list);
+        let copy = Copy::new(&s.graph.axes().sizes(list), &over(base), &over(out))?;
+        // Where the planner put both in one place there is nothing to copy.
+        calls.push(Call { idle_in_place: true, ..Call::new(copy, [base, out]) });
+    }
+    calls.push(Call::new(kernel, values));
+    Ok(calls)
+}
+
+pub(super) fn linear_ce(
+    s: &Source<'_>,
+    op: &ops::LinearCe,
+    node: &Node,
+) -> Result<Call, KernelError> {
+    let g = s.graph;
+    let [x, w, targets, weights] = [0, 1, 2, 3].map(|i| node.ins[i]);
+    let tokens: Vec<AxisId> = g.ty(x).axes.iter().copied().filter(|&a| a != op.embed).collect();
+    // Operands have strides over [row, vocabulary, width].
+    let place = |v: ValueId, rows: bool| {
+        let Some(row) = merged(s, v, if rows { &tokens } else { &[] }) else {
+            return refuse("linear_ce", "the tokens' axes cannot be walked as one");
+        };
+        let inner = along(g, s.strides, v, &[op.vocab, op.embed]);
+        Ok(with(s, v, vec![if rows { row } else { 0 }, inner[0], inner[1]]))
+    };
+    let grads = op.grad.then(|| (node.outs[1], node.outs[2]));
+    let spec = LinearCeSpec {
+        rows: g.axes().count(&tokens),
+        vocab: g.axes().size(op.vocab),
+        width: g.axes().size(op.embed),
+        x: place(x, true)?,
+        w: place(w, false)?,
+        targets: place(targets, true)?,
+        weights: Some(place(weights, true)?),
+        dx: grads.map(|(dx, _)| place(dx, true)).transpose()?,
+        dw: grads.map(|(_, dw)| place(dw, false)).transpose()?,
+    };
+    let outs = grads.into_iter().flat_map(|(dx, dw)| [dx, dw]);
+    let values = [x, w, targets, node.outs[0], weights].into_iter().chain(outs);
+    Ok(Call::new(LinearCe::new(&spec)?, values))
 }
