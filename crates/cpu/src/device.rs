@@ -4,7 +4,7 @@ use crate::kernel::{Kernel, Ptr, Scalars};
 use crate::lower::{BlockLists, Source, lower};
 use crate::pool::Pool;
 use aerogel_graph::{Build, Clock, ValueId};
-use aerogel_machine::{ALIGN, Device, DeviceError, Program, Section, Step, Uses};
+use aerogel_machine::{ALIGN, Device, DeviceError, Program, Section, Slot, Step, Uses};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
 
@@ -124,10 +124,12 @@ fn prepare(
     lists: &BlockLists,
 ) -> Result<Vec<Prepared>, DeviceError> {
     let uses = Uses::new(&s.graph);
-    let strides: Vec<_> = s
-        .slots
-        .iter()
-        .map(|slot| slot.as_ref().map_or_else(Default::default, |x| x.strides.clone()))
+    // Values inside of regions have no slot; their strides are those that one would have.
+    let strides: Vec<_> = (s.graph.values().iter().zip(&s.slots))
+        .map(|(value, slot)| match slot {
+            Some(slot) => slot.strides.clone(),
+            None => Slot::contiguous(0, s.axes(), &value.ty.axes).strides,
+        })
         .collect();
     let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists };
     let unsupported = |what: String| DeviceError::Unsupported { what, device: "cpu".to_owned() };

@@ -1,5 +1,6 @@
 //! The CPU as the planner sees it.
 
+use crate::kernel::KernelError;
 use crate::lower::{BlockLists, Source, lower, name};
 use crate::region;
 use aerogel_graph::ops::ScatterMode;
@@ -19,11 +20,11 @@ impl CpuTarget {
         CpuTarget { machine, lists: BlockLists::default() }
     }
 
-    fn claim(&self, sight: &Sight<'_>, nodes: &[NodeId]) -> Option<Claim> {
+    fn claim(&self, sight: &Sight<'_>, nodes: &[NodeId]) -> Result<Claim, KernelError> {
         let g = sight.graph;
         let source =
             Source { graph: g, uses: sight.uses, strides: sight.strides, lists: &self.lists };
-        let calls = lower(&source, nodes).ok()?;
+        let calls = lower(&source, nodes)?;
         let bytes = calls.iter().map(|c| c.kernel.scratch_bytes(self.machine.threads)).max();
         let nanoseconds = nodes
             .iter()
@@ -41,7 +42,7 @@ impl CpuTarget {
             }
             _ => vec![],
         };
-        Some(Claim {
+        Ok(Claim {
             kernel: name(g, nodes),
             nodes: nodes.to_vec(),
             workspace_bytes: bytes.unwrap_or(0) as u64,
@@ -57,15 +58,18 @@ impl Target for CpuTarget {
         "cpu"
     }
 
-    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Vec<Claim> {
+    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Result<Vec<Claim>, String> {
+        let mut reason = String::new();
         for candidate in region::candidates(sight, node) {
-            if sight.uses.is_schedulable(sight.graph, &candidate)
-                && let Some(claim) = self.claim(sight, &candidate)
-            {
-                return vec![claim];
+            if !sight.uses.is_schedulable(sight.graph, &candidate) {
+                continue;
+            }
+            match self.claim(sight, &candidate) {
+                Ok(claim) => return Ok(vec![claim]),
+                Err(e) => reason = e.to_string(),
             }
         }
-        vec![]
+        Err(reason)
     }
 
     fn expands(&self, op: &Op) -> bool {

@@ -54,10 +54,14 @@ impl Uses {
         self.wanted[v.index()]
     }
 
-    /// The values of a region that something outside of it reads.
+    /// The values of a region that are written to memory: those that something outside of it
+    /// reads, and those that nobody reads (a kernel of several results writes them all).
     pub fn exports(&self, g: &Graph, nodes: &[NodeId]) -> Vec<ValueId> {
         let outside = |v: &ValueId| {
-            self.leaves(*v) || self.readers(*v).iter().any(|r| nodes.binary_search(r).is_err())
+            let readers = self.readers(*v);
+            self.leaves(*v)
+                || readers.is_empty()
+                || readers.iter().any(|r| nodes.binary_search(r).is_err())
         };
         nodes.iter().flat_map(|n| g.node(*n).outs.clone()).filter(outside).collect()
     }
@@ -106,7 +110,10 @@ pub trait Target: Send + Sync {
 
     /// Offers for regions whose lowest node is `node`, best first. Every op that [`Target::expands`] leaves as it is must get at least one offer
     /// for the node alone; a view that moves no bytes is never asked for.
-    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Vec<Claim>;
+    ///
+    /// # Errors
+    /// Why there is no offer.
+    fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Result<Vec<Claim>, String>;
 
     /// Whether the planner should hand over the op in primitive ops.
     fn expands(&self, op: &Op) -> bool;

@@ -2,9 +2,9 @@
 //! step reads what it should not. It knows slots and steps, not how they were chosen.
 
 use crate::error::PlanError;
-use aerogel_graph::{Build, Def, Graph, ValueId};
+use aerogel_graph::{Build, Def, Graph, NodeId, ValueId};
 use aerogel_machine::{Program, Section, Step, Uses};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Who wrote the bytes from a key up to (excluding) `.0`.
 type Memory = BTreeMap<u64, (u64, Owner)>;
@@ -30,6 +30,8 @@ pub fn section(s: &Section, program: &Program) -> Result<(), PlanError> {
         message,
     };
     let extent = |v: ValueId| extent(s, v);
+    let copied = copied(s);
+    let root = |v: ValueId| root(g, &copied, v);
     for (v, value) in g.values().iter().enumerate() {
         if matches!(value.def, Def::Input(_) | Def::State(_)) {
             let v = ValueId(v as u32);
@@ -49,7 +51,7 @@ pub fn section(s: &Section, program: &Program) -> Result<(), PlanError> {
             Step::Assign { from, .. } => (vec![*from], vec![], (0, 0), &[][..]),
         };
         for &v in &reads {
-            let root = root(g, v);
+            let root = root(v);
             let range = extent(v).ok_or_else(|| fail(i, format!("reads {v:?} without a slot")))?;
             if !holds(&memory, range, root) {
                 return Err(fail(i, format!("reads {v:?}, whose bytes were written over")));
@@ -89,7 +91,7 @@ pub fn section(s: &Section, program: &Program) -> Result<(), PlanError> {
     }
     let end = s.steps.len();
     for (name, v) in &g.outputs {
-        if !extent(*v).is_some_and(|r| holds(&memory, r, root(g, *v))) {
+        if !extent(*v).is_some_and(|r| holds(&memory, r, root(*v))) {
             return Err(fail(end, format!("output `{name}` was written over")));
         }
     }
@@ -117,16 +119,21 @@ fn states_survive(s: &Section, memory: &Memory) -> Result<(), String> {
     Ok(())
 }
 
-/// The value whose producer wrote the bytes: through views that own no memory.
-fn root(g: &Graph, mut v: ValueId) -> ValueId {
-    while let Def::Node(n, _) = g.value(v).def {
-        let node = g.node(n);
-        let aerogel_graph::Op::View(op) = &node.op else { break };
-        use aerogel_graph::ops::View;
-        if matches!(op, View::Pad { .. } | View::Concat { .. }) {
-            break;
-        }
-        v = node.ins[0];
+/// Which nodes a kernel runs: a view among them moves bytes, one that is not is a window.
+fn copied(s: &Section) -> HashSet<NodeId> {
+    let claims = s.steps.iter().filter_map(|step| match step {
+        Step::Kernel { claim, .. } => Some(&claim.nodes),
+        Step::Assign { .. } => None,
+    });
+    claims.flatten().copied().collect()
+}
+
+/// The value whose producer wrote the bytes: through views that are windows.
+fn root(g: &Graph, copied: &HashSet<NodeId>, mut v: ValueId) -> ValueId {
+    while let Def::Node(n, _) = g.value(v).def
+        && !copied.contains(&n)
+    {
+        v = g.node(n).ins[0];
     }
     v
 }

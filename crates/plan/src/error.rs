@@ -14,7 +14,7 @@ pub enum PlanError {
         section: String,
     },
     /// No kernel for an op.
-    #[error("{target} has no kernel for `{op}` at {scope} (section {section})")]
+    #[error("{target} has no kernel for `{op}` at {scope} (section {section}): {reason}")]
     NoKernel {
         /// The target.
         target: String,
@@ -24,6 +24,8 @@ pub enum PlanError {
         scope: String,
         /// The section.
         section: String,
+        /// What the target says.
+        reason: String,
     },
     /// A graph that does not hold together.
     #[error(transparent)]

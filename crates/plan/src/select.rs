@@ -40,13 +40,18 @@ pub(crate) fn select(
                 && c.nodes.iter().all(|id| !taken[id.index()])
                 && uses.is_schedulable(g, &c.nodes)
         };
-        let Some(claim) = offers.into_iter().find(sound) else {
+        let (claim, reason) = match offers {
+            Ok(offers) => (offers.into_iter().find(sound), "no offer can be scheduled".to_owned()),
+            Err(reason) => (None, reason),
+        };
+        let Some(claim) = claim else {
             let node = &g.nodes()[n];
             return Err(PlanError::NoKernel {
                 target: target.name().to_owned(),
                 op: node.op.name().to_owned(),
                 scope: node.scope.to_string(),
                 section: section.to_owned(),
+                reason,
             });
         };
         claim.nodes.iter().for_each(|id| taken[id.index()] = true);

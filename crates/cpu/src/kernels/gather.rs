@@ -1,7 +1,8 @@
 //! Rows of a table by id, and their adjoint.
 //!
-//! The space of all three kernels is [batch axes..., row, width]: `rows[b, r, w] =
-//! table[b, ids[b, r], w]`. Ids have stride 0 on width, tables use the row axis for the table row.
+//! The space of all three kernels is [batch axes..., row axes..., width]: `rows[b, r, w] =
+//! table[b, ids[b, r], w]`. Ids have stride 0 on width; a table has the stride of a table row on
+//! the last row axis and 0 on the others.
 //! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are summed
 //! (or overwritten) in row order whoever does it.
 
@@ -23,8 +24,8 @@ const MOST_RANGES: usize = 16;
 pub struct RowsSpec {
     /// Sizes of the batch axes.
     pub batch: Vec<usize>,
-    /// Ids of one batch position.
-    pub rows: usize,
+    /// Sizes of the axes of ids of one batch position; at least one.
+    pub rows: Vec<usize>,
     /// Rows of the table.
     pub table_rows: usize,
     /// Elements of a row.
@@ -40,8 +41,11 @@ struct Layout {
     spec: RowsSpec,
     /// The batch axes over table, ids, rows.
     batch: Space,
-    /// Strides along row and width.
-    row: [isize; 3],
+    /// The row axes over table, ids, rows.
+    rows: Space,
+    /// Stride of a table row.
+    table_row: isize,
+    /// Strides along the width.
     col: [isize; 3],
     dtypes: [Dtype; 3],
 }
@@ -52,7 +56,7 @@ impl Layout {
         kernel: &'static str,
         operands: [&Operand; 3],
     ) -> Result<Layout, KernelError> {
-        let rank = spec.batch.len() + 2;
+        let (outer, rank) = (spec.batch.len(), spec.batch.len() + spec.rows.len() + 1);
         for (operand, own) in operands.iter().enumerate() {
             let got = own.strides.len();
             if got != rank {
@@ -63,24 +67,44 @@ impl Layout {
                 return Err(KernelError::Unsupported { kernel, what });
             }
         }
-        let outer = operands.map(|own| own.strides[..rank - 2].to_vec()).to_vec();
-        let mut batch = Space::new(kernel, &spec.batch, outer)?;
+        let within = |from: usize, to: usize| operands.map(|own| own.strides[from..to].to_vec());
+        let mut batch = Space::new(kernel, &spec.batch, within(0, outer).to_vec())?;
         batch.collapse(spec.batch.len());
+        let mut of_ids = within(outer, rank - 1);
+        let table_row = of_ids[TABLE].last().copied().unwrap_or(0);
+        of_ids[TABLE].fill(0);
+        let mut rows = Space::new(kernel, &spec.rows, of_ids.to_vec())?;
+        rows.collapse(spec.rows.len());
         Ok(Layout {
             spec: spec.clone(),
             batch: batch.finish(kernel)?,
-            row: operands.map(|own| own.strides[rank - 2]),
+            rows: rows.finish(kernel)?,
+            table_row,
             col: operands.map(|own| own.strides[rank - 1]),
             dtypes: operands.map(|own| own.dtype),
         })
     }
 
-    fn sizes(&self, rows: usize) -> Vec<usize> {
-        [&self.spec.batch[..], &[rows, self.spec.width]].concat()
+    fn sizes(&self, rows: &[usize]) -> Vec<usize> {
+        [&self.spec.batch[..], rows, &[self.spec.width]].concat()
     }
 
+    /// Sizes of the table in the kernel's space.
+    fn table_sizes(&self) -> Vec<usize> {
+        let mut rows = vec![1; self.spec.rows.len()];
+        if let Some(last) = rows.last_mut() {
+            *last = self.spec.table_rows;
+        }
+        self.sizes(&rows)
+    }
+
+    /// The first element of a row of ids, of rows, or of the table.
     fn offset(&self, which: usize, batch: usize, row: usize) -> isize {
-        self.batch.offset(which, batch) + row as isize * self.row[which]
+        let inner = match which {
+            TABLE => row as isize * self.table_row,
+            _ => self.rows.offset(which, row),
+        };
+        self.batch.offset(which, batch) + inner
     }
 
     unsafe fn id(&self, ids: Ptr, batch: usize, row: usize) -> usize {
@@ -106,7 +130,7 @@ impl Layout {
 
     /// Ranges of table rows: enough for the pool, few enough that scanning ids stays cheap.
     fn ranges(&self) -> (usize, usize) {
-        let work = (self.spec.table_rows + self.spec.rows) * self.spec.width;
+        let work = (self.spec.table_rows + self.rows.elements()) * self.spec.width;
         let ranges = (work / TASK_ELEMENTS).clamp(1, MOST_RANGES);
         let each = self.spec.table_rows.div_ceil(ranges).max(1);
         (self.spec.table_rows.div_ceil(each), each)
@@ -124,7 +148,7 @@ impl Gather {
     /// If strides or types do not fit, or the output repeats.
     pub fn new(spec: &RowsSpec, operands: [&Operand; 3]) -> Result<Gather, KernelError> {
         let layout = Layout::new(spec, "gather", operands)?;
-        check_output("gather", ROWS, operands[ROWS], &layout.sizes(spec.rows))?;
+        check_output("gather", ROWS, operands[ROWS], &layout.sizes(&spec.rows))?;
         Ok(Gather(layout))
     }
 }
@@ -143,12 +167,12 @@ impl Kernel for Gather {
         let own = &self.0;
         let workers =
             Carve::new(scratch).per_worker(pool.threads(), 2 * own.spec.width * size_of::<f32>());
-        let rows = own.batch.elements() * own.spec.rows;
+        let rows = own.batch.elements() * own.rows.elements();
         let chunk = (TASK_ELEMENTS / own.spec.width.max(1)).max(1);
         pool.run(rows.div_ceil(chunk), &|task, worker| {
             let work: *mut f32 = workers.of(worker).at(0);
             for at in task * chunk..((task + 1) * chunk).min(rows) {
-                let (batch, row) = (at / own.spec.rows, at % own.spec.rows);
+                let (batch, row) = (at / own.rows.elements(), at % own.rows.elements());
                 // SAFETY: the caller vouches for the operands; tasks own disjoint rows; the id has
                 // been compared with the table.
                 unsafe {
@@ -192,7 +216,7 @@ impl ScatterRows {
         how: Scatter,
     ) -> Result<ScatterRows, KernelError> {
         let layout = Layout::new(spec, "scatter", operands)?;
-        check_output("scatter", TABLE, operands[TABLE], &layout.sizes(spec.table_rows))?;
+        check_output("scatter", TABLE, operands[TABLE], &layout.table_sizes())?;
         if how == Scatter::Add && operands[TABLE].dtype != Dtype::F32 {
             let what = "adds into f32 tables only; sums in bf16 would lose rows".to_string();
             return Err(KernelError::Unsupported { kernel: "scatter", what });
@@ -238,7 +262,7 @@ impl Kernel for ScatterRows {
                         own.store(pool, ptrs[TABLE], TABLE, offset, sum.as_ptr());
                     }
                 }
-                for row in 0..own.spec.rows {
+                for row in 0..own.rows.elements() {
                     let id = own.id(ptrs[IDS], batch, row);
                     if !table.contains(&id) {
                         continue;

@@ -89,7 +89,7 @@ pub(super) fn norm_grad(
     Ok(Call::new(kernel, values.into_iter().flatten()))
 }
 
-/// How rows of a table are numbered: batch axes, one axis of ids, one axis of elements.
+/// How rows of a table are numbered: batch axes, axes of ids, one axis of elements.
 fn rows(
     s: &Source<'_>,
     kernel: &'static str,
@@ -99,9 +99,6 @@ fn rows(
     let g = s.graph;
     let id_axes = g.ty(ids).axes.clone();
     let rest: Vec<AxisId> = g.ty(table).axes.iter().copied().filter(|&a| a != axis).collect();
-    let (Some(by_id), Some(row)) = (merged(s, ids, &id_axes), merged(s, out, &id_axes)) else {
-        return refuse(kernel, "the ids' axes cannot be walked as one");
-    };
     // As many inner axes as lie evenly in table and rows are one row; the others are batch axes.
     let whole =
         |from: usize| Some((merged(s, table, &rest[from..])?, merged(s, out, &rest[from..])?));
@@ -113,15 +110,17 @@ fn rows(
     let batch = &rest[..split];
     let spec = RowsSpec {
         batch: g.axes().sizes(batch),
-        rows: g.axes().count(&id_axes),
+        // A row axis of its own carries the table's rows.
+        rows: [g.axes().sizes(&id_axes), vec![1]].concat(),
         table_rows: g.axes().size(axis),
         width: g.axes().count(&rest[split..]),
     };
-    let place = |v: ValueId, row: isize, col: isize| {
-        with(s, v, [along(g, s.strides, v, batch), vec![row, col]].concat())
+    let place = |v: ValueId, step: isize, col: isize| {
+        let outer = [along(g, s.strides, v, batch), along(g, s.strides, v, &id_axes)].concat();
+        with(s, v, [outer, vec![step, col]].concat())
     };
     let step = along(g, s.strides, table, &[axis])[0];
-    let operands = [place(table, step, in_table), place(ids, by_id, 0), place(out, row, in_rows)];
+    let operands = [place(table, step, in_table), place(ids, 0, 0), place(out, 0, in_rows)];
     Ok((spec, operands))
 }
 

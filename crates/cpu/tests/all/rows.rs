@@ -15,7 +15,7 @@ fn case(rng: &mut Rng, outside: bool) -> (RowsSpec, [Tensor; 3]) {
     ids.strides[2] = 0;
     ids.fill(|_| rng.below(table_rows + usize::from(outside)) as f64);
     let values = Tensor::random(rng, own, &[batch, rows, width], 1.0);
-    (RowsSpec { batch: vec![batch], rows, table_rows, width }, [table, ids, values])
+    (RowsSpec { batch: vec![batch], rows: vec![rows], table_rows, width }, [table, ids, values])
 }
 
 proptest! {
