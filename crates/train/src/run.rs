@@ -55,8 +55,11 @@ pub fn train(
     progress: &mut dyn Progress,
     sink: &mut dyn Sink,
 ) -> Result<Outcome, TrainError> {
+    // What is wrong with the model is told before work on its data.
+    let early = RunPlan::of(recipe, &options.workspace)?;
     let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
-    let plan = RunPlan::new(recipe, data.index().tokenizer.vocabulary as usize)?;
+    let vocab = data.index().tokenizer.vocabulary as usize;
+    let plan = if early.model.vocab == vocab { early } else { RunPlan::new(recipe, vocab)? };
     let hash = run_hash(recipe, &data);
     let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
     let mut run = Run::load(recipe, &data, folder, hash, plan, sink)?;
@@ -377,8 +380,11 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Images of tokens that are bytes, as square a grid as can be.
-pub(crate) fn grid(tokens: &[Vec<u32>], shape: ImageShape) -> Result<Vec<u8>, TrainError> {
+/// A PNG of images whose tokens are bytes, as square a grid as can be.
+///
+/// # Errors
+/// No image, or one of another shape.
+pub fn grid(tokens: &[Vec<u32>], shape: ImageShape) -> Result<Vec<u8>, TrainError> {
     let images: Vec<Vec<u8>> =
         tokens.iter().map(|t| t.iter().map(|&x| x.min(255) as u8).collect()).collect();
     let columns = (images.len() as f64).sqrt().ceil() as usize;
