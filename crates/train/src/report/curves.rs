@@ -23,16 +23,20 @@ pub(super) fn html(history: &History) -> String {
     let start = held.first().map_or(first.step, |e| e.step.min(first.step));
     // One step alone lies in the middle between its neighbours.
     let end = if last.step == start { start + 1 } else { last.step };
-    let x = Range::new(start.saturating_sub(u64::from(last.step == start)) as f64, end as f64);
+    let start = if last.step == start { start.saturating_sub(1) } else { start } as f64;
+    // Room for the last point.
+    let x = Range::new(start, end as f64 + (end as f64 - start) * 0.01);
     let unit = history.token_unit();
     let (loss, clipped) = loss_chart(steps, &held, x);
+    let (norm, norms_clipped) = norm_chart(steps, x);
     let mut out = String::from("<figure class=\"wide\">\n");
     out += &key(unit, steps, !held.is_empty());
     out += &loss;
     out += &rate_chart(steps, x);
-    out += &norm_chart(steps, x);
+    out += &norm;
     let _ = writeln!(out, "<p class=\"below\">step</p>");
-    let _ = writeln!(out, "<figcaption>{}</figcaption>", caption(steps, &held, unit, &clipped));
+    let caption = caption(steps, &held, unit, &[("loss", clipped), ("norm", norms_clipped)]);
+    let _ = writeln!(out, "<figcaption>{caption}</figcaption>");
     out.push_str("</figure>\n");
     out
 }
@@ -134,7 +138,8 @@ fn rate_chart(steps: &[Step], x: Range) -> String {
     title + &plot.html("low", &about)
 }
 
-fn norm_chart(steps: &[Step], x: Range) -> String {
+/// The chart, and the norms that lie above it.
+fn norm_chart(steps: &[Step], x: Range) -> (String, Vec<Point>) {
     let points: Vec<Point> = steps.iter().map(|s| (s.step as f64, s.grad_norm)).collect();
     let hi = range_of(&points, &[]).hi;
     let (unit, name) = axis_unit(hi);
@@ -146,10 +151,11 @@ fn norm_chart(steps: &[Step], x: Range) -> String {
         plot.line(&extremes(&smooth(&points, reach(steps)), BINS), "mean");
     }
     let title = format!("<p class=\"key\"><b>gradient norm{}</b></p>\n", escape(&name));
-    title + &plot.html("low", "Norm of the gradient over the steps")
+    let clipped = points.iter().copied().filter(|p| p.1 > hi).collect();
+    (title + &plot.html("low", "Norm of the gradient over the steps"), clipped)
 }
 
-fn caption(steps: &[Step], held: &[&Eval], unit: &str, clipped: &[Point]) -> String {
+fn caption(steps: &[Step], held: &[&Eval], unit: &str, clipped: &[(&str, Vec<Point>)]) -> String {
     let mut out = String::from("Training loss of the weights before each update");
     if reach(steps) > 0 {
         out.push_str(", light, and its running mean, dark");
@@ -158,13 +164,10 @@ fn caption(steps: &[Step], held: &[&Eval], unit: &str, clipped: &[Point]) -> Str
         out.push_str("; held-out loss as points");
     }
     out.push('.');
-    if let Some(most) = clipped.iter().map(|p| p.1).reduce(f64::max) {
-        let _ = write!(
-            out,
-            " Above the chart: {}, up to {} bits.",
-            plural(clipped.len() as u64, "value"),
-            number(most, 4)
-        );
+    for (what, above) in clipped {
+        let Some(most) = above.iter().map(|p| p.1).reduce(f64::max) else { continue };
+        let (values, most) = (plural(above.len() as u64, "value"), number(most, 4));
+        let _ = write!(out, " Above the chart of the {what}: {values}, up to {most}.");
     }
     let broken = steps.iter().filter(|s| !s.loss_bits.is_finite()).count();
     if broken > 0 {

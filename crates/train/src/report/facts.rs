@@ -2,7 +2,7 @@
 
 use super::history::History;
 use super::series::median;
-use super::text::{THIN, count, duration, escape, metric, number, plural};
+use super::text::{count, duration, escape, metric, number, plural};
 use std::fmt::Write;
 
 /// Names and values; the hashes in a line of their own.
@@ -43,7 +43,8 @@ pub(super) fn html(history: &History) -> String {
     if let Some(start) = &history.start {
         let _ = writeln!(
             out,
-            "<p class=\"hashes\">run{THIN}<code>{}</code> <span>plan{THIN}<code>{}</code></span></p>",
+            "<p class=\"hashes\">run&#160;<code>{}</code> \
+             <span>plan&#160;<code>{}</code></span></p>",
             escape(&start.run_hash),
             escape(&start.plan_hash)
         );

@@ -74,8 +74,8 @@ fn timeline(plan: &Report, shown: &[&SectionReport]) -> String {
     byte_ticks(&mut plot, most);
     plot.x_ticks(true);
     let mut tops: Vec<Vec<Point>> = vec![vec![]; 2 * HOLES];
-    let mut offset = 0;
-    for (at, section) in shown.iter().enumerate() {
+    let (mut offset, mut borders) = (0, vec![]);
+    for section in shown {
         let totals: Vec<u64> = section.timeline.iter().map(|m| m.alive.total()).collect();
         let bins = (BINS * totals.len()).div_ceil(kernels.max(1));
         for (start, i) in maxima(&totals, bins) {
@@ -92,12 +92,13 @@ fn timeline(plan: &Report, shown: &[&SectionReport]) -> String {
         }
         let end = offset + totals.len();
         plot.stretch(offset as f64, end as f64, &stretch_name(section));
-        if at > 0 {
-            plot.vertical(offset as f64, "border");
-        }
+        borders.extend((offset > 0).then_some(offset));
         offset = end;
     }
     areas(&mut plot, &tops, kernels, plan);
+    for border in borders {
+        plot.vertical(border as f64, "border");
+    }
     peak(&mut plot, plan, shown);
     let about = format!(
         "Memory over {}; the peak of {} is in {}",
@@ -142,7 +143,8 @@ fn peak(plot: &mut Plot, plan: &Report, shown: &[&SectionReport]) {
     plot.vertical(x, "peak");
     let used = plan.kinds.total() - plan.kinds.holes_bytes;
     let top = plan.total_bytes as f64;
-    plot.note(x, top * 1.085, &format!("peak {}", bytes(used)), "peak-note");
+    let text = format!("peak {} in {}, {}", bytes(used), plan.peak_section, plan.peak_step.trim());
+    plot.note(x, top * 1.085, &text, "peak-note");
     // On the other side of the peak, and between the line and the peak's text.
     let side = if x > all as f64 / 2.0 { 0.0 } else { all as f64 };
     plot.note(side, top * 1.005, &format!("arena {}", bytes(plan.total_bytes)), "");
@@ -176,7 +178,12 @@ fn legend(plan: &Report) -> String {
             share(size, total)
         );
     }
-    let _ = writeln!(out, "<li><i class=\"swatch\"></i>arena <b>{}</b></li>\n</ul>", bytes(total));
+    let _ = writeln!(
+        out,
+        "<li><i class=\"swatch arena\"></i>arena <b>{}</b> <small>{}</small></li>\n</ul>",
+        bytes(total),
+        share(total, total)
+    );
     out
 }
 

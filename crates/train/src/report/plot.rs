@@ -140,11 +140,15 @@ impl Plot {
     /// Labels of an x axis of whole numbers; without text where another chart below has it.
     pub fn x_ticks(&mut self, with_text: bool) {
         let whole = |v: &f64| v.fract().abs() < 1e-6 && *v >= 0.0;
-        for v in ticks(self.x, 7).into_iter().filter(whole) {
+        for (i, v) in ticks(self.x, 7).into_iter().filter(whole).enumerate() {
             let left = self.x.part(v) * 100.0;
             let text = if with_text { count(v as u64) } else { String::new() };
-            let _ =
-                writeln!(self.labels, "<span class=\"xt\" style=\"left:{left:.2}%\">{text}</span>");
+            // Narrow screens leave out every second label.
+            let odd = if i % 2 == 1 { " odd" } else { "" };
+            let _ = writeln!(
+                self.labels,
+                "<span class=\"xt{odd}\" style=\"left:{left:.2}%\">{text}</span>"
+            );
         }
     }
 

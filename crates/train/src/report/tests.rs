@@ -107,7 +107,7 @@ fn noise(i: u64) -> f64 {
 fn step(step: u64, steps: u64) -> String {
     let done = step as f64 / steps as f64;
     let loss = 1.48 + 6.5 * (-30.0 * done).exp() + 0.9 * (1.0 - done).powi(3);
-    let rate = 6e-4 * (done * 20.0).min(1.0) * (0.55 + 0.45 * (3.14 * done).cos());
+    let rate = 6e-4 * (done * 20.0).min(1.0) * (0.55 + 0.45 * (std::f64::consts::PI * done).cos());
     let norm = 0.4 + 3.0 * (-40.0 * done).exp() + 0.2 * noise(step * 3).abs();
     line(json!({
         "v": 1, "event": "step", "step": step, "loss_bits": loss + 0.16 * noise(step),
@@ -327,7 +327,7 @@ fn poor_runs_have_a_page_too() {
     let broken = start() + &step(1, 9) + &step(2, 9) + &line(broken);
     let broken = page(broken, &report, nowhere());
     check(&broken);
-    assert!(broken.contains("Not finite: the loss of 1\u{202f}step"));
+    assert!(broken.contains("Not finite: the loss of 1\u{a0}step"));
 }
 
 #[test]

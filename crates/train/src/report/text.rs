@@ -110,5 +110,5 @@ pub(super) fn duration(seconds: f64) -> String {
 
 /// The words as they are counted: `1 step`, `2 steps`.
 pub(super) fn plural(n: u64, word: &str) -> String {
-    format!("{}{THIN}{word}{}", count(n), if n == 1 { "" } else { "s" })
+    format!("{}\u{a0}{word}{}", count(n), if n == 1 { "" } else { "s" })
 }
