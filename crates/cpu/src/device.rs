@@ -91,6 +91,14 @@ impl CpuDevice {
         &self.program
     }
 
+    /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
+    /// write afterwards, no kernel may read.
+    #[doc(hidden)]
+    pub fn poison(&mut self) {
+        // SAFETY: the arena has this many bytes and is borrowed by this call alone.
+        unsafe { self.arena.base.write_bytes(0xff, self.arena.layout.size()) }
+    }
+
     fn state(&self, name: &str, offset: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
         let end = offset.checked_add(bytes as u64);
         let found = self.program.state(name).filter(|s| end.is_some_and(|end| end <= s.bytes));

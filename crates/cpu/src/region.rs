@@ -8,6 +8,9 @@ use aerogel_machine::Sight;
 
 /// Longest chain: keeps registers in cache and tasks short.
 const MOST_NODES: usize = 48;
+/// Readers that do not fit before a region is taken to be complete: a scalar such as the clipping
+/// factor has thousands.
+const MOST_FAILURES: usize = 32;
 
 /// Region candidates from a node on, largest first.
 pub(crate) fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
@@ -33,21 +36,27 @@ fn grow(sight: &Sight<'_>, anchor: NodeId) -> Vec<NodeId> {
     if is_permutation(&g.node(anchor).op, g.node(anchor).ins.len()) {
         return region;
     }
-    let mut tried = vec![];
-    while let Some(candidate) = next_reader(sight, &region, &tried) {
-        tried.push(candidate);
-        if let Some(joined) = join(sight, &region, candidate) {
-            region = joined;
+    let (mut after, mut failures) = (anchor, 0);
+    while failures < MOST_FAILURES {
+        let Some(candidate) = next_reader(sight, &region, after) else { break };
+        after = candidate;
+        match join(sight, &region, candidate) {
+            Some(joined) => region = joined,
+            None => failures += 1,
         }
     }
     region
 }
 
-/// The first node that reads a value of the region and was not tried.
-fn next_reader(sight: &Sight<'_>, region: &[NodeId], tried: &[NodeId]) -> Option<NodeId> {
+/// The first node after `after` that reads a value of the region and is no part of it.
+fn next_reader(sight: &Sight<'_>, region: &[NodeId], after: NodeId) -> Option<NodeId> {
     let outs = region.iter().flat_map(|n| &sight.graph.node(*n).outs);
-    let readers = outs.flat_map(|v| sight.uses.readers(*v));
-    readers.filter(|r| !region.contains(r) && !tried.contains(r)).min().copied()
+    let first = |v: &ValueId| {
+        let readers = sight.uses.readers(*v);
+        let later = &readers[readers.partition_point(|r| *r <= after)..];
+        later.iter().find(|r| !region.contains(r)).copied()
+    };
+    outs.filter_map(first).min()
 }
 
 /// The region with a map, and the maps that it needs, if all can run together.

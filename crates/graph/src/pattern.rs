@@ -134,6 +134,16 @@ impl Pattern {
             Pattern::Local(w) if i < keys => upto.min(*w as u64),
             Pattern::Strided(l) if i < keys => (i / l) as u64 + 1,
             Pattern::Block(l) if i < keys => (i % l) as u64 + 1,
+            Pattern::Summary { block, columns } if i < keys => {
+                (summaries(i, *block, *columns)) as u64
+            }
+            Pattern::Columns { block, columns, strict } => {
+                let seen = match strict {
+                    true => i / block * columns,
+                    false => summaries(i, *block, *columns),
+                };
+                seen.min(keys) as u64
+            }
             _ => (0..keys).filter(|&j| self.allows(head, i, j)).count() as u64,
         }
     }
@@ -221,6 +231,11 @@ fn common_multiple(a: usize, b: usize) -> usize {
         (x, y) = (y, x % y);
     }
     a / x * b
+}
+
+/// Summary positions up to and including `i`.
+fn summaries(i: usize, block: usize, columns: usize) -> usize {
+    i / block * columns + (i % block + 1 + columns).saturating_sub(block)
 }
 
 /// Splits at the commas outside of parentheses.

@@ -12,13 +12,15 @@ mod live;
 mod place;
 mod report;
 mod select;
+mod states;
 
 pub use error::PlanError;
 pub use place::pack;
 pub use report::{Kind, Kinds, Moment, Report, SectionReport, Share};
 
-use aerogel_graph::{Build, Def, Graph, Op, Role, StateId};
-use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, StateSlot, Target};
+use aerogel_graph::{Build, Def, Graph, Op, StateId};
+use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, Target};
+use states::States;
 
 /// A section to plan, and how often a step runs it.
 pub struct Ask {
@@ -45,102 +47,54 @@ pub struct Plan {
 /// found two live values in one place.
 pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Plan, PlanError> {
     let started = std::time::Instant::now();
-    let asks = asks
-        .into_iter()
-        .map(|ask| {
-            let graph = ask.graph.expanded(|node| target.expands(&node.op))?.pruned()?;
-            Ok(Ask { graph, ..ask })
-        })
-        .collect::<Result<Vec<_>, PlanError>>()?;
-    let (states, base, after_caches) = place_states(&asks)?;
-    let mut sections = vec![];
-    let mut lives = vec![];
-    let mut end = base;
-    for ask in &asks {
-        let caches = ask.graph.states().iter().any(|s| s.role == Role::Cache);
-        let from = if caches { after_caches } else { base };
-        let (section, live) = plan_section(ask, &states, from, target)?;
-        end = end.max(live.end_bytes);
-        sections.push(section);
-        lives.push(live);
-    }
-    let mut program =
-        Program { sections, states, arena_bytes: end.next_multiple_of(ALIGN), hash: String::new() };
+    let asks = each(asks, |ask| {
+        let graph = ask.graph.expanded(|node| target.expands(&node.op))?.pruned()?;
+        Ok(Ask { graph, ..ask })
+    })?;
+    let states = States::place(&asks)?;
+    let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target))?;
+    let (sections, lives): (Vec<Section>, Vec<live::Live>) = sections.into_iter().unzip();
+    let end = lives.iter().map(|l| l.end_bytes).max().unwrap_or(0).max(states.end_bytes);
+    let mut program = Program {
+        sections,
+        states: states.slots,
+        arena_bytes: end.next_multiple_of(ALIGN),
+        hash: String::new(),
+    };
     program.hash = hash(&program);
-    for section in &program.sections {
-        check::section(section, &program)?;
-    }
+    each(program.sections.iter().collect(), |section| check::section(section, &program))?;
     let calls: Vec<u64> = asks.iter().map(|a| a.calls).collect();
     let mut report = report::report(&program, &lives, &calls, machine);
     report.planning_seconds = started.elapsed().as_secs_f64();
     Ok(Plan { program, report })
 }
 
-/// The states of all sections, in order of first appearance; the end of those that last, and of
-/// the caches after them. Caches lie in the transient region: one lives from one run of its
-/// section to the next, and no longer than until another kind of section runs.
-fn place_states(asks: &[Ask]) -> Result<(Vec<StateSlot>, u64, u64), PlanError> {
-    let (mut states, base) = place_role(asks, vec![], 0, |role| role != Role::Cache)?;
-    let end;
-    (states, end) = place_role(asks, states, base, |role| role == Role::Cache)?;
-    Ok((states, base, end.max(base)))
-}
-
-fn place_role(
-    asks: &[Ask],
-    mut states: Vec<StateSlot>,
-    mut offset: u64,
-    wanted: impl Fn(Role) -> bool,
-) -> Result<(Vec<StateSlot>, u64), PlanError> {
-    let mut known = std::collections::HashMap::new();
-    for ask in asks {
-        for s in ask.graph.states().iter().filter(|s| wanted(s.role)) {
-            let ty = ask.graph.ty(s.value);
-            let axes = ty.axes.iter().map(|&a| {
-                let axis = &ask.graph.axes()[a];
-                (axis.name.clone(), axis.size)
-            });
-            let slot = StateSlot {
-                name: s.name.clone(),
-                role: s.role,
-                dtype: ty.dtype,
-                axes: axes.collect(),
-                offset,
-                bytes: ty.bytes(ask.graph.axes()),
-                init: s.init,
-            };
-            match known.get(&s.name) {
-                None => {
-                    known.insert(s.name.clone(), states.len());
-                    offset = (offset + slot.bytes).next_multiple_of(ALIGN);
-                    states.push(slot);
-                }
-                Some(&i) => {
-                    let old: &StateSlot = &states[i];
-                    if (old.dtype, &old.axes) != (slot.dtype, &slot.axes) {
-                        let (name, section) = (s.name.clone(), ask.name.clone());
-                        return Err(PlanError::States { name, section });
-                    }
-                }
-            }
-        }
-    }
-    Ok((states, offset))
+/// Works on all sections at once, each on its own thread; results in their order.
+fn each<T: Send, U: Send>(
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<U, PlanError> + Sync,
+) -> Result<Vec<U>, PlanError> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items.into_iter().map(|t| scope.spawn(move || work(t))).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 fn plan_section(
     ask: &Ask,
-    states: &[StateSlot],
-    base: u64,
+    states: &States,
     target: &dyn Target,
 ) -> Result<(Section, live::Live), PlanError> {
     let g = &ask.graph;
     let layout = layout::layout(g);
     let selected = select::select(g, &layout, target, &ask.name)?;
     let mut live = live::live(g, &layout, &selected);
-    let offsets = place::place(&mut live, base, |id: StateId| {
-        let name = &g.states()[id.index()].name;
-        states.iter().find(|s| s.name == *name).map_or(0, |s| s.offset)
+    let offsets = place::place(&mut live, states.transient_base(g), |id: StateId| {
+        states.offset(&g.states()[id.index()].name)
     });
     let slots = (0..g.values().len())
         .map(|v| {

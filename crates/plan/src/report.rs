@@ -151,10 +151,11 @@ pub(crate) fn report(
 ) -> Report {
     let mut kinds = Kinds::default();
     let cast = program.sections.iter().any(|s| casts_weights(&s.graph));
-    for s in &program.states {
+    // Caches are transient: the sections that have them count them.
+    for s in program.states.iter().filter(|s| s.role != Role::Cache) {
         *kinds.of(state_kind(s.role, cast)) += s.bytes;
     }
-    let state_bytes = program.states.iter().map(|s| s.offset + s.bytes).max().unwrap_or(0);
+    let state_bytes = kinds.total();
     let sections: Vec<SectionReport> = program
         .sections
         .iter()
@@ -249,7 +250,9 @@ fn piece_kind(g: &Graph, piece: &Piece) -> Kind {
 }
 
 fn section_report(s: &Section, live: &Live, calls: u64, machine: &Machine) -> SectionReport {
-    let mut alive = vec![Kinds::default(); live.steps + 1];
+    let caches = s.graph.states().iter().filter(|x| x.role == Role::Cache);
+    let data_bytes = caches.map(|x| s.graph.ty(x.value).bytes(s.axes())).sum();
+    let mut alive = vec![Kinds { data_bytes, ..Kinds::default() }; live.steps + 1];
     for piece in &live.pieces {
         let kind = piece_kind(&s.graph, piece);
         for moment in &mut alive[piece.from..=piece.to.min(live.steps)] {
@@ -286,7 +289,7 @@ fn section_report(s: &Section, live: &Live, calls: u64, machine: &Machine) -> Se
         kernels: s.steps.len(),
         flops,
         seconds: nanoseconds * 1e-9,
-        transient_bytes: live.end_bytes.saturating_sub(base),
+        transient_bytes: live.end_bytes.saturating_sub(base) + data_bytes,
         largest_live_bytes: largest,
         timeline: names
             .into_iter()

@@ -1,0 +1,85 @@
+//! Where states lie: the same place in every section.
+
+use crate::Ask;
+use crate::error::PlanError;
+use aerogel_graph::{Build, Graph, Role, State};
+use aerogel_machine::{ALIGN, StateSlot};
+use std::collections::HashMap;
+
+/// The states of all sections.
+///
+/// Those that last come first, in order of first appearance; the transient region follows. Caches
+/// lie at its start: one lives from one run of its section to the next, and no longer than until
+/// another kind of section runs.
+pub(crate) struct States {
+    pub slots: Vec<StateSlot>,
+    by_name: HashMap<String, usize>,
+    /// End of the states that last.
+    base: u64,
+    /// End of all states, caches included.
+    pub end_bytes: u64,
+}
+
+impl States {
+    /// Places the states of all sections.
+    pub fn place(asks: &[Ask]) -> Result<States, PlanError> {
+        let mut states = States { slots: vec![], by_name: HashMap::new(), base: 0, end_bytes: 0 };
+        states.place_those(asks, |role| role != Role::Cache)?;
+        states.base = states.end_bytes;
+        states.place_those(asks, |role| role == Role::Cache)?;
+        Ok(states)
+    }
+
+    fn place_those(&mut self, asks: &[Ask], wanted: fn(Role) -> bool) -> Result<(), PlanError> {
+        for ask in asks {
+            for state in ask.graph.states().iter().filter(|s| wanted(s.role)) {
+                let Some(&known) = self.by_name.get(&state.name) else {
+                    self.push(&ask.graph, state);
+                    continue;
+                };
+                if !agrees(&self.slots[known], &ask.graph, state) {
+                    let (name, section) = (state.name.clone(), ask.name.clone());
+                    return Err(PlanError::States { name, section });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, g: &Graph, state: &State) {
+        let ty = g.ty(state.value);
+        let bytes = ty.bytes(g.axes());
+        self.by_name.insert(state.name.clone(), self.slots.len());
+        self.slots.push(StateSlot {
+            name: state.name.clone(),
+            role: state.role,
+            dtype: ty.dtype,
+            axes: ty.axes.iter().map(|&a| (g.axes()[a].name.clone(), g.axes().size(a))).collect(),
+            offset: self.end_bytes,
+            bytes,
+            init: state.init,
+        });
+        self.end_bytes = (self.end_bytes + bytes).next_multiple_of(ALIGN);
+    }
+
+    /// Byte offset of the named state.
+    pub fn offset(&self, name: &str) -> u64 {
+        self.slots[self.by_name[name]].offset
+    }
+
+    /// Where a section's transient values may begin: after its caches, if it has any.
+    pub fn transient_base(&self, g: &Graph) -> u64 {
+        let caches = g.states().iter().any(|s| s.role == Role::Cache);
+        if caches { self.end_bytes } else { self.base }
+    }
+}
+
+fn agrees(slot: &StateSlot, g: &Graph, state: &State) -> bool {
+    let ty = g.ty(state.value);
+    let named = |(a, (name, size)): (&aerogel_graph::AxisId, &(String, usize))| {
+        g.axes()[*a].name == *name && g.axes().size(*a) == *size
+    };
+    slot.dtype == ty.dtype
+        && slot.axes.len() == ty.axes.len()
+        && ty.axes.iter().zip(&slot.axes).all(named)
+}
