@@ -24,8 +24,9 @@ pub(super) fn html(history: &History) -> String {
     // One step alone lies in the middle between its neighbours.
     let end = if last.step == start { start + 1 } else { last.step };
     let start = if last.step == start { start.saturating_sub(1) } else { start } as f64;
-    // Room for the last point.
-    let x = Range::new(start, end as f64 + (end as f64 - start) * 0.01);
+    // Room for the first and the last point.
+    let room = (end as f64 - start) * 0.008;
+    let x = Range::new(start - room, end as f64 + room);
     let unit = history.token_unit();
     let (loss, clipped) = loss_chart(steps, &held, x);
     let (norm, norms_clipped) = norm_chart(steps, x);
