@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use aerogel_data::{
     BinLayout, Dataset, ImageShape, MadeKind, Outcome, Progress, Request, ShardFormat, Source,
-    SplitSpec, TokenizerSpec, made, prepare,
+    SplitSpec, TokenizerSpec, prepare,
 };
 use aerogel_models as models;
 use aerogel_models::ModelConfig;
@@ -81,17 +81,17 @@ fn check_sources(request: &Request, wanted: &str) -> Result<(), TrainError> {
 }
 
 fn request(recipe: &Recipe, out: &Path) -> Result<Request, TrainError> {
-    let mut root = recipe.dir.clone();
     let (mut source, mut has_test) = source(recipe)?;
     if recipe.tiny {
-        root = out.with_extension("source");
-        source = made::write(made_kind(recipe), &root, recipe.data.split_seed)?;
+        source = Source::Made { kind: made_kind(recipe), seed: recipe.data.split_seed };
         has_test = true;
     }
-    let bin = matches!(source, Source::Bin { .. });
+    let bin = matches!(source, Source::Bin { .. } | Source::Made { kind: MadeKind::Bin, .. });
+    let brings_validation = match &source {
+        Source::Bin { validation, .. } => !validation.is_empty(),
+        _ => bin,
+    };
     let held = |share: f64, brought: bool| if brought { None } else { Some(share) };
-    let brings_validation =
-        matches!(&source, Source::Bin { validation, .. } if !validation.is_empty());
     Ok(Request {
         tokenizer: tokenizer(recipe, bin),
         split: SplitSpec {
@@ -100,7 +100,7 @@ fn request(recipe: &Recipe, out: &Path) -> Result<Request, TrainError> {
             seed: recipe.data.split_seed,
         },
         format: ShardFormat::default(),
-        ..Request::new(source, root, out)
+        ..Request::new(source, recipe.dir.clone(), out)
     })
 }
 
