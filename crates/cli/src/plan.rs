@@ -13,7 +13,8 @@ use std::io::Write;
 #[derive(Args)]
 #[command(
     after_help = "Example: aerogel plan recipes/cifar10-strided.toml train.micro_batch=1\n\n\
-    Nothing is loaded or prepared. `train` allocates exactly the memory that this shows."
+    Nothing is loaded or prepared. `train` allocates exactly the memory that this shows.\n\
+    Ends with 21, after the table, where that is more than it may take."
 )]
 pub struct PlanArgs {
     #[command(flatten)]
@@ -47,6 +48,8 @@ pub fn run(args: &PlanArgs, shared: &Shared) -> anyhow::Result<Exit> {
         }
     };
     std::io::stdout().write_all(text.as_bytes())?;
+    // The table is shown either way: it says what takes the memory.
+    plan.fits()?;
     Ok(Exit::Done)
 }
 
@@ -73,6 +76,8 @@ fn object(plan: &RunPlan) -> Value {
         "micro_batches": plan.micro_batches,
         "flops_per_step": report.flops_per_step,
         "memory": memory,
+        "budget_bytes": plan.budget_bytes,
+        "fits": plan.fits().is_ok(),
         "seconds": report.seconds,
         "planning_seconds": report.planning_seconds,
         "peak": {
@@ -100,19 +105,19 @@ fn page(recipe: &Recipe, plan: &RunPlan) -> String {
     let whole = report.seconds * recipe.train.steps as f64;
     text += &format!(
         "parameters  {}, of them {} in the matrices of the blocks\n\
-         a step      {} tokens in {} micro-batches of {} sequences, {}\n\
-         predicted   {} a step on {} threads, {} for {} steps\n\
+         a step      {} tokens in {} of {}, {}\n\
+         predicted   {} a step on {}, {} for {}\n\
          memory      {} ({} bytes), all of it allocated before the first step\n\n",
         show::count(plan.counts.parameters),
         show::count(plan.counts.parameters_without_embeddings),
         show::count(plan.tokens_per_step),
-        plan.micro_batches,
-        recipe.train.micro_batch,
+        show::plural(plan.micro_batches as u64, "micro-batch", "es"),
+        show::plural(recipe.train.micro_batch as u64, "sequence", "s"),
         show::scaled(report.flops_per_step as f64, "FLOP"),
         show::duration(report.seconds),
-        plan.threads,
+        show::plural(plan.threads as u64, "thread", "s"),
         show::duration(whole),
-        show::count(recipe.train.steps),
+        show::plural(recipe.train.steps, "step", "s"),
         show::bytes(report.total_bytes),
         show::count(report.total_bytes),
     );

@@ -4,8 +4,7 @@ use crate::args::{RecipeArgs, Shared};
 use crate::progress::Stages;
 use crate::{show, signals};
 use aerogel_data::{Index, Outcome};
-use aerogel_plan::PlanError;
-use aerogel_train::{Exit, RunPlan, TrainError, Workspace, prepare_data};
+use aerogel_train::{Exit, RunPlan, prepare_data};
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -27,7 +26,9 @@ pub struct PrepareArgs {
 pub fn run(args: &PrepareArgs, shared: &Shared) -> anyhow::Result<Exit> {
     let recipe = args.recipe.load()?;
     let workspace = shared.workspace();
-    check_model(&recipe, &workspace)?;
+    // A model that cannot be built is told before work on its data. That it may not fit here does
+    // not matter: data can be prepared for another machine.
+    RunPlan::of(&recipe, &workspace)?;
     let mut stages = Stages::new(signals::stop_flag()?, shared.quiet);
     let (outcome, data) = prepare_data(&recipe, &workspace, &mut stages)?;
     stages.finish();
@@ -38,15 +39,6 @@ pub fn run(args: &PrepareArgs, shared: &Shared) -> anyhow::Result<Exit> {
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(Exit::Done)
-}
-
-/// A model that cannot be built is told before work on its data; that it may not fit here does not
-/// matter, as data can be prepared for another machine.
-fn check_model(recipe: &aerogel_recipe::Recipe, workspace: &Workspace) -> Result<(), TrainError> {
-    match RunPlan::of(recipe, workspace) {
-        Ok(_) | Err(TrainError::Plan(PlanError::DoesNotFit { .. })) => Ok(()),
-        Err(e) => Err(e),
-    }
 }
 
 fn word(outcome: Outcome) -> &'static str {

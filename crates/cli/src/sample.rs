@@ -122,9 +122,9 @@ fn images(args: &SampleArgs, opened: &mut Opened, shape: ImageShape) -> anyhow::
     let line = match args.json {
         true => object(opened, &ask, &drawn, json!({ "file": path })),
         false => format!(
-            "{}: {} images of step {}, seed {}, in {}",
+            "{}: {} of step {}, seed {}, in {}",
             path.display(),
-            drawn.tokens.len(),
+            show::plural(drawn.tokens.len() as u64, "image", "s"),
             opened.step,
             ask.seed,
             show::duration(drawn.seconds)

@@ -29,6 +29,11 @@ pub fn count(n: u64) -> String {
     text
 }
 
+/// `1 image`, `2,000 images`: the ending is that of the plural.
+pub fn plural(n: u64, noun: &str, ending: &str) -> String {
+    format!("{} {noun}{}", count(n), if n == 1 { "" } else { ending })
+}
+
 /// `12.3 GFLOP`, and so on: three digits with the prefix of a thousand.
 pub fn scaled(n: f64, unit: &str) -> String {
     const PREFIXES: [&str; 6] = ["", "k", "M", "G", "T", "P"];
@@ -47,7 +52,7 @@ pub fn scaled(n: f64, unit: &str) -> String {
     format!("{x:.digits$} {}{unit}", PREFIXES[prefix])
 }
 
-/// `0.013 s`, `1:05`, `2:03:04`.
+/// `0.013 s`, `1:05`, `2:03:04`, `12.5 days`.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "?".to_owned();
@@ -55,6 +60,9 @@ pub fn duration(seconds: f64) -> String {
     if seconds < 60.0 {
         let digits = if seconds < 1.0 { 3 } else { 1 };
         return format!("{seconds:.digits$} s");
+    }
+    if seconds >= 48.0 * 3600.0 {
+        return format!("{:.1} days", seconds / 86_400.0);
     }
     let whole = seconds.round() as u64;
     let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
@@ -104,7 +112,10 @@ mod tests {
         assert_eq!(duration(0.0131), "0.013 s");
         assert_eq!(duration(65.2), "1:05");
         assert_eq!(duration(7384.0), "2:03:04");
+        assert_eq!(duration(1_080_000.0), "12.5 days");
         assert_eq!(duration(f64::NAN), "?");
+        assert_eq!(plural(1, "batch", "es"), "1 batch");
+        assert_eq!(plural(2000, "batch", "es"), "2,000 batches");
     }
 
     #[test]

@@ -205,8 +205,8 @@ impl Sink for Screen {
             Event::Stopped { .. } => {}
             Event::Done { step, loss_bits, seconds, parameters_hash, .. } => {
                 self.done = Some(format!(
-                    "{} steps in {}, last loss {loss_bits:.4} bits a token, parameters {}",
-                    show::count(*step),
+                    "{} in {}, last loss {loss_bits:.4} bits a token, parameters {}",
+                    show::plural(*step, "step", "s"),
                     show::duration(*seconds),
                     &parameters_hash[..parameters_hash.len().min(16)]
                 ));
@@ -234,13 +234,14 @@ fn start_lines(event: &Event) -> Vec<String> {
     };
     let from = if *resumed { format!(", resumed after step {step}") } else { String::new() };
     vec![
-        format!("{run}: {} steps{from}", show::count(*steps)),
+        format!("{run}: {}{from}", show::plural(*steps, "step", "s")),
         format!(
-            "{} parameters, {} tokens a step, {} allocated and {} for libraries, {threads} threads",
+            "{} parameters, {} tokens a step, {} allocated and {} for libraries, {}",
             show::count(*parameters),
             show::count(*tokens_per_step),
             show::bytes(*allocated_bytes),
             show::bytes(*library_bytes),
+            show::plural(*threads as u64, "thread", "s"),
         ),
     ]
 }

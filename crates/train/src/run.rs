@@ -57,9 +57,11 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     // What is wrong with the model is told before work on its data.
     let early = RunPlan::of(recipe, &options.workspace)?;
+    early.fits()?;
     let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
     let vocab = data.index().tokenizer.vocabulary as usize;
     let plan = if early.model.vocab == vocab { early } else { RunPlan::new(recipe, vocab)? };
+    plan.fits()?;
     let hash = run_hash(recipe, &data);
     let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
     let mut run = Run::load(recipe, &data, folder, hash, plan, sink)?;

@@ -27,6 +27,8 @@ pub struct RunPlan {
     pub micro_batches: usize,
     /// Worker threads.
     pub threads: usize,
+    /// Memory that the run may take: the recipe's budget, or all that the machine has.
+    pub budget_bytes: u64,
     pub(crate) positions: Vec<PositionInput>,
     pub(crate) samples: usize,
 }
@@ -35,7 +37,8 @@ impl RunPlan {
     /// Builds the model's graphs, runs the passes and plans all sections.
     ///
     /// # Errors
-    /// The model cannot be built, or needs more than the budget or the machine has.
+    /// The model cannot be built. Whether the plan fits is asked of [`RunPlan::fits`], so that one
+    /// that does not can be looked at.
     pub fn new(recipe: &Recipe, vocab: usize) -> Result<RunPlan, TrainError> {
         let model = setup::model(recipe, vocab);
         let micro_batches = recipe.micro_batches();
@@ -46,18 +49,6 @@ impl RunPlan {
         let machine = machine(recipe.parallel.threads);
         let target = CpuTarget::new(machine.clone());
         let planned = plan(asks, &target, &machine)?;
-        let have = recipe.memory.budget_bytes.unwrap_or(machine.memory_bytes);
-        if planned.program.arena_bytes > have {
-            let list = planned.report.peak_values.iter().take(5);
-            let largest: Vec<_> =
-                list.map(|s| format!("{} ({} bytes)", s.name.trim(), s.bytes)).collect();
-            return Err(PlanError::DoesNotFit {
-                need_bytes: planned.program.arena_bytes,
-                have_bytes: have,
-                largest: largest.join(", "),
-            }
-            .into());
-        }
         Ok(RunPlan {
             tokens_per_step: (recipe.train.batch * model.context) as u64,
             model,
@@ -66,9 +57,29 @@ impl RunPlan {
             report: planned.report,
             micro_batches,
             threads: machine.threads,
+            budget_bytes: recipe.memory.budget_bytes.unwrap_or(machine.memory_bytes),
             positions: decode.positions,
             samples: recipe.sample.count.max(1),
         })
+    }
+
+    /// Whether the run may have the memory that it needs.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`], with the largest values at the peak.
+    pub fn fits(&self) -> Result<(), TrainError> {
+        if self.program.arena_bytes <= self.budget_bytes {
+            return Ok(());
+        }
+        let list = self.report.peak_values.iter().take(5);
+        let largest: Vec<_> =
+            list.map(|s| format!("{} ({} bytes)", s.name.trim(), s.bytes)).collect();
+        Err(PlanError::DoesNotFit {
+            need_bytes: self.program.arena_bytes,
+            have_bytes: self.budget_bytes,
+            largest: largest.join(", "),
+        }
+        .into())
     }
 
     /// The plan of a recipe whose data may not be prepared yet.
