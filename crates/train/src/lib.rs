@@ -11,6 +11,7 @@ mod evaluate;
 mod events;
 mod feed;
 mod open;
+mod recall;
 mod report;
 mod run;
 mod sample;

@@ -2,9 +2,10 @@
 
 use crate::checkpoint::{self, Stamp};
 use crate::error::{Exit, TrainError};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::evaluate;
 use crate::events::{Event, Sink, resident_bytes};
 use crate::feed::Feed;
+use crate::recall::recall;
 use crate::report::{self, Page};
 use crate::sample::{Sampling, sample};
 use crate::session::{RunPlan, Session};
@@ -111,7 +112,7 @@ struct Run<'a> {
     step: u64,
     started: Instant,
     last_loss_bits: f64,
-    last_eval: Option<Evaluation>,
+    last_eval_bits: Option<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -135,7 +136,7 @@ impl<'a> Run<'a> {
             step: 0,
             started: Instant::now(),
             last_loss_bits: f64::NAN,
-            last_eval: None,
+            last_eval_bits: None,
         })
     }
 
@@ -160,8 +161,14 @@ impl<'a> Run<'a> {
             None => self.session.initialise(self.recipe.train.seed)?,
         }
         let path = self.folder.metrics();
-        if path.exists() {
+        if path.exists() && found.is_some() {
             cut_back(&RealFs, &path, self.step)?;
+            let recalled = recall(&std::fs::read_to_string(&path)?);
+            self.last_loss_bits = recalled.loss_bits.unwrap_or(f64::NAN);
+            self.last_eval_bits = recalled.eval_bits;
+        } else if path.exists() {
+            // Killed before its first checkpoint: the run begins anew, and its log with it.
+            std::fs::remove_file(&path)?;
         }
         self.metrics = Some(MetricsWriter::open(&RealFs, &path)?);
         self.tell_start(found.is_some())?;
@@ -283,7 +290,7 @@ impl<'a> Run<'a> {
         }
         let sequences = self.recipe.eval.sequences;
         let e = evaluate(&mut self.session, self.data, "validation", sequences)?;
-        self.last_eval = Some(e.clone());
+        self.last_eval_bits = Some(e.bits);
         self.tell(&Event::Eval {
             step: self.step,
             split: e.split,
@@ -367,7 +374,7 @@ impl<'a> Run<'a> {
         let event = Event::Done {
             step: self.step,
             loss_bits: self.last_loss_bits,
-            eval_bits: self.last_eval.as_ref().map(|e| e.bits),
+            eval_bits: self.last_eval_bits,
             parameters_hash: self.session.parameters_hash()?,
             seconds: self.started.elapsed().as_secs_f64(),
             report: Some("report.html".to_owned()),

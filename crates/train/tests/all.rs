@@ -2,5 +2,9 @@
 
 #[path = "all/common.rs"]
 mod common;
+#[path = "all/parity.rs"]
+mod parity;
 #[path = "all/recipes.rs"]
 mod recipes;
+#[path = "all/resume.rs"]
+mod resume;
