@@ -1,0 +1,9 @@
+//! The binary from outside: what it prints, how it ends, what it leaves.
+
+mod all {
+    mod bin;
+    mod faults;
+    mod recipes;
+    mod runs;
+    mod surface;
+}
