@@ -105,7 +105,8 @@ impl TrainError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            TrainError::Data(e) | TrainError::Hint { source: e, .. } => match e.kind() {
+            TrainError::Hint { .. } => Exit::Data,
+            TrainError::Data(e) => match e.kind() {
                 DataKind::Recipe => Exit::Recipe,
                 DataKind::Data => Exit::Data,
                 DataKind::Storage => Exit::Storage,

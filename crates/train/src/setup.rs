@@ -2,8 +2,8 @@
 
 use crate::error::TrainError;
 use aerogel_data::{
-    BinLayout, Dataset, ImageShape, MadeKind, Outcome, Progress, Request, ShardFormat, Source,
-    SplitSpec, TokenizerSpec, prepare,
+    BinLayout, DataError, Dataset, ImageShape, MadeKind, Outcome, Progress, Request, ShardFormat,
+    Source, SplitSpec, TokenizerSpec, prepare,
 };
 use aerogel_models as models;
 use aerogel_models::ModelConfig;
@@ -59,8 +59,13 @@ pub fn prepare_data(
     Ok((prepared.outcome, Dataset::open(&out)?))
 }
 
-fn is_absent(e: &aerogel_data::DataError) -> bool {
-    e.exit_code() != 23
+/// Whether the source is not there; one that is there and wrong is not mended by getting it.
+fn is_absent(e: &DataError) -> bool {
+    match e {
+        DataError::NoMatch { .. } => true,
+        DataError::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
 }
 
 /// BLAKE3 of the source files, one after another in the order of their paths.
