@@ -145,10 +145,7 @@ impl<'a> Compiler<'a> {
                 let key = format!("select {cond} {a} {b}");
                 self.push(key, |dst| Instr::Select { dst, cond, a, b })
             }
-            Expr::Coord(axis) => {
-                let axis = self.space.iter().position(|a| a == axis).unwrap_or(0);
-                self.push(format!("coord {axis}"), |dst| Instr::Coord { dst, axis })
-            }
+            Expr::Coord(axis) => self.coordinate(*axis),
             Expr::Rand(stream) => {
                 let global = global_strides(self.graph.axes(), &map.out.axes);
                 self.piece = Some(global.1);
@@ -161,6 +158,34 @@ impl<'a> Compiler<'a> {
                 self.push(key, |dst| Instr::Rand { dst, stream, strides })
             }
         }
+    }
+
+    /// The global coordinate along an axis: after those of earlier pieces, if the axis is cut.
+    fn coordinate(&mut self, id: AxisId) -> Value {
+        let axis = self.space.iter().position(|a| *a == id).unwrap_or(0);
+        let local = self.push(format!("coord {axis}"), |dst| Instr::Coord { dst, axis });
+        let own = &self.graph.axes()[id];
+        if own.pieces == 1 {
+            return local;
+        }
+        let value = own.size as f32;
+        let piece = self.push("piece".to_owned(), |dst| Instr::Piece { dst });
+        let size =
+            self.push(format!("const {:x}", value.to_bits()), |dst| Instr::Const { dst, value });
+        let op = Binary::Mul;
+        let first = self.push(format!("{op:?} {piece} {size}"), |dst| Instr::Binary {
+            op,
+            dst,
+            a: piece,
+            b: size,
+        });
+        let op = Binary::Add;
+        self.push(format!("{op:?} {first} {local}"), |dst| Instr::Binary {
+            op,
+            dst,
+            a: first,
+            b: local,
+        })
     }
 
     /// Stores a value: the program's next output.

@@ -256,6 +256,7 @@ impl Device for CpuDevice {
                             seed: clock.seed,
                             step: clock.step,
                             element: clock.micro * piece_elements,
+                            piece: clock.micro,
                             position: position as usize,
                         };
                         let bytes =

@@ -88,6 +88,8 @@ pub struct Scalars {
     /// Added to the element number of every random draw: where this piece of a larger logical
     /// tensor (a micro-batch) begins.
     pub element: u64,
+    /// The number of the piece.
+    pub piece: u64,
     /// Position of the first query in the key sequence, for decoding.
     pub position: usize,
 }

@@ -126,9 +126,13 @@ pub(crate) fn is_permutation(op: &Op, ins: usize) -> bool {
 }
 
 /// Pairs (read, written) of a chain such that the written value may lie where the read one lay:
-/// element by element in the same layout, and read by nothing but maps.
+/// element by element in the same layout, and read by nothing but maps. A reduction reads its
+/// operands again after it has begun to write.
 pub(crate) fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
     let g = sight.graph;
+    if nodes.iter().any(|n| matches!(g.node(*n).op, Op::Reduce(_))) {
+        return vec![];
+    }
     let whole = |v: ValueId| {
         nodes.iter().any(|n| {
             let node = g.node(*n);

@@ -2,200 +2,283 @@
 //! step reads what it should not. It knows slots and steps, not how they were chosen.
 
 use crate::error::PlanError;
-use aerogel_graph::{Build, Def, Graph, NodeId, ValueId};
-use aerogel_machine::{Program, Section, Step, Uses};
-use std::collections::{BTreeMap, HashSet};
+use crate::layout::window;
+use aerogel_graph::{Build, Def, Graph, NodeId, Op, Role, StateId, ValueId};
+use aerogel_machine::{Claim, Program, Section, StateSlot, Step, Uses};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Who wrote the bytes from a key up to (excluding) `.0`.
-type Memory = BTreeMap<u64, (u64, Owner)>;
+/// First byte, and the byte after the last.
+type Range = (u64, u64);
 
+/// Whose bytes they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Owner {
+    /// The kernel's that makes the value; an input's or a state's, as the section finds it.
     Value(ValueId),
+    /// A state's new value, copied there.
+    Copied(StateId),
+    /// A state's of another section, by position.
+    Foreign(usize),
+    /// Nobody's: a workspace.
     Scratch,
 }
 
 /// Checks one section: each read finds the bytes that its value's producer wrote, no kernel writes
-/// over an operand that its claim does not allow, and everything lies inside of the arena.
+/// over an operand that its claim does not allow, every state ends with its new value or keeps its
+/// old one, and everything lies inside of the arena.
 ///
 /// # Errors
 /// The first step at which that fails.
 pub fn section(s: &Section, program: &Program) -> Result<(), PlanError> {
-    let g = &s.graph;
-    let uses = Uses::new(g);
-    let mut memory = Memory::new();
+    let mut walk = Walk::new(s, program);
     let fail = |step: usize, message: String| PlanError::Unsound {
         section: s.name.clone(),
         step,
         message,
     };
-    let extent = |v: ValueId| extent(s, v);
-    let copied = copied(s);
-    let root = |v: ValueId| root(g, &copied, v);
-    for (v, value) in g.values().iter().enumerate() {
-        if matches!(value.def, Def::Input(_) | Def::State(_)) {
-            let v = ValueId(v as u32);
-            let range = extent(v).ok_or_else(|| fail(0, format!("{v:?} has no slot")))?;
-            within(program, range).map_err(|m| fail(0, m))?;
-            write(&mut memory, range, Owner::Value(v));
+    walk.begin().map_err(|m| fail(0, m))?;
+    for (i, step) in s.steps.iter().enumerate() {
+        match step {
+            Step::Kernel { claim, workspace } => walk.kernel(claim, *workspace),
+            Step::Assign { from, to } => walk.assign(*from, *to),
+        }
+        .map_err(|m| fail(i, m))?;
+    }
+    walk.end().map_err(|m| fail(s.steps.len(), m))
+}
+
+/// The memory of a section, step after step.
+struct Walk<'a> {
+    section: &'a Section,
+    graph: &'a Graph,
+    arena_bytes: u64,
+    states: HashMap<&'a str, (usize, &'a StateSlot)>,
+    uses: Uses,
+    /// Which nodes a kernel runs: a view among them moves bytes, one that is not is a window.
+    run: HashSet<NodeId>,
+    /// Who wrote the bytes from a key up to (excluding) `.0`.
+    memory: BTreeMap<u64, (u64, Owner)>,
+    copied: HashSet<StateId>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(section: &'a Section, program: &'a Program) -> Walk<'a> {
+        let claims = section.steps.iter().filter_map(|step| match step {
+            Step::Kernel { claim, .. } => Some(&claim.nodes),
+            Step::Assign { .. } => None,
+        });
+        let states = program.states.iter().enumerate().map(|(i, s)| (s.name.as_str(), (i, s)));
+        Walk {
+            section,
+            graph: &section.graph,
+            arena_bytes: program.arena_bytes,
+            states: states.collect(),
+            uses: Uses::new(&section.graph),
+            run: claims.flatten().copied().collect(),
+            memory: BTreeMap::new(),
+            copied: HashSet::new(),
         }
     }
-    for (i, step) in s.steps.iter().enumerate() {
-        let (reads, writes, workspace, in_place) = match step {
-            Step::Kernel { claim, workspace } => (
-                uses.imports(g, &claim.nodes),
-                uses.exports(g, &claim.nodes),
-                (*workspace, *workspace + claim.workspace_bytes),
-                claim.in_place.as_slice(),
-            ),
-            Step::Assign { from, .. } => (vec![*from], vec![], (0, 0), &[][..]),
-        };
-        for &v in &reads {
-            let root = root(v);
-            let range = extent(v).ok_or_else(|| fail(i, format!("reads {v:?} without a slot")))?;
-            if !holds(&memory, range, root) {
-                return Err(fail(i, format!("reads {v:?}, whose bytes were written over")));
+
+    /// States of all sections are in their places, and the host has written the inputs.
+    fn begin(&mut self) -> Result<(), String> {
+        let g = self.graph;
+        for (i, state) in self.foreign() {
+            self.write((state.offset, state.offset + state.bytes), Owner::Foreign(i))?;
+        }
+        for state in g.states() {
+            let ty = g.ty(state.value);
+            let Some((_, wanted)) = self.states.get(state.name.as_str()) else {
+                return Err(format!("the program has no state `{}`", state.name));
+            };
+            let there = self.section.slot(state.value).is_some_and(|slot| {
+                slot.offset == wanted.offset && slot.is_contiguous(g.axes(), ty)
+            });
+            if !there || ty.bytes(g.axes()) != wanted.bytes {
+                return Err(format!("state `{}` is not where the program has it", state.name));
             }
         }
-        let read_ranges: Vec<_> = reads.iter().filter_map(|&v| Some((v, extent(v)?))).collect();
-        let mut written: Vec<(u64, u64)> = vec![];
+        let given = g.states().iter().map(|s| s.value).chain(g.inputs().iter().map(|i| i.value));
+        given.into_iter().try_for_each(|v| self.write(self.extent(v)?, Owner::Value(v)))
+    }
+
+    /// States that this section does not declare. Its caches end where another section begins.
+    fn foreign(&self) -> Vec<(usize, &'a StateSlot)> {
+        let other = |s: &&(usize, &StateSlot)| {
+            s.1.role != Role::Cache && self.graph.find_state(&s.1.name).is_none()
+        };
+        let mut list: Vec<_> = self.states.values().filter(other).copied().collect();
+        list.sort_by_key(|s| s.0);
+        list
+    }
+
+    fn kernel(&mut self, claim: &Claim, workspace: u64) -> Result<(), String> {
+        let reads = self.uses.imports(self.graph, &claim.nodes);
+        let writes = self.uses.exports(self.graph, &claim.nodes);
+        let read = reads
+            .iter()
+            .map(|&v| Ok((v, self.read(v)?)))
+            .collect::<Result<Vec<(ValueId, Range)>, String>>()?;
+        let mut written: Vec<Range> = vec![];
         for &v in &writes {
-            let range = extent(v).ok_or_else(|| fail(i, format!("writes {v:?} without a slot")))?;
-            within(program, range).map_err(|m| fail(i, m))?;
-            for &(r, range_r) in &read_ranges {
-                let allowed = range == range_r && in_place.contains(&(r, v));
-                if overlap(range, range_r) && !allowed {
-                    return Err(fail(i, format!("writes {v:?} over its operand {r:?}")));
+            let range = self.extent(v)?;
+            for &(r, at) in &read {
+                let allowed = range == at && claim.in_place.contains(&(r, v));
+                if overlap(range, at) && !allowed {
+                    return Err(format!("{} writes {v:?} over its operand {r:?}", claim.kernel));
                 }
             }
             if written.iter().any(|&w| overlap(w, range)) {
-                return Err(fail(i, format!("writes {v:?} over another result")));
+                return Err(format!("{} writes {v:?} over another result", claim.kernel));
             }
             written.push(range);
-            write(&mut memory, range, Owner::Value(v));
+            self.write(range, Owner::Value(v))?;
         }
-        if workspace.0 < workspace.1 {
-            within(program, workspace).map_err(|m| fail(i, m))?;
-            let clash = |r: &(u64, u64)| overlap(*r, workspace);
-            if written.iter().any(clash) || read_ranges.iter().any(|(_, r)| clash(r)) {
-                return Err(fail(i, "its workspace overlaps an operand".to_owned()));
-            }
-            write(&mut memory, workspace, Owner::Scratch);
+        let scratch = (workspace, workspace + claim.workspace_bytes);
+        if read.iter().any(|r| overlap(r.1, scratch))
+            || written.iter().any(|&w| overlap(w, scratch))
+        {
+            return Err(format!("the workspace of {} overlaps an operand", claim.kernel));
         }
-        if let Step::Assign { from: _, to } = step {
-            let old = g.states()[to.index()].value;
-            if let Some(range) = extent(old) {
-                write(&mut memory, range, Owner::Value(old));
-            }
-        }
+        self.write(scratch, Owner::Scratch)
     }
-    let end = s.steps.len();
-    for (name, v) in &g.outputs {
-        if !extent(*v).is_some_and(|r| holds(&memory, r, root(*v))) {
-            return Err(fail(end, format!("output `{name}` was written over")));
-        }
-    }
-    states_survive(s, &memory).map_err(|m| fail(end, m))
-}
 
-/// At the end each state's slot holds its new value (by place or by copy), or its old one.
-fn states_survive(s: &Section, memory: &Memory) -> Result<(), String> {
-    let g = &s.graph;
-    for (id, state) in g.states().iter().enumerate() {
-        let Some(range) = extent(s, state.value) else { continue };
-        let assigned = g.assigns.iter().find(|(a, _)| a.index() == id).map(|(_, v)| *v);
-        let copied = s.steps.iter().any(|step| match step {
-            Step::Assign { to, .. } => to.index() == id,
-            Step::Kernel { .. } => false,
-        });
-        let wanted = match assigned {
-            Some(v) if !copied => v,
-            _ => state.value,
+    fn assign(&mut self, from: ValueId, to: StateId) -> Result<(), String> {
+        let state = &self.graph.states()[to.index()];
+        if !self.graph.assigns.contains(&(to, from)) {
+            return Err(format!("copies {from:?} into state `{}`, which is not so", state.name));
+        }
+        let (read, range) = (self.read(from)?, self.extent(state.value)?);
+        let slot = self.section.slot(from);
+        if !slot.is_some_and(|s| s.is_contiguous(self.graph.axes(), self.graph.ty(from))) {
+            return Err(format!("copies {from:?}, a window with gaps, as if it had none"));
+        }
+        if overlap(read, range) {
+            return Err(format!("copies {from:?} into state `{}` over itself", state.name));
+        }
+        self.copied.insert(to);
+        self.write(range, Owner::Copied(to))
+    }
+
+    /// The host reads the outputs; each state holds its new value, by place or by copy, or its old.
+    fn end(&self) -> Result<(), String> {
+        let g = self.graph;
+        for (name, v) in &g.outputs {
+            self.read(*v).map_err(|m| format!("output `{name}`: {m}"))?;
+        }
+        let new: HashMap<StateId, ValueId> = g.assigns.iter().copied().collect();
+        for (id, state) in g.states().iter().enumerate() {
+            let id = StateId(id as u32);
+            let wanted = match new.get(&id) {
+                Some(_) if self.copied.contains(&id) => Owner::Copied(id),
+                Some(v) => Owner::Value(*v),
+                None => Owner::Value(state.value),
+            };
+            if !self.holds(self.extent(state.value)?, wanted) {
+                return Err(format!("state `{}` does not hold its value at the end", state.name));
+            }
+        }
+        for (i, state) in self.foreign() {
+            if !self.holds((state.offset, state.offset + state.bytes), Owner::Foreign(i)) {
+                return Err(format!("state `{}` of another section was written", state.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a value lies, if its producer's bytes are still there.
+    fn read(&self, v: ValueId) -> Result<Range, String> {
+        let (range, root) = (self.extent(v)?, self.root(v)?);
+        if self.holds(range, Owner::Value(root)) {
+            return Ok(range);
+        }
+        Err(format!("reads {v:?}, whose bytes are not there or were written over"))
+    }
+
+    /// The value whose producer wrote the bytes: through views that are windows, each of which must
+    /// be the window that its view is.
+    fn root(&self, mut v: ValueId) -> Result<ValueId, String> {
+        let g = self.graph;
+        while let Def::Node(n, _) = g.value(v).def
+            && !self.run.contains(&n)
+        {
+            let node = g.node(n);
+            let Op::View(op) = &node.op else {
+                return Err(format!("reads {v:?}, which no step makes"));
+            };
+            let from = node.ins[0];
+            let (Some(whole), Some(slot)) = (self.section.slot(from), self.section.slot(v)) else {
+                return Err(format!("reads {v:?}, a window of what has no slot"));
+            };
+            let fits = window(op, &g.ty(from).axes, 0, &whole.strides, g.axes());
+            let bytes = g.ty(v).dtype.bytes();
+            let same = fits.is_some_and(|(first, strides)| {
+                slot.offset == whole.offset + (first * bytes) as u64 && slot.strides == strides
+            });
+            if !same {
+                return Err(format!("reads {v:?}, which is another window of {from:?}"));
+            }
+            v = from;
+        }
+        Ok(v)
+    }
+
+    fn extent(&self, v: ValueId) -> Result<Range, String> {
+        let Some(slot) = self.section.slot(v) else {
+            return Err(format!("{v:?} has no slot"));
         };
-        if !holds(memory, range, wanted) {
-            return Err(format!("state `{}` does not hold its value at the end", state.name));
+        let ty = self.graph.ty(v);
+        let sizes = self.graph.axes().sizes(&ty.axes);
+        let last: isize = sizes.iter().zip(&slot.strides).map(|(&n, s)| (n as isize - 1) * s).sum();
+        Ok((slot.offset, slot.offset + (last as u64 + 1) * ty.dtype.bytes() as u64))
+    }
+
+    /// Makes `owner` the writer of a range; what was there keeps its other bytes.
+    fn write(&mut self, (from, to): Range, owner: Owner) -> Result<(), String> {
+        if from >= to {
+            return Ok(());
         }
+        if to > self.arena_bytes {
+            let arena = self.arena_bytes;
+            return Err(format!("bytes {from}..{to} lie outside of the arena of {arena} bytes"));
+        }
+        let first = self.memory.range(..from).next_back().map_or(from, |(k, _)| *k);
+        let touched: Vec<(u64, (u64, Owner))> = self
+            .memory
+            .range(first..to)
+            .filter(|(k, v)| overlap((**k, v.0), (from, to)))
+            .map(|(k, v)| (*k, *v))
+            .collect();
+        for (start, (end, who)) in touched {
+            self.memory.remove(&start);
+            if start < from {
+                self.memory.insert(start, (from, who));
+            }
+            if end > to {
+                self.memory.insert(to, (end, who));
+            }
+        }
+        self.memory.insert(from, (to, owner));
+        Ok(())
     }
-    Ok(())
-}
 
-/// Which nodes a kernel runs: a view among them moves bytes, one that is not is a window.
-fn copied(s: &Section) -> HashSet<NodeId> {
-    let claims = s.steps.iter().filter_map(|step| match step {
-        Step::Kernel { claim, .. } => Some(&claim.nodes),
-        Step::Assign { .. } => None,
-    });
-    claims.flatten().copied().collect()
-}
-
-/// The value whose producer wrote the bytes: through views that are windows.
-fn root(g: &Graph, copied: &HashSet<NodeId>, mut v: ValueId) -> ValueId {
-    while let Def::Node(n, _) = g.value(v).def
-        && !copied.contains(&n)
-    {
-        v = g.node(n).ins[0];
+    /// Whether `owner` wrote the whole range last.
+    fn holds(&self, (from, to): Range, owner: Owner) -> bool {
+        let mut at = from;
+        let first = self.memory.range(..=from).next_back().map_or(from, |(k, _)| *k);
+        for (start, (end, who)) in self.memory.range(first..to) {
+            if *end <= from {
+                continue;
+            }
+            if *start > at || *who != owner {
+                return false;
+            }
+            at = *end;
+        }
+        at >= to
     }
-    v
 }
 
-/// First byte and the byte after the last of a value.
-fn extent(s: &Section, v: ValueId) -> Option<(u64, u64)> {
-    let slot = s.slot(v)?;
-    let ty = s.graph.ty(v);
-    let sizes = s.graph.axes().sizes(&ty.axes);
-    if sizes.contains(&0) {
-        return Some((slot.offset, slot.offset));
-    }
-    let last: isize = sizes.iter().zip(&slot.strides).map(|(&n, s)| (n as isize - 1) * s).sum();
-    let bytes = ty.dtype.bytes() as u64;
-    Some((slot.offset, slot.offset + (last as u64 + 1) * bytes))
-}
-
-fn within(program: &Program, range: (u64, u64)) -> Result<(), String> {
-    if range.1 <= program.arena_bytes {
-        return Ok(());
-    }
-    Err(format!("bytes {}..{} lie outside of the arena", range.0, range.1))
-}
-
-fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
+fn overlap(a: Range, b: Range) -> bool {
     a.0 < b.1 && b.0 < a.1
-}
-
-/// Makes `owner` the writer of a range; what was there keeps its other bytes.
-fn write(memory: &mut Memory, (from, to): (u64, u64), owner: Owner) {
-    let first = memory.range(..from).next_back().map_or(from, |(k, _)| *k);
-    let touched: Vec<(u64, (u64, Owner))> = memory
-        .range(first..to)
-        .filter(|(k, v)| overlap((**k, v.0), (from, to)))
-        .map(|(k, v)| (*k, *v))
-        .collect();
-    for (start, (end, who)) in touched {
-        memory.remove(&start);
-        if start < from {
-            memory.insert(start, (from, who));
-        }
-        if end > to {
-            memory.insert(to, (end, who));
-        }
-    }
-    if from < to {
-        memory.insert(from, (to, owner));
-    }
-}
-
-/// Whether the value's producer wrote the whole range last (a copied view is its own producer).
-fn holds(memory: &Memory, (from, to): (u64, u64), root: ValueId) -> bool {
-    let mut at = from;
-    let first = memory.range(..=from).next_back().map_or(from, |(k, _)| *k);
-    for (start, (end, who)) in memory.range(first..to) {
-        if *end <= from {
-            continue;
-        }
-        if *start > at || *who != Owner::Value(root) {
-            return false;
-        }
-        at = *end;
-    }
-    at >= to
 }

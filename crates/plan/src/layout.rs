@@ -24,8 +24,9 @@ pub(crate) fn layout(g: &Graph) -> Vec<View> {
         if let Op::View(op) = &node.op {
             let (from, out) = (node.ins[0], node.outs[0]);
             let list = &g.ty(from).axes;
-            if let Some((first, strides)) = window(op, list, &views[from.index()], g.axes()) {
-                views[out.index()] = View { root: views[from.index()].root, first, strides };
+            let of = &views[from.index()];
+            if let Some((first, strides)) = window(op, list, of.first, &of.strides, g.axes()) {
+                views[out.index()] = View { root: of.root, first, strides };
             }
         }
     }
@@ -45,27 +46,41 @@ fn row_major(sizes: &[usize]) -> Strides {
     strides
 }
 
-/// First element and strides of the output, if no byte has to move.
-fn window(op: &ViewOp, list: &[AxisId], of: &View, axes: &Axes) -> Option<(usize, Strides)> {
+/// Whether elements lie row-major without gaps.
+pub(crate) fn is_row_major(axes: &Axes, list: &[AxisId], strides: &[isize]) -> bool {
+    let sizes = axes.sizes(list);
+    let plain = row_major(&sizes);
+    sizes.iter().zip(plain.iter().zip(strides)).all(|(&n, (p, s))| n == 1 || p == s)
+}
+
+/// First element and strides of the output of a view over a value with these axes, first element
+/// and strides, if no byte has to move.
+pub(crate) fn window(
+    op: &ViewOp,
+    list: &[AxisId],
+    first: usize,
+    of: &[isize],
+    axes: &Axes,
+) -> Option<(usize, Strides)> {
     let at = |axis: AxisId| list.iter().position(|&a| a == axis);
     match op {
-        ViewOp::Rename { .. } => Some((of.first, of.strides.clone())),
+        ViewOp::Rename { .. } => Some((first, of.into())),
         ViewOp::Slice { axis, start, .. } => {
-            let step = of.strides[at(*axis)?];
-            Some((of.first + start * step as usize, of.strides.clone()))
+            let step = of[at(*axis)?];
+            Some((first + start * step as usize, of.into()))
         }
         ViewOp::Split { axis, into } => {
             let p = at(*axis)?;
-            let step = of.strides[p];
+            let step = of[p];
             let parts = row_major(&axes.sizes(into));
-            let mut strides = of.strides.clone();
+            let mut strides: Strides = of.into();
             strides.remove(p);
             strides.insert_many(p, parts.iter().map(|s| s * step));
-            Some((of.first, strides))
+            Some((first, strides))
         }
         ViewOp::Merge { axes: merged, .. } => {
             let p = at(merged[0])?;
-            let own = &of.strides[p..p + merged.len()];
+            let own = &of[p..p + merged.len()];
             let last = *own.last()?;
             let wanted = row_major(&axes.sizes(merged));
             let fits = own
@@ -73,10 +88,10 @@ fn window(op: &ViewOp, list: &[AxisId], of: &View, axes: &Axes) -> Option<(usize
                 .zip(&wanted)
                 .zip(merged.iter())
                 .all(|((s, w), &a)| axes.size(a) == 1 || *s == w * last);
-            let mut strides = of.strides.clone();
+            let mut strides: Strides = of.into();
             strides.drain(p..p + merged.len() - 1);
             strides[p] = last;
-            fits.then_some((of.first, strides))
+            fits.then_some((first, strides))
         }
         ViewOp::Pad { .. } | ViewOp::Concat { .. } => None,
     }

@@ -6,6 +6,7 @@
 //! of [`check`], which knows nothing of how slots were chosen. Tests are in `tests/`.
 
 pub mod check;
+mod ends;
 mod error;
 mod layout;
 mod live;
@@ -19,7 +20,7 @@ pub use place::pack;
 pub use report::{Kind, Kinds, Moment, Report, SectionReport, Share};
 
 use aerogel_graph::{Build, Def, Graph, Op, StateId};
-use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, Target};
+use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, Step, Target};
 use states::States;
 
 /// A section to plan, and how often a step runs it.
@@ -49,7 +50,7 @@ pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Pl
     let started = std::time::Instant::now();
     let asks = each(asks, |ask| {
         let graph = ask.graph.expanded(|node| target.expands(&node.op))?.pruned()?;
-        Ok(Ask { graph, ..ask })
+        Ok(Ask { graph: ends::copied(graph)?, ..ask })
     })?;
     let states = States::place(&asks)?;
     let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target))?;
@@ -118,19 +119,32 @@ fn moves_nothing(g: &Graph, layout: &[layout::View], node: &aerogel_graph::Node)
             .all(|v| layout[v.index()].root != *v && matches!(g.value(*v).def, Def::Node(..)))
 }
 
+/// Of all that decides what is run where; what a step is predicted to cost does not.
 fn hash(program: &Program) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&program.arena_bytes.to_le_bytes());
+    let mut add = |text: String| {
+        hasher.update(text.as_bytes());
+    };
+    add(format!("{}\n", program.arena_bytes));
     for s in &program.states {
-        hasher.update(format!("{} {} {:?}\n", s.name, s.offset, s.axes).as_bytes());
+        add(format!("{} {} {} {:?}\n", s.name, s.offset, s.dtype, s.axes));
     }
     for s in &program.sections {
-        hasher.update(s.name.as_bytes());
+        add(format!("{} {:?}\n", s.name, s.axes()));
         for node in s.graph.nodes() {
-            hasher.update(format!("{:?}", node.op).as_bytes());
+            add(format!("{:?} {:?} {:?}\n", node.op, node.ins, node.outs));
         }
-        for (slot, step) in s.slots.iter().flatten().zip(&s.steps) {
-            hasher.update(format!("{slot:?}{step:?}").as_bytes());
+        for (value, slot) in s.graph.values().iter().zip(&s.slots) {
+            add(format!("{:?} {slot:?}\n", value.ty));
+        }
+        for step in &s.steps {
+            add(match step {
+                Step::Kernel { claim, workspace } => format!(
+                    "{} {:?} {workspace} {} {:?}\n",
+                    claim.kernel, claim.nodes, claim.workspace_bytes, claim.sums
+                ),
+                Step::Assign { from, to } => format!("{from:?} {to:?}\n"),
+            });
         }
     }
     hasher.finalize().to_hex()[..16].to_owned()

@@ -122,6 +122,8 @@ pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
     let mut pieces: Vec<Piece> = vec![];
     own_inputs(g, &spans, &mut pieces, &mut home);
     for (i, claim) in selected.claims.iter().enumerate() {
+        // A piece is taken over once: two results cannot lie in one place.
+        let mut followed: Vec<usize> = vec![];
         for v in selected.uses.exports(g, &claim.nodes) {
             let Some(span) = &spans[v.index()] else { continue };
             if home[v.index()] != Home::Nowhere {
@@ -131,8 +133,10 @@ pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
             let follows = claim
                 .in_place
                 .iter()
-                .filter(|p| p.1 == v)
-                .find_map(|(read, _)| follow(g, layout, &home, &pieces, *read, i, bytes));
+                .filter(|p| p.1 == v && reads_once(g, layout, selected, i, p.0))
+                .filter_map(|(read, _)| follow(g, layout, &home, &pieces, *read, i, bytes))
+                .find(|p| !followed.contains(p));
+            followed.extend(follows);
             let piece = follows.unwrap_or_else(|| {
                 pieces.push(Piece { owner: Owner::Value(v), bytes, from: i, to: i, offset: 0 });
                 pieces.len() - 1
@@ -175,8 +179,11 @@ fn follow(
     let view = &layout[read.index()];
     let Home::Piece(p) = home[view.root.index()] else { return None };
     let whole = view.root == read && g.ty(read).bytes(g.axes()) == bytes;
-    (whole && pieces[p].bytes == bytes && pieces[p].to == step && pieces[p].from < step)
-        .then_some(p)
+    (whole
+        && pieces[p].bytes == bytes
+        && pieces[p].to == step
+        && happens_before(pieces[p].from, step))
+    .then_some(p)
 }
 
 /// From definition to last reader, by root; `None` for values that nobody outside a region reads.

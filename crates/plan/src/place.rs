@@ -1,6 +1,6 @@
 //! Placement: one byte offset for every piece, largest first, each at the lowest free place.
 
-use crate::live::{Home, Live};
+use crate::live::{Home, Live, happens_before};
 use aerogel_graph::StateId;
 use aerogel_machine::ALIGN;
 
@@ -19,7 +19,7 @@ pub fn pack(pieces: &[(u64, usize, usize)], base: u64) -> (Vec<u64>, u64) {
         let mut at = base;
         for &(offset, j) in &placed {
             let (other, f, t) = pieces[j];
-            if f > to || t < from {
+            if happens_before(to, f) || happens_before(t, from) {
                 continue;
             }
             if at + bytes <= offset {

@@ -2,8 +2,16 @@
 
 #[path = "all/common.rs"]
 mod common;
+#[path = "all/device.rs"]
+mod device;
+#[path = "all/harness.rs"]
+mod harness;
+#[path = "all/op_table.rs"]
+mod op_table;
 #[path = "all/parity.rs"]
 mod parity;
+#[path = "all/random_graphs.rs"]
+mod random_graphs;
 #[path = "all/recipes.rs"]
 mod recipes;
 #[path = "all/resume.rs"]

@@ -29,6 +29,8 @@ pub enum Instr {
     Const { dst: Value, value: f32 },
     /// The index along an axis of the space.
     Coord { dst: Value, axis: usize },
+    /// [`Scalars::piece`], as a number.
+    Piece { dst: Value },
     /// A uniform draw in [0, 1) for the logical element `sum(index * strides) + Scalars::element`.
     Rand { dst: Value, stream: u64, strides: Vec<isize> },
     /// `op(a)`.
@@ -66,6 +68,7 @@ enum Step {
     Product { dst: usize },
     Const { dst: usize, value: f32 },
     Coord { dst: usize, operand: usize },
+    Piece { dst: usize },
     Rand { dst: usize, operand: usize, stream: u64 },
     Unary { op: Unary, dst: usize, a: usize },
     Binary { op: Binary, dst: usize, a: usize, b: usize },
@@ -214,6 +217,7 @@ impl Engine {
                 out(dst).as_mut_ptr().copy_from_nonoverlapping(product, len);
             },
             Step::Const { dst, value } => out(dst).fill(value),
+            Step::Piece { dst } => out(dst).fill(scalars.piece as f32),
             Step::Coord { dst, operand } => {
                 let (to, stride) = (out(dst), inner(operand));
                 self.space.runs(operand, start, len, |at, offset, n| {
@@ -366,6 +370,10 @@ impl<'a> Compiler<'a> {
                 setup = true;
                 Step::Const { dst: self.define(at, dst, true)?, value }
             }
+            Instr::Piece { dst } => {
+                setup = true;
+                Step::Piece { dst: self.define(at, dst, true)? }
+            }
             Instr::Coord { axis, .. } if axis >= rank => {
                 return wrong(format!("asks for axis {axis} of {rank}"));
             }
@@ -448,6 +456,7 @@ fn target(instr: &Instr) -> Option<Value> {
         | Instr::Product { dst }
         | Instr::Const { dst, .. }
         | Instr::Coord { dst, .. }
+        | Instr::Piece { dst }
         | Instr::Rand { dst, .. }
         | Instr::Unary { dst, .. }
         | Instr::Binary { dst, .. }

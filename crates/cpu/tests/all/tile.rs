@@ -366,7 +366,7 @@ fn draws_follow_the_logical_element_and_maps_run_in_place() {
             unsafe { self.0.run(pool, &[ptrs[0], ptrs[0]], scalars, scratch) }
         }
     }
-    let scalars = Scalars { seed: 11 << 33, step: 4, element: 1001, position: 0 };
+    let scalars = Scalars { seed: 11 << 33, step: 4, element: 1001, ..Scalars::default() };
     run(&InPlace(Map::new(&program).unwrap()), std::slice::from_ref(&x), 1, &scalars, |after| {
         for at in positions(&sizes) {
             let wanted = interpret(&program, std::slice::from_ref(&x), &at, &scalars)[4];

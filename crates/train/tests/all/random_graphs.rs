@@ -1,0 +1,326 @@
+//! Random small graphs through planner and device: whatever aliasing, writing in place or liveness
+//! get wrong shows as NaN or as another number.
+
+use crate::harness::{Rng, check, fill};
+use aerogel_graph::ops::{Einsum, Fold, Reduce, Scatter, ScatterMode, View};
+use aerogel_graph::{
+    AxisId, Build, Clock, DType, Env, Expr, Graph, Init, Op, OpError, Role, StateId, Tensor, Type,
+    ValueId, verify::verify,
+};
+
+type Made = Result<ValueId, OpError>;
+
+/// A closed set of axes: every view leads from some of them to others.
+struct Axes {
+    a: AxisId,
+    /// As long as `a`.
+    twin: AxisId,
+    b: AxisId,
+    c: AxisId,
+    /// `a` × `b`.
+    ab: AxisId,
+    /// `a` + `c`.
+    ac: AxisId,
+    /// `b` + 3.
+    long: AxisId,
+}
+
+struct Maker {
+    g: Graph,
+    env: Env,
+    rng: Rng,
+    x: Axes,
+    /// Values to build on, oldest first.
+    pool: Vec<ValueId>,
+    names: usize,
+}
+
+impl Maker {
+    fn new(seed: u64) -> Result<Maker, OpError> {
+        let mut rng = Rng(seed);
+        let mut g = Graph::new();
+        // Now and then an axis is longer than a tile of registers or a block of a product.
+        let mut size = |most| if rng.one_in(6) { 20 + rng.below(20) } else { 1 + rng.below(most) };
+        let (a, b, c) = (size(5), size(6), size(4));
+        let x = Axes {
+            a: g.axis("a", a)?,
+            twin: g.axis("twin", a)?,
+            b: g.axis("b", b)?,
+            c: g.axis("c", c)?,
+            ab: g.axis("ab", a * b)?,
+            ac: g.axis("ac", a + c)?,
+            long: g.axis("long", b + 3)?,
+        };
+        let mut maker = Maker { g, env: Env::new(), rng, x, pool: vec![], names: 0 };
+        for _ in 0..2 + maker.rng.below(3) {
+            let v = maker.leaf()?;
+            maker.pool.push(v);
+        }
+        Ok(maker)
+    }
+
+    fn name(&mut self, what: &str) -> String {
+        self.names += 1;
+        format!("{what}.{}", self.names)
+    }
+
+    fn dtype(&mut self) -> DType {
+        if self.rng.one_in(5) { DType::Bf16 } else { DType::F32 }
+    }
+
+    fn axes(&mut self, most: usize) -> Vec<AxisId> {
+        let x = &self.x;
+        let mut list = vec![x.a, x.twin, x.b, x.c, x.ab, x.ac, x.long];
+        self.rng.shuffle(&mut list);
+        list.truncate(self.rng.below(most + 1));
+        list
+    }
+
+    /// An input or a state of random axes.
+    fn leaf(&mut self) -> Made {
+        let axes = self.axes(3);
+        let dtype = self.dtype();
+        if self.rng.one_in(2) {
+            let name = self.name("input");
+            return self.g.input(&name, dtype, &axes);
+        }
+        let name = self.name("state");
+        self.g.state(&name, Type::new(dtype, axes), Role::Optimizer, None, Init::Constant(0.0))
+    }
+
+    /// A value to build on: most often a late one, so that chains get long.
+    fn some(&mut self) -> ValueId {
+        let n = self.pool.len();
+        let back = if self.rng.one_in(3) { self.rng.below(n) } else { self.rng.below(n.min(4)) };
+        self.pool[n - 1 - back]
+    }
+
+    fn shuffled(&mut self, list: &[AxisId]) -> Vec<AxisId> {
+        let mut list = list.to_vec();
+        self.rng.shuffle(&mut list);
+        list
+    }
+
+    fn union(&mut self, ins: &[ValueId]) -> Vec<AxisId> {
+        let mut list: Vec<AxisId> = ins.iter().flat_map(|v| self.g.ty(*v).axes.clone()).collect();
+        list.sort_unstable();
+        list.dedup();
+        if self.rng.one_in(2) { self.shuffled(&list) } else { list }
+    }
+
+    /// One to three values, element by element.
+    fn map(&mut self) -> Made {
+        let ins: Vec<ValueId> = (0..1 + self.rng.below(3)).map(|_| self.some()).collect();
+        let mut axes = match self.rng.below(3) {
+            // The order of an operand, so that chains share one space and may run in place.
+            0 | 1 => self.g.ty(ins[0]).axes.to_vec(),
+            _ => self.union(&ins),
+        };
+        if ins.iter().any(|v| self.g.ty(*v).axes.iter().any(|a| !axes.contains(a))) {
+            axes = self.union(&ins);
+        }
+        let out = Type::new(self.dtype(), axes.iter().copied());
+        let stream = self.name("drop");
+        let (kind, axis) = (self.rng.below(8), self.rng.below(axes.len().max(1)));
+        let axis = axes.get(axis).copied();
+        self.g.map_to(&ins, out, &|v| {
+            let (x, y) = (&v[0], &v[v.len() - 1]);
+            let all = v[1..].iter().fold(x.clone(), |s, t| s + t);
+            match (kind, axis) {
+                (0, _) => x * y,
+                (1, _) => all.tanh() + 0.25 * y,
+                (2, _) => x - 0.5 * y,
+                (3, _) => Expr::rand(&stream).lt(0.3).select(0.0, all / 0.7),
+                (4, Some(axis)) => Expr::Coord(axis).lt(2.0).select(x.clone(), 0.5 * y),
+                (5, _) => x * y.sigmoid(),
+                (6, _) => 0.9 * x + 0.1 * y,
+                _ => all,
+            }
+        })
+    }
+
+    fn einsum(&mut self) -> Made {
+        let (x, y) = (self.some(), self.some());
+        let all = self.union(&[x, y]);
+        if self.g.axes().count(&all) > 100_000 {
+            return self.map();
+        }
+        let both = |a: &AxisId| self.g.ty(x).has(*a) && self.g.ty(y).has(*a);
+        let shared: Vec<AxisId> = all.iter().copied().filter(both).collect();
+        let gone: Vec<AxisId> = shared.into_iter().filter(|_| !self.rng.one_in(3)).collect();
+        let out: Vec<AxisId> = all.into_iter().filter(|a| !gone.contains(a)).collect();
+        let terms = self.g.axes().count(&gone) as f64;
+        let dtype = self.dtype();
+        let product = self.g.einsum_to(&[x, y], &out, dtype)?;
+        match self.rng.one_in(3) {
+            true => Ok(product),
+            false => self.g.map(&[product], &|v| &v[0] / terms.sqrt()),
+        }
+    }
+
+    fn permutation(&mut self) -> Made {
+        let x = self.some();
+        let axes = self.g.ty(x).axes.clone();
+        let out = Type::new(self.g.ty(x).dtype, self.shuffled(&axes));
+        Ok(self.g.emit(Einsum { out }.into(), &[x])?[0])
+    }
+
+    fn reduce(&mut self) -> Made {
+        let x = self.some();
+        let axes = self.g.ty(x).axes.clone();
+        let mut over = self.shuffled(&axes);
+        over.truncate(self.rng.below(axes.len() + 1));
+        let fold = if self.rng.one_in(3) { Fold::Max } else { Fold::Sum };
+        let dtype = self.dtype();
+        let op = Reduce { fold, over: over.into_iter().collect(), dtype };
+        Ok(self.g.emit(op.into(), &[x])?[0])
+    }
+
+    fn norm(&mut self) -> Made {
+        let x = self.some();
+        let axes = self.g.ty(x).axes.clone();
+        if axes.is_empty() {
+            return self.map();
+        }
+        let axis = axes[self.rng.below(axes.len())];
+        let fits = |v: &&ValueId| self.g.ty(**v) == &Type::new(DType::F32, [axis]);
+        let gain = self.pool.iter().find(fits).copied();
+        let center = self.rng.one_in(2);
+        self.g.norm(x, axis, center, 0.1, gain, gain)
+    }
+
+    fn view(&mut self) -> Made {
+        let x = self.some();
+        let y = self.some();
+        let list = |axes: &[AxisId]| axes.iter().copied().collect();
+        let (b_size, c_size) = (self.g.axes().size(self.x.a), self.g.axes().size(self.x.c));
+        let n = &self.x;
+        let op: Op = match self.rng.below(10) {
+            0 => View::Split { axis: n.ab, into: list(&[n.a, n.b]) },
+            1 => View::Merge { axes: list(&[n.a, n.b]), into: n.ab },
+            2 => View::Rename { from: n.a, to: n.twin },
+            3 => View::Rename { from: n.twin, to: n.a },
+            4 => View::Slice { axis: n.long, start: self.rng.below(4), into: n.b },
+            5 => View::Slice { axis: n.ac, start: self.rng.below(c_size + 1), into: n.a },
+            6 => View::Slice { axis: n.ac, start: self.rng.below(b_size + 1), into: n.c },
+            7 => View::Pad { axis: n.b, before: self.rng.below(4), into: n.long },
+            8 => View::Split { axis: n.ab, into: list(&[n.twin, n.b]) },
+            _ => {
+                let axes = list(&[n.a, n.c]);
+                let op = View::Concat { axes, into: n.ac };
+                return Ok(self.g.emit(op.into(), &[x, y])?[0]);
+            }
+        }
+        .into();
+        Ok(self.g.emit(op, &[x])?[0])
+    }
+
+    /// Rows of `long`, by ids along `b`: read, added up, or replaced.
+    fn rows(&mut self) -> Made {
+        let (x, y) = (self.some(), self.some());
+        let (long, b) = (self.x.long, self.x.b);
+        let (rows, count) = (self.g.axes().size(long), self.g.axes().size(b));
+        let name = self.name("ids");
+        let ids = self.g.input(&name, DType::U32, &[b])?;
+        let mut list: Vec<f64> = (0..rows).map(|i| i as f64).collect();
+        self.rng.shuffle(&mut list);
+        list.truncate(count);
+        self.env.insert(name, Tensor::from_vec(self.g.axes(), &[b], list));
+        match self.rng.below(3) {
+            0 => self.g.gather(x, long, ids),
+            1 => self.g.scatter_set(x, long, ids, y),
+            _ => {
+                let axes = self.g.ty(y).axes.iter().map(|&a| if a == b { long } else { a });
+                // The device adds rows in f32 and refuses tables of less.
+                let out = Type::new(DType::F32, axes);
+                let op = Scatter { axis: long, mode: ScatterMode::Add, out };
+                Ok(self.g.emit(op.into(), &[ids, y])?[0])
+            }
+        }
+    }
+
+    fn step(&mut self) -> Made {
+        match self.rng.below(16) {
+            0..6 => self.map(),
+            6..8 => self.einsum(),
+            8 => self.permutation(),
+            9 => self.reduce(),
+            10 => self.norm(),
+            11..15 => self.view(),
+            _ => self.rows(),
+        }
+    }
+
+    /// New values of most states: an update of the old value, or any value of the same type,
+    /// be it an input, a window or another state's.
+    fn assigns(&mut self) -> Result<(), OpError> {
+        for id in 0..self.g.states().len() as u32 {
+            let old = self.g.states()[id as usize].value;
+            let ty = self.g.ty(old).clone();
+            let same: Vec<ValueId> =
+                self.pool.iter().copied().filter(|v| *self.g.ty(*v) == ty && *v != old).collect();
+            let kind = self.rng.below(5);
+            let new = if kind == 0 {
+                continue;
+            } else if kind <= 2 && !same.is_empty() {
+                self.rng.pick(&same)
+            } else {
+                let fits = |v: &ValueId| self.g.ty(*v).axes.iter().all(|a| ty.has(*a));
+                let others: Vec<ValueId> = self.pool.iter().copied().filter(fits).collect();
+                let other = self.rng.pick(&others);
+                let new = self.g.map_to(&[old, other], ty, &|v| 0.9 * &v[0] + 0.1 * &v[1])?;
+                self.pool.push(new);
+                new
+            };
+            self.g.assign(StateId(id), new)?;
+        }
+        Ok(())
+    }
+}
+
+/// A graph that verifies, and its data.
+fn make(seed: u64) -> Result<(Graph, Env), OpError> {
+    let mut maker = Maker::new(seed)?;
+    let steps = 4 + maker.rng.below(24);
+    for _ in 0..steps {
+        // What does not fit the values at hand, or is too much for the interpreter, is left out.
+        let before = maker.g.clone();
+        match maker.step() {
+            Ok(v) if maker.g.axes().count(&maker.g.ty(v).axes) <= 5_000 => maker.pool.push(v),
+            _ => maker.g = before,
+        }
+    }
+    for _ in 0..1 + maker.rng.below(3) {
+        let (v, name) = (maker.some(), maker.name("out"));
+        maker.g.output(&name, v);
+    }
+    maker.assigns()?;
+    let Maker { g, mut env, mut rng, .. } = maker;
+    verify(&g).expect("a graph of the builder verifies");
+    fill(&g, &mut env, &mut rng, 1);
+    Ok((g, env))
+}
+
+/// Seeds of the graphs: all of them, or the one that a failure named, whose text is shown.
+fn seeds() -> std::ops::Range<u64> {
+    match std::env::var("AEROGEL_GRAPH").ok().and_then(|n| n.parse().ok()) {
+        Some(seed) => {
+            let (g, env) = make(seed).unwrap();
+            println!("{}\n{env:?}", aerogel_graph::text::print(&g));
+            seed..seed + 1
+        }
+        None => 0..1500,
+    }
+}
+
+#[test]
+fn of_all_ops() {
+    let fails = |seed: u64| {
+        let (g, env) = make(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let clock = Clock { seed, step: 3, micro: 0 };
+        let run = || check(&format!("AEROGEL_GRAPH={seed}"), &g, &env, clock);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let failed: Vec<u64> = seeds().filter(|seed| fails(*seed)).collect();
+    assert!(failed.is_empty(), "graphs {failed:?} failed; run one with AEROGEL_GRAPH=N");
+}
