@@ -108,8 +108,9 @@ pub trait Target: Send + Sync {
     /// `cpu`, `cuda`, ...
     fn name(&self) -> &str;
 
-    /// Offers for regions whose lowest node is `node`, best first. Every op that [`Target::expands`] leaves as it is must get at least one offer
-    /// for the node alone; a view that moves no bytes is never asked for.
+    /// Offers for regions whose lowest node is `node`, best first. Every op that
+    /// [`Target::expands`] leaves as it is must get at least one offer for the node alone; a view
+    /// that moves no bytes is never asked for.
     ///
     /// # Errors
     /// Why there is no offer.

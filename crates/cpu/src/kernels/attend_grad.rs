@@ -1,8 +1,8 @@
 //! Attention backward: dq, dk, dv from q, k, v, o, lse, do and, where lse itself has readers, dlse.
 //!
 //! With P recomputed from lse, D = rowsum(do * o) - dlse and dS = P * (do v^T - D) * scale:
-//! dv = P^T do, dk = dS^T q, dq = dS k. A task owns one (batch, kv head) with all its query heads, so
-//! dk and dv have one owner and sums run in query order. Tiles are transposed as in the forward.
+//! dv = P^T do, dk = dS^T q, dq = dS k. A task owns one (batch, kv head) with all its query heads,
+//! so dk and dv have one owner and sums run in query order. Tiles are transposed as in the forward.
 
 use crate::axes::Space;
 use crate::kernel::{

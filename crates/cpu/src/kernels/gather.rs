@@ -3,8 +3,8 @@
 //! The space of all three kernels is [batch axes..., row axes..., width]: `rows[b, r, w] =
 //! table[b, ids[b, r], w]`. Ids have stride 0 on width; a table has the stride of a table row on
 //! the last row axis and 0 on the others.
-//! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are summed
-//! (or overwritten) in row order whoever does it.
+//! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are
+//! summed (or overwritten) in row order whoever does it.
 
 use crate::axes::Space;
 use crate::kernel::{

@@ -1,6 +1,7 @@
 //! Normalisation over one axis: layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019).
 //!
-//! `y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias`, without the mean if not centred.
+//! `y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias`, without the mean if not
+//! centred.
 //! Statistics are two passes over a row in f32. The backward recomputes them; gradients of gain and
 //! bias are summed over a fixed number of row chunks, which are combined in f64 in order.
 
@@ -222,8 +223,8 @@ impl Kernel for Norm {
     }
 }
 
-/// A prepared backward. Addresses: x, dy, dx, then gain where the spec has it (a bias of the spec is
-/// not read), then dgain and dbias (f32, one row) as asked for; dx may be dy.
+/// A prepared backward. Addresses: x, dy, dx, then gain where the spec has it (a bias of the spec
+/// is not read), then dgain and dbias (f32, one row) as asked for; dx may be dy.
 #[derive(Clone, Debug)]
 pub struct NormGrad {
     rows: Rows,

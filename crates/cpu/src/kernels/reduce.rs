@@ -15,7 +15,7 @@ use crate::kernels::tile::{Engine, Frame, Program, TILE, Value, check_output};
 use crate::pool::Pool;
 
 const CHUNKS: usize = 64;
-/// Rows that are added in one go: rounding errors of equal values grow with this, not with all rows.
+/// Rows that are added in one go: rounding errors of equal values grow with this, not with all.
 const SHORT: usize = 128;
 /// Elements that one task should see at least.
 const TASK_ELEMENTS: usize = 8 * TILE;

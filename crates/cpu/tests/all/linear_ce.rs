@@ -17,6 +17,37 @@ fn optional(on: bool, tensor: &Tensor) -> Option<Operand> {
     on.then(|| tensor.operand())
 }
 
+/// Loss, the size of its terms, and both gradients, in f64.
+fn naive(
+    [rows, vocab, width]: [usize; 3],
+    [x, w, targets]: [&Tensor; 3],
+    weights: Option<&Tensor>,
+) -> (f64, f64, Vec<f64>, Vec<f64>) {
+    let (mut total, mut size) = (0.0, 0.0);
+    let mut wanted_dx = vec![0.0; rows * width];
+    let mut wanted_dw = vec![0.0; vocab * width];
+    for r in 0..rows {
+        let weight = weights.map_or(1.0, |w| w.get(&[r, 0, 0]));
+        let target = targets.get(&[r, 0, 0]) as usize;
+        let logits: Vec<f64> = (0..vocab)
+            .map(|v| (0..width).map(|d| x.get(&[r, 0, d]) * w.get(&[0, v, d])).sum())
+            .collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        total += weight * (max + sum.ln() - logits[target]);
+        size += (max + sum.ln() - logits[target]).abs() + max.abs();
+        for v in 0..vocab {
+            let hit = f64::from(u8::from(v == target));
+            let g = weight * ((logits[v] - max).exp() / sum - hit);
+            for d in 0..width {
+                wanted_dx[r * width + d] += g * w.get(&[0, v, d]);
+                wanted_dw[v * width + d] += g * x.get(&[r, 0, d]);
+            }
+        }
+    }
+    (total, size, wanted_dx, wanted_dw)
+}
+
 fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     let sizes = [rows, vocab, width];
     let (x_type, w_type, dx_type) = (rng.float(), rng.float(), rng.float());
@@ -51,28 +82,8 @@ fn check(rng: &mut Rng, [rows, vocab, width]: [usize; 3], far: f64) {
     for (on, tensor) in some.iter().zip([&weights, &dx, &dw]) {
         all.extend(on.then(|| tensor.clone()));
     }
-    let (mut total, mut size) = (0.0, 0.0);
-    let mut wanted_dx = vec![0.0; rows * width];
-    let mut wanted_dw = vec![0.0; vocab * width];
-    for r in 0..rows {
-        let weight = if some[0] { weights.get(&[r, 0, 0]) } else { 1.0 };
-        let target = targets.get(&[r, 0, 0]) as usize;
-        let logits: Vec<f64> = (0..vocab)
-            .map(|v| (0..width).map(|d| x.get(&[r, 0, d]) * w.get(&[0, v, d])).sum())
-            .collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
-        total += weight * (max + sum.ln() - logits[target]);
-        size += (max + sum.ln() - logits[target]).abs() + max.abs();
-        for v in 0..vocab {
-            let hit = f64::from(u8::from(v == target));
-            let g = weight * ((logits[v] - max).exp() / sum - hit);
-            for d in 0..width {
-                wanted_dx[r * width + d] += g * w.get(&[0, v, d]);
-                wanted_dw[v * width + d] += g * x.get(&[r, 0, d]);
-            }
-        }
-    }
+    let weights = some[0].then_some(&weights);
+    let (total, size, wanted_dx, wanted_dw) = naive(sizes, [&x, &w, &targets], weights);
     run(&kernel, &all, all.len() - 3, &Scalars::default(), |after| {
         close(after[3].get(&[0]), total, 2e-6 * (size + 1.0), Dtype::F32, &"loss");
         let mut next = 4 + usize::from(some[0]);

@@ -108,7 +108,8 @@ proptest! {
                 let full = |d: usize| [&at[..], &[d]].concat();
                 let g: Vec<f64> = (0..width)
                     .map(|d| dy.get(&full(d)) * entry(case.gain.as_ref(), d, 1.0)).collect();
-                let mean = if case.spec.center { g.iter().sum::<f64>() / width as f64 } else { 0.0 };
+                let level = g.iter().sum::<f64>() / width as f64;
+                let mean = if case.spec.center { level } else { 0.0 };
                 let slope =
                     g.iter().zip(&normal).map(|(g, n)| g * n).sum::<f64>() / width as f64;
                 for d in 0..width {
