@@ -172,7 +172,7 @@ fn run_folders() {
     fails(&place, &["train", "small.toml"], 20, &["has files but no run.json"]);
     std::fs::remove_dir_all(place.path("runs")).unwrap();
     place.good(&["train", "small.toml"]);
-    fails(&place, &["eval", "small", "--step", "3"], 20, &["no checkpoint of step 3", "4"]);
+    fails(&place, &["eval", "small", "--step", "9"], 20, &["no checkpoint of step 9", "4"]);
     fails(&place, &["eval", "small", "--split", "test"], 20, &["no split \"test\"", "validation"]);
     let long = ["sample", "small", "--tokens", "1000"];
     fails(&place, &long, 20, &["1000 tokens", "context 32", "fewer"]);

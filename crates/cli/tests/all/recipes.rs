@@ -31,6 +31,7 @@ tiny![
     arxiv_bpe,
     cifar10_dense,
     cifar10_strided,
+    copy_rows,
     enwik8_fixed,
     gpt2_124m,
     imagenet64_strided,

@@ -40,7 +40,7 @@ fn finish(mut child: Child, mut out: BufReader<impl Read>) -> Ended {
     Ended { code, out: rest, err, took: Duration::ZERO }
 }
 
-fn long<'a>(file: &'a str) -> Vec<&'a str> {
+fn long(file: &str) -> Vec<&str> {
     [&["train", file, "--tiny", "--json"], LONG].concat()
 }
 
@@ -76,11 +76,12 @@ fn a_second_signal_ends_at_once() {
         &file,
         "--tiny",
         "--json",
-        "train.batch=4096",
+        "train.batch=16384",
         "train.micro_batch=4",
         "eval.every=0",
     ];
     let (child, out) = until(&place, &args, "eval");
+    std::thread::sleep(Duration::from_millis(300));
     signal(&child, "-TERM");
     std::thread::sleep(Duration::from_millis(100));
     signal(&child, "-TERM");
