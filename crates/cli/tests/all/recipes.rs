@@ -29,6 +29,7 @@ macro_rules! tiny {
 
 tiny![
     arxiv_bpe,
+    cifar10_cpu,
     cifar10_dense,
     cifar10_strided,
     copy_rows,
