@@ -102,11 +102,11 @@ impl<'a> Walk<'a> {
         given.into_iter().try_for_each(|v| self.write(self.extent(v)?, Owner::Value(v)))
     }
 
-    /// States that this section does not declare. Its caches end where another section begins.
+    /// States that this section does not declare. Caches end where another section begins.
     fn foreign(&self) -> Vec<(usize, &'a StateSlot)> {
-        let other = |s: &&(usize, &StateSlot)| {
-            s.1.role != Role::Cache && self.graph.find_state(&s.1.name).is_none()
-        };
+        let own: HashSet<&str> = self.graph.states().iter().map(|s| s.name.as_str()).collect();
+        let other =
+            |s: &&(usize, &StateSlot)| s.1.role != Role::Cache && !own.contains(s.1.name.as_str());
         let mut list: Vec<_> = self.states.values().filter(other).copied().collect();
         list.sort_by_key(|s| s.0);
         list

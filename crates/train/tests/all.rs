@@ -10,6 +10,8 @@ mod harness;
 mod op_table;
 #[path = "all/parity.rs"]
 mod parity;
+#[path = "all/planning.rs"]
+mod planning;
 #[path = "all/random_graphs.rs"]
 mod random_graphs;
 #[path = "all/recipes.rs"]

@@ -286,7 +286,9 @@ impl<'a> Compiler<'a> {
         result: Option<Value>,
         in_epilogue: bool,
     ) -> Result<Self, KernelError> {
-        let mut last_use = vec![0; usize::from(Value::MAX) + 1];
+        let named = program.instrs.iter().flat_map(|i| sources(i).chain(target(i)));
+        let values = named.chain(result).max().map_or(0, |most| usize::from(most) + 1);
+        let mut last_use = vec![0; values];
         for (at, instr) in program.instrs.iter().enumerate() {
             for source in sources(instr) {
                 last_use[usize::from(source)] = at;
