@@ -18,3 +18,5 @@ mod random_graphs;
 mod recipes;
 #[path = "all/resume.rs"]
 mod resume;
+#[path = "all/sections.rs"]
+mod sections;

@@ -217,6 +217,11 @@ impl<'a> Reference<'a> {
         &self.declared[v.index()]
     }
 
+    /// c √K roundings, as a part of a magnitude.
+    pub fn relative(&self) -> f64 {
+        self.factor * self.epsilon
+    }
+
     /// How far a device may be from a value: c √K roundings of its largest element (or of what it
     /// is the difference of), and as many times what rounding each value once has done to it,
     /// which is large where the graph is badly conditioned. A lost or doubled term makes more.
