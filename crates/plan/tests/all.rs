@@ -1,0 +1,10 @@
+//! The planner with a target of one kernel a node, and the checker with programs that were broken.
+
+#[path = "all/broken.rs"]
+mod broken;
+#[path = "all/packing.rs"]
+mod packing;
+#[path = "all/planning.rs"]
+mod planning;
+#[path = "all/support.rs"]
+mod support;
