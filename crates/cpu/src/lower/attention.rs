@@ -10,9 +10,12 @@ use aerogel_graph::{AxisId, Build, Node, Pattern, ValueId, ops};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Block lists by pattern, heads, queries, keys.
+/// Pattern, heads, queries, keys.
+type Key = (Pattern, usize, usize, usize);
+
+/// Block lists, made once each.
 #[derive(Default)]
-pub(crate) struct BlockLists(Mutex<HashMap<(Pattern, usize, usize, usize), Arc<BlockList>>>);
+pub(crate) struct BlockLists(Mutex<HashMap<Key, Arc<BlockList>>>);
 
 impl BlockLists {
     fn get(
