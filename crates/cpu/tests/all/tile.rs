@@ -80,6 +80,7 @@ fn interpret(program: &Program, inputs: &[Tensor], at: &[usize], scalars: &Scala
             Instr::Load { dst, input } => (dst, inputs[input].get(at)),
             Instr::Const { dst, value } => (dst, value.into()),
             Instr::Coord { dst, axis } => (dst, at[axis] as f64),
+            Instr::Piece { dst } => (dst, scalars.piece as f64),
             Instr::Rand { dst, stream, ref strides } => {
                 let element: isize =
                     at.iter().zip(strides).map(|(&at, &stride)| at as isize * stride).sum();
@@ -366,7 +367,8 @@ fn draws_follow_the_logical_element_and_maps_run_in_place() {
             unsafe { self.0.run(pool, &[ptrs[0], ptrs[0]], scalars, scratch) }
         }
     }
-    let scalars = Scalars { seed: 11 << 33, step: 4, element: 1001, ..Scalars::default() };
+    let scalars =
+        Scalars { seed: 11 << 33, step: 4, element: 1001, piece: 3, ..Scalars::default() };
     run(&InPlace(Map::new(&program).unwrap()), std::slice::from_ref(&x), 1, &scalars, |after| {
         for at in positions(&sizes) {
             let wanted = interpret(&program, std::slice::from_ref(&x), &at, &scalars)[4];
