@@ -3,6 +3,8 @@
 mod all {
     mod bin;
     mod faults;
+    mod kill;
+    mod memory;
     mod recipes;
     mod runs;
     mod surface;

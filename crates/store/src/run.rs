@@ -13,6 +13,7 @@ use crate::fs::{Fs, Lock, TryLock, ensure_dir, read_small, retry};
 
 const VERSION: u64 = 1;
 const RECORD: &str = "run.json";
+const SAMPLES: &str = "samples";
 const RECORD_LIMIT_BYTES: u64 = 1 << 20;
 const NAME_LIMIT_BYTES: usize = 100;
 
@@ -101,7 +102,7 @@ impl RunDir {
 
     /// The folder of samples.
     pub fn samples(&self) -> PathBuf {
-        self.path.join("samples")
+        self.path.join(SAMPLES)
     }
 
     /// The report.
@@ -131,6 +132,10 @@ impl RunDir {
         match retry(|| fs.try_lock(&path, &std::process::id().to_string())).at("lock", &path)? {
             TryLock::Held(lock) => {
                 reclaim_files(fs, &self.path)?;
+                let entries = retry(|| fs.list(&self.path)).at("list", &self.path)?;
+                if entries.iter().any(|e| e.is_dir && e.name == SAMPLES) {
+                    reclaim_files(fs, &self.samples())?;
+                }
                 Ok(RunLock(lock))
             }
             TryLock::Busy(note) => {

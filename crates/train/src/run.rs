@@ -222,6 +222,10 @@ impl<'a> Run<'a> {
         let mut feed = Feed::new(split, sampler, train.micro_batch, model.context, shifts);
         let stepper = Stepper::new(&self.session, train.micro_batch, train.seed);
         let schedule = schedule(self.recipe);
+        if self.step == steps {
+            // Killed after its last step: this clears what a checkpoint or its pruning left behind.
+            self.save()?;
+        }
         while self.step < steps {
             if stop.load(Ordering::Relaxed) {
                 self.save()?;

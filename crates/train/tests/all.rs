@@ -6,6 +6,8 @@ mod common;
 mod device;
 #[path = "all/harness.rs"]
 mod harness;
+#[path = "all/learning.rs"]
+mod learning;
 #[path = "all/op_table.rs"]
 mod op_table;
 #[path = "all/parity.rs"]
