@@ -202,7 +202,8 @@ impl Sink for Screen {
                     None => eprintln!("{text}"),
                 }
             }
-            Event::Stopped { .. } => {}
+            // The error itself is shown at the end of the process.
+            Event::Stopped { .. } | Event::Failed { .. } => {}
             Event::Done { step, loss_bits, seconds, parameters_hash, .. } => {
                 self.done = Some(format!(
                     "{} in {}, last loss {loss_bits:.4} bits a token, parameters {}",

@@ -41,7 +41,12 @@ pub enum PlanError {
         message: String,
     },
     /// More than there is.
-    #[error("the run needs {need_bytes} bytes and may take {have_bytes}; largest: {largest}")]
+    #[error(
+        "the run needs {need_bytes} bytes ({:.2} GiB) and may take {have_bytes} ({:.2} GiB); the \
+         largest at the peak: {largest}; {advice}",
+        gib(*need_bytes),
+        gib(*have_bytes)
+    )]
     DoesNotFit {
         /// Bytes of the arena.
         need_bytes: u64,
@@ -49,5 +54,11 @@ pub enum PlanError {
         have_bytes: u64,
         /// The largest values at the peak.
         largest: String,
+        /// What to change so that it fits.
+        advice: String,
     },
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
 }

@@ -65,7 +65,7 @@ choices! {
         Interleaved = "interleaved",
         /// Every head attends to the union of both parts.
         Merged = "merged",
-        /// The first half of the heads takes one part, the second half the other.
+        /// Heads take the two parts by turns.
         Heads = "heads",
     }
 }

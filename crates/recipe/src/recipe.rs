@@ -171,7 +171,7 @@ pub enum LayerAttention {
     One(Part),
     /// All heads take the union of both parts.
     Merged([Part; 2]),
-    /// The first half of the heads takes the first part, the second half the second.
+    /// Head `h` takes part `h` modulo 2.
     Heads([Part; 2]),
 }
 

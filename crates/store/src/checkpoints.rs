@@ -168,6 +168,30 @@ impl Checkpoints {
         Ok(old)
     }
 
+    /// Takes the steps after `step` out of the count, for a run that goes on from there: their
+    /// folders are kept as `aside-N-STEP`, and are no checkpoints any more. Returns the steps.
+    ///
+    /// # Errors
+    /// `Io`; every step is then where it was, or set aside.
+    pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>> {
+        let later: Vec<u64> = self.list()?.into_iter().filter(|s| *s > step).collect();
+        if later.is_empty() {
+            return Ok(later);
+        }
+        let fs = self.fs.as_ref();
+        let names = retry(|| fs.list(&self.dir)).at("list", &self.dir)?;
+        let taken = |n: u64| names.iter().any(|e| e.name.starts_with(&format!("aside-{n}-")));
+        let number = (1..).find(|n| !taken(*n)).unwrap_or(u64::MAX);
+        // The highest first: cut off in between, what is left is a shorter line of steps.
+        for later in later.iter().rev() {
+            let path = self.step_path(*later);
+            let aside = self.dir.join(format!("aside-{number}-{later:08}"));
+            retry(|| fs.rename(&path, &aside)).at("rename", &path)?;
+        }
+        self.sync(&self.dir)?;
+        Ok(later)
+    }
+
     fn write_and_rename(
         &self,
         temp: &Path,

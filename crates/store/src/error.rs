@@ -253,6 +253,9 @@ fn advice(error: &io::Error) -> &'static str {
         K::QuotaExceeded => "; your disk quota is used up, free some of it, then resume",
         K::ReadOnlyFilesystem => "; the file system is read-only, choose another folder for runs",
         K::PermissionDenied => "; change its permissions or choose another folder for runs",
+        K::NotADirectory | K::AlreadyExists => {
+            "; a file is in the way, choose another folder for runs"
+        }
         K::NotFound => "; restore it from a copy or choose another",
         _ => "; check the disk (kernel log, SMART), then resume",
     }

@@ -66,10 +66,22 @@ pub enum TrainError {
         /// What to change.
         advice: String,
     },
+    /// The source files are not those that the recipe means.
+    #[error(
+        "the source files have BLAKE3 {got}, and data.blake3 is {wanted}; get the files again, or \
+         correct data.blake3"
+    )]
+    Checksum {
+        /// Of the files, in the order of their paths.
+        got: String,
+        /// The recipe's.
+        wanted: String,
+    },
     /// A loss or a gradient is not a number.
     #[error(
         "step {step}: {what} is not finite; the update was not applied and the last checkpoint is \
-         good. Lower optimizer.learning_rate or raise schedule.warmup, then resume"
+         good. Lower optimizer.learning_rate or raise schedule.warmup, and start that recipe with \
+         --resume never"
     )]
     NonFinite {
         /// The step, from 1.
@@ -123,6 +135,7 @@ impl TrainError {
             | TrainError::Contradiction { .. }
             | TrainError::NoCheckpoint { .. }
             | TrainError::Mismatch { .. } => Exit::Recipe,
+            TrainError::Checksum { .. } => Exit::Data,
             TrainError::NonFinite { .. } => Exit::NonFinite,
             TrainError::Output(_) => Exit::Storage,
             TrainError::Stopped => Exit::Resumable,

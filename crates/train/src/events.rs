@@ -56,6 +56,8 @@ pub enum Event {
     Warning { step: u64, message: String },
     /// The run was asked to stop, and can be resumed.
     Stopped { step: u64 },
+    /// The run failed; what was committed before is good.
+    Failed { step: u64, message: String, exit_code: u8 },
     /// The run is complete.
     Done {
         step: u64,

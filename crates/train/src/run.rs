@@ -58,16 +58,18 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     // What is wrong with the model is told before work on its data.
     let early = RunPlan::of(recipe, &options.workspace)?;
-    early.fits()?;
+    early.fits(recipe)?;
     let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
     let vocab = data.index().tokenizer.vocabulary as usize;
     let plan = if early.model.vocab == vocab { early } else { RunPlan::new(recipe, vocab)? };
-    plan.fits()?;
+    plan.fits(recipe)?;
     let hash = run_hash(recipe, &data);
     let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
     let mut run = Run::load(recipe, &data, folder, hash, plan, sink)?;
-    run.begin(start)?;
-    let outcome = run.steps(&options.stop)?;
+    let outcome = match run.begin(start).and_then(|()| run.steps(&options.stop)) {
+        Ok(outcome) => outcome,
+        Err(error) => return Err(run.failed(error)),
+    };
     run.record(if outcome == Exit::Done { RunStatus::Done } else { RunStatus::Stopped }, &lock)?;
     Ok(Outcome { exit: outcome, folder: run.folder.path().to_owned(), step: run.step })
 }
@@ -143,10 +145,15 @@ impl<'a> Run<'a> {
     /// Initial weights, or those of a checkpoint; then the first events.
     fn begin(&mut self, start: Start) -> Result<(), TrainError> {
         let checkpoints = self.folder.checkpoints();
-        let mut skipped = vec![];
+        let (mut skipped, mut aside) = (vec![], vec![]);
         let found = match start {
             Start::New => None,
-            Start::Step(step) => Some(checkpoints.open(step)?),
+            Start::Step(step) => {
+                let checkpoint = checkpoints.open(step)?;
+                checkpoint.verify()?;
+                aside = checkpoints.set_aside_after(step)?;
+                Some(checkpoint)
+            }
             Start::Latest => {
                 let latest = checkpoints.latest()?;
                 skipped = latest.skipped;
@@ -176,6 +183,13 @@ impl<'a> Run<'a> {
             let message = format!("checkpoint {} is damaged and was skipped: {}", s.step, s.reason);
             self.tell(&Event::Warning { step: self.step, message })?;
         }
+        if let (Some(first), Some(last)) = (aside.first(), aside.last()) {
+            let message = format!(
+                "the run goes on from step {}; checkpoints {first} to {last} were set aside",
+                self.step
+            );
+            self.tell(&Event::Warning { step: self.step, message })?;
+        }
         if found.is_none() {
             self.evaluate()?;
         }
@@ -189,7 +203,7 @@ impl<'a> Run<'a> {
             run: self.folder.path().display().to_string(),
             resumed,
             steps: self.recipe.train.steps,
-            parameters: plan.counts.parameters as u64,
+            parameters: plan.counts.parameters,
             tokens_per_step: plan.tokens_per_step,
             flops_per_step: plan.report.flops_per_step,
             planned_bytes: plan.program.arena_bytes,
@@ -384,6 +398,16 @@ impl<'a> Run<'a> {
             report: Some("report.html".to_owned()),
         };
         self.tell(&event)
+    }
+
+    /// Tells how the run failed, as far as that still works.
+    fn failed(&mut self, error: TrainError) -> TrainError {
+        let message = error.to_string();
+        let event = Event::Failed { step: self.step, message, exit_code: error.exit() as u8 };
+        match self.tell(&event) {
+            // The first error is the one to report.
+            Ok(()) | Err(_) => error,
+        }
     }
 
     fn record(&self, status: RunStatus, lock: &RunLock) -> Result<(), TrainError> {

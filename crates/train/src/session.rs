@@ -66,8 +66,9 @@ impl RunPlan {
     /// Whether the run may have the memory that it needs.
     ///
     /// # Errors
-    /// [`PlanError::DoesNotFit`], with the largest values at the peak.
-    pub fn fits(&self) -> Result<(), TrainError> {
+    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and the change that makes it
+    /// fit, as planned.
+    pub fn fits(&self, recipe: &Recipe) -> Result<(), TrainError> {
         if self.program.arena_bytes <= self.budget_bytes {
             return Ok(());
         }
@@ -78,8 +79,35 @@ impl RunPlan {
             need_bytes: self.program.arena_bytes,
             have_bytes: self.budget_bytes,
             largest: largest.join(", "),
+            advice: self.smaller(recipe)?,
         }
         .into())
+    }
+
+    /// The largest micro-batch that fits, found by planning it; or what else to shrink.
+    fn smaller(&self, recipe: &Recipe) -> Result<String, TrainError> {
+        let batch = recipe.train.batch;
+        let mut sizes = (1..recipe.train.micro_batch).rev().filter(|m| batch.is_multiple_of(*m));
+        let mut last = None;
+        while let Some(micro_batch) = sizes.next() {
+            let mut less = recipe.clone();
+            less.train.micro_batch = micro_batch;
+            let plan = RunPlan::new(&less, self.model.vocab)?;
+            let bytes = plan.program.arena_bytes;
+            if bytes <= self.budget_bytes {
+                return Ok(format!("train.micro_batch = {micro_batch} fits, with {bytes} bytes"));
+            }
+            last = Some(bytes);
+            // Halving is enough to find out; a plan of each divisor would take its time.
+            while sizes.clone().next().is_some_and(|next| next * 2 > micro_batch) {
+                sizes.next();
+            }
+        }
+        let least = last.unwrap_or(self.program.arena_bytes);
+        Ok(format!(
+            "one sequence at a time still needs {least} bytes: lower model.context, model.layers or \
+             model.embed"
+        ))
     }
 
     /// The plan of a recipe whose data may not be prepared yet.

@@ -79,10 +79,7 @@ fn check_sources(request: &Request, wanted: &str) -> Result<(), TrainError> {
     if got == wanted.to_lowercase() {
         return Ok(());
     }
-    Err(TrainError::Contradiction {
-        what: format!("the source files have BLAKE3 {got}, and data.blake3 is {wanted}"),
-        advice: "get the files again, or correct data.blake3".to_owned(),
-    })
+    Err(TrainError::Checksum { got, wanted: wanted.to_owned() })
 }
 
 fn request(recipe: &Recipe, out: &Path) -> Result<Request, TrainError> {

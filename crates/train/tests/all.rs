@@ -16,8 +16,6 @@ mod parity;
 mod planning;
 #[path = "all/random_graphs.rs"]
 mod random_graphs;
-#[path = "all/recipes.rs"]
-mod recipes;
 #[path = "all/resume.rs"]
 mod resume;
 #[path = "all/sections.rs"]

@@ -124,7 +124,7 @@ fn attention(fields: &mut Fields, data: &Data, shape: Shape) -> Result<Attention
         return Err(fields.clash(
             &["model.combine", "model.heads"],
             format!("model.combine = \"heads\" with model.heads = {}", shape.heads),
-            "one half of the heads takes each part",
+            "heads take the two parts by turns",
             "choose an even number of heads, or combine = \"merged\"".into(),
         ));
     }

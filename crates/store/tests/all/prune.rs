@@ -88,3 +88,25 @@ fn other_names_are_not_steps() {
     assert!(!folder.join("step-00000008.tmp-dead").exists());
     assert!(folder.join("step-5").exists());
 }
+
+#[test]
+fn later_steps_are_set_aside_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoints = real(dir.path());
+    for step in [2, 4, 6] {
+        commit(&checkpoints, step).unwrap();
+    }
+    assert_eq!(checkpoints.set_aside_after(2).unwrap(), [4, 6]);
+    assert_eq!(checkpoints.list().unwrap(), [2]);
+    // The way goes on from there, and can be left again.
+    commit(&checkpoints, 4).unwrap();
+    assert_eq!(checkpoints.set_aside_after(2).unwrap(), [4]);
+    assert!(checkpoints.set_aside_after(2).unwrap().is_empty());
+    let mut left: Vec<String> = std::fs::read_dir(dir.path().join("checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("aside"))
+        .collect();
+    left.sort();
+    assert_eq!(left, ["aside-1-00000004", "aside-1-00000006", "aside-2-00000004"]);
+}

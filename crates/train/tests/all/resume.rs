@@ -121,11 +121,13 @@ impl Ran {
     }
 
     fn warnings(&self) -> Vec<&str> {
-        let text = |e| match e {
-            &Event::Warning { ref message, .. } => Some(message.as_str()),
-            _ => None,
-        };
-        self.events.iter().filter_map(text).collect()
+        let mut texts = vec![];
+        for e in &self.events {
+            if let Event::Warning { message, .. } = e {
+                texts.push(message.as_str());
+            }
+        }
+        texts
     }
 }
 
