@@ -1,4 +1,4 @@
-//! A prepared folder, mapped into memory.
+//! A prepared folder, opened for reading.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::shard::{BinLayout, HEADER_BYTES, ShardFormat, TokenFile};
 use crate::split::Split;
 use crate::tokenizer::Tokenizer;
 
-/// A prepared folder. Opening maps the shards and checks headers, sizes and counts; contents are
+/// A prepared folder. Opening checks headers, sizes and counts; contents are
 /// checked against their hashes by [`verify`](Self::verify).
 #[derive(Debug)]
 pub struct Dataset {
@@ -37,7 +37,7 @@ impl Dataset {
         let index = Index::load(folder)?;
         let mut splits = BTreeMap::new();
         for (name, split) in &index.splits {
-            splits.insert(name.clone(), map_split(folder, &index, name, split)?);
+            splits.insert(name.clone(), open_split(folder, &index, name, split)?);
         }
         Ok(Self { folder: folder.to_owned(), index, splits })
     }
@@ -101,7 +101,7 @@ impl Dataset {
     }
 }
 
-fn map_split(folder: &Path, index: &Index, name: &str, split: &SplitIndex) -> Result<Tokens> {
+fn open_split(folder: &Path, index: &Index, name: &str, split: &SplitIndex) -> Result<Tokens> {
     let layout = match index.format {
         ShardFormat::Headers => BinLayout::Headers,
         ShardFormat::NanoGpt => BinLayout::NanoGpt,

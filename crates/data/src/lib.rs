@@ -6,7 +6,7 @@
 //!                          Tokens + Sampler + position ─ Sampler::read ─> one sequence
 //! ```
 //!
-//! The one type to know is [`Dataset`], a prepared folder mapped into memory; [`prepare()`] makes
+//! The one type to know is [`Dataset`], a prepared folder opened for reading; [`prepare()`] makes
 //! the folder and [`Sampler`] reads it.
 //!
 //! The invariant: **what a run reads is a pure function of the prepared folder, a seed and one

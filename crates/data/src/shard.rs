@@ -1,4 +1,4 @@
-//! The token files: layout, writing, mapping.
+//! The token files: layout, writing, reading.
 //!
 //! | tokens | layout | magic, version |
 //! |---|---|---|
@@ -12,9 +12,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
@@ -38,6 +38,24 @@ pub enum TokenType {
 }
 
 impl TokenType {
+    /// Little-endian tokens of this width, as many as `into` holds.
+    fn decode(self, bytes: &[u8], into: &mut [u32]) {
+        match self {
+            TokenType::U8 => {
+                into.iter_mut().zip(bytes).for_each(|(t, &b)| *t = u32::from(b));
+            }
+            TokenType::U16 => {
+                let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+                into.iter_mut().zip(words).for_each(|(t, w)| *t = u32::from(w));
+            }
+            TokenType::U32 => {
+                let words =
+                    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                into.iter_mut().zip(words).for_each(|(t, w)| *t = w);
+            }
+        }
+    }
+
     /// Bytes of one token.
     pub fn bytes(self) -> usize {
         match self {
@@ -222,12 +240,18 @@ pub enum BinLayout {
     NanoGpt,
 }
 
-/// A mapped token file whose size has been checked against its header.
+/// Bytes read at a time; a sequence is a few of these.
+const CHUNK_BYTES: usize = 4096;
+
+/// A token file whose size has been checked against its header.
+///
+/// It is read at positions and not mapped: pages of a map would count as memory of the process,
+/// up to the whole corpus.
 #[derive(Debug)]
 pub(crate) struct TokenFile {
     path: PathBuf,
-    map: Option<Mmap>,
-    start: usize,
+    file: File,
+    start: u64,
     token_type: TokenType,
     tokens: u64,
 }
@@ -235,16 +259,10 @@ pub(crate) struct TokenFile {
 impl TokenFile {
     pub(crate) fn open(path: &Path, layout: BinLayout) -> Result<Self> {
         let file = File::open(path).map_err(|e| DataError::read(path, e))?;
-        let size = fs::metadata(path).map_err(|e| DataError::read(path, e))?.len();
-        // An empty file cannot be mapped, and needs not be.
-        let map = match size {
-            0 => None,
-            // SAFETY: the map is read-only and private to this process. Files of a prepared
-            // folder are replaced by rename, never truncated or rewritten in place, so the bytes
-            // under the map keep their length for as long as it lives.
-            _ => Some(unsafe { Mmap::map(&file) }.map_err(|e| DataError::read(path, e))?),
-        };
-        let bytes = map.as_deref().unwrap_or_default();
+        let size = file.metadata().map_err(|e| DataError::read(path, e))?.len();
+        let mut bytes = [0; 12];
+        let bytes = &mut bytes[..size.min(12) as usize];
+        file.read_exact_at(bytes, 0).map_err(|e| DataError::read(path, e))?;
         let first = |i: usize| -> Option<i32> {
             Some(i32::from_le_bytes(bytes.get(4 * i..4 * i + 4)?.try_into().ok()?))
         };
@@ -267,10 +285,10 @@ impl TokenFile {
             }
             (_, Some(token_type)) => {
                 let tokens = check_header(path, token_type, size, first(1), first(2))?;
-                (token_type, tokens, HEADER_BYTES)
+                (token_type, tokens, HEADER_BYTES as u64)
             }
         };
-        Ok(Self { path: path.to_owned(), map, start, token_type, tokens })
+        Ok(Self { path: path.to_owned(), file, start, token_type, tokens })
     }
 
     pub(crate) fn token_type(&self) -> TokenType {
@@ -285,22 +303,13 @@ impl TokenFile {
     /// each against the vocabulary: a token out of range would read outside a weight matrix.
     pub(crate) fn read(&self, start: u64, into: &mut [u32], vocabulary: u32) -> Result<()> {
         let width = self.token_type.bytes();
-        let from = self.start + start as usize * width;
-        let bytes = self.map.as_deref().unwrap_or_default();
-        let bytes = &bytes[from..from + into.len() * width];
-        match self.token_type {
-            TokenType::U8 => {
-                into.iter_mut().zip(bytes).for_each(|(t, &b)| *t = u32::from(b));
-            }
-            TokenType::U16 => {
-                let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-                into.iter_mut().zip(words).for_each(|(t, w)| *t = u32::from(w));
-            }
-            TokenType::U32 => {
-                let words =
-                    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-                into.iter_mut().zip(words).for_each(|(t, w)| *t = w);
-            }
+        let mut at = self.start + start * width as u64;
+        let mut chunk = [0; CHUNK_BYTES];
+        for tokens in into.chunks_mut(CHUNK_BYTES / width) {
+            let bytes = &mut chunk[..tokens.len() * width];
+            self.file.read_exact_at(bytes, at).map_err(|e| DataError::read(&self.path, e))?;
+            self.token_type.decode(bytes, tokens);
+            at += bytes.len() as u64;
         }
         match into.iter().position(|&t| t >= vocabulary) {
             None => Ok(()),

@@ -63,7 +63,7 @@ pub const RULES: [Rule; 7] = [
     },
     Rule {
         name: "unsafety",
-        claim: "unsafe code stands in kernels and mapped memory, each block with its reason",
+        claim: "unsafe code stands in kernels, each block with its reason",
         kinds: &["unsafe", "safety"],
         find: |tree| Ok(unsafety::find(tree)),
     },
