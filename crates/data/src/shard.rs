@@ -10,7 +10,7 @@
 //! A header is 256 little-endian `i32` (1,024 bytes): magic, version, number of tokens, zeros.
 //! Then the tokens follow, little-endian, nothing after them.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
