@@ -5,6 +5,7 @@
 //! exit codes that `--help` lists. Tests run the binary, in `tests/`.
 
 mod args;
+mod command;
 mod doctor;
 mod eval;
 mod failure;
@@ -19,8 +20,8 @@ mod signals;
 mod train;
 
 use aerogel_train::Exit;
-use args::{Cli, Command};
 use clap::Parser;
+use command::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

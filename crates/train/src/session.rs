@@ -105,8 +105,8 @@ impl RunPlan {
         }
         let least = last.unwrap_or(self.program.arena_bytes);
         Ok(format!(
-            "one sequence at a time still needs {least} bytes: lower model.context, model.layers or \
-             model.embed"
+            "one sequence at a time still needs {least} bytes: lower model.context, model.layers \
+             or model.embed"
         ))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Axes that strides allow are merged; of each role the longest becomes the matrix axis, the
 //! others are loops around it (batch, M, N: more tasks; K: accumulation in order). Each task owns
-//! one block of C for the full depth, so its bits do not depend on who computes it. A finished block
-//! can go through a tile program (bias, activation, residual) while it is in cache.
+//! one block of C for the full depth, so its bits do not depend on who computes it. A finished
+//! block can go through a tile program (bias, activation, residual) while it is in cache.
 
 use crate::axes::Space;
 use crate::kernel::{
