@@ -53,9 +53,9 @@ mod tests {
 
     #[test]
     fn repeated_and_own_crates_do_not_count() {
-        let lines = "aerogel v0.1.0 (/home/me/aerogel)\nserde v1.0.0\nserde v1.0.0 (*)\n\
+        let lines = "aerogel v0.1.0 (/src/me/aerogel)\nserde v1.0.0\nserde v1.0.0 (*)\n\
             serde_derive v1.0.0 (proc-macro)\nserde_derive v1.0.0 (proc-macro) (*)\n\n\
-            aerogel-graph v0.1.0 (/home/me/graph) (*)\nserde v2.0.0\n";
+            aerogel-graph v0.1.0 (/src/me/graph) (*)\nserde v2.0.0\n";
         let wanted = ["serde v1.0.0", "serde v2.0.0", "serde_derive v1.0.0"];
         assert_eq!(foreign(lines).into_iter().collect::<Vec<_>>(), wanted);
     }
