@@ -86,11 +86,6 @@ impl CpuDevice {
         Ok(CpuDevice { program, arena, pool, sections })
     }
 
-    /// The program that is loaded.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
     /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
     /// write afterwards, no kernel may read.
     #[doc(hidden)]

@@ -2,7 +2,7 @@
 
 use crate::slot::Slot;
 use crate::target::Claim;
-use aerogel_graph::{Axes, Build, Def, Graph, Role, StateId, ValueId};
+use aerogel_graph::{Axes, Build, Graph, Role, StateId, ValueId};
 
 /// One thing that a section does.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,14 +82,6 @@ impl Section {
     /// The value of the named input.
     pub fn input(&self, name: &str) -> Option<ValueId> {
         self.graph.find_input(name).map(|i| i.value)
-    }
-
-    /// The state that a value is, if it is one at section start.
-    pub fn state_of(&self, v: ValueId) -> Option<StateId> {
-        match self.graph.value(v).def {
-            Def::State(s) => Some(s),
-            _ => None,
-        }
     }
 }
 

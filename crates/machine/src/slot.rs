@@ -32,14 +32,4 @@ impl Slot {
         let differs = |i: usize| axes.size(ty.axes[i]) > 1 && self.strides[i] != plain.strides[i];
         !(0..ty.axes.len()).any(differs)
     }
-
-    /// The stride along an axis; 0 where the value lacks it, which broadcasts.
-    pub fn stride(&self, ty: &Type, axis: AxisId) -> isize {
-        ty.axes.iter().position(|&a| a == axis).map_or(0, |i| self.strides[i])
-    }
-
-    /// Strides along a list of axes; 0 where the value lacks one.
-    pub fn strides_along(&self, ty: &Type, list: &[AxisId]) -> Vec<isize> {
-        list.iter().map(|&a| self.stride(ty, a)).collect()
-    }
 }

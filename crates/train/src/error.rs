@@ -108,9 +108,6 @@ pub enum TrainError {
     /// The caller's sink failed.
     #[error("writing output failed: {0}")]
     Output(#[from] std::io::Error),
-    /// Stopped on request before there was anything to save.
-    #[error("stopped on request")]
-    Stopped,
 }
 
 impl TrainError {
@@ -138,7 +135,6 @@ impl TrainError {
             TrainError::Checksum { .. } => Exit::Data,
             TrainError::NonFinite { .. } => Exit::NonFinite,
             TrainError::Output(_) => Exit::Storage,
-            TrainError::Stopped => Exit::Resumable,
             TrainError::Pass(_) | TrainError::Plan(_) | TrainError::Device(_) => Exit::Bug,
         }
     }

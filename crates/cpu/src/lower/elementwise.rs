@@ -1,11 +1,11 @@
-//! Maps, reductions, permutations, and views that move bytes: all of them tile programs.
+//! Maps and reductions as tile programs; permutations and views that move bytes as copies.
 
 use super::{Call, Source};
 use crate::compile::{Compiler, along, dtype, operand};
 use crate::kernel::{KernelError, Operand};
+use crate::kernels::copy::{Copy, Fill};
 use crate::kernels::map::Map;
 use crate::kernels::reduce::{Fold, Reduce};
-use crate::kernels::tile::{Instr, Program};
 use aerogel_graph::ops::{self, View};
 use aerogel_graph::{AxisId, Build, Node, NodeId, Op, ValueId};
 
@@ -57,24 +57,18 @@ pub(super) fn permutation(s: &Source<'_>, node: &Node) -> Result<Call, KernelErr
     copy(&sizes, Some(reads), writes, vec![(from, 0), (to, 0)])
 }
 
+/// Copies a value's elements, or writes zeros.
 fn copy(
     sizes: &[usize],
     from: Option<Operand>,
     to: Operand,
     operands: Vec<(ValueId, isize)>,
 ) -> Result<Call, KernelError> {
-    let read = match from {
-        Some(_) => Instr::Load { dst: 0, input: 0 },
-        None => Instr::Const { dst: 0, value: 0.0 },
+    let call = match from {
+        Some(from) => Call::new(Copy::new(sizes, &from, &to)?, []),
+        None => Call::new(Fill::new(sizes, &to, 0.0)?, []),
     };
-    let program = Program {
-        sizes: sizes.to_vec(),
-        inputs: from.into_iter().collect(),
-        outputs: vec![to],
-        instrs: vec![read, Instr::Store { output: 0, src: 0 }],
-    };
-    let kernel = Map::new(&program)?;
-    Ok(Call { operands, ..Call::new(kernel, []) })
+    Ok(Call { operands, ..call })
 }
 
 /// A view that has to move bytes: copies of its parts into the output.

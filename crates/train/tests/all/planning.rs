@@ -24,7 +24,7 @@ fn plan(name: &str, vocab: usize, overrides: &[&str]) -> RunPlan {
 fn is_tight_and_adds_up(name: &str, plan: &RunPlan) {
     let report = &plan.report;
     println!("{name}: planned in {:.2} s", report.planning_seconds);
-    assert!(report.planning_seconds < 6.0, "{name}: {} s", report.planning_seconds);
+    assert!(report.planning_seconds < 3.0, "{name}: {} s", report.planning_seconds);
     assert_eq!(report.total_bytes, plan.program.arena_bytes, "{name}");
     assert_eq!(report.kinds.total(), report.total_bytes, "{name}: {:?}", report.kinds);
     for s in &report.sections {
