@@ -12,6 +12,7 @@
 
 mod backward;
 mod error;
+pub mod pipeline;
 mod precision;
 pub mod schedule;
 mod tile;

@@ -4,6 +4,8 @@
 mod golden;
 #[path = "all/models.rs"]
 mod models;
+#[path = "all/pipeline.rs"]
+mod pipeline;
 #[path = "all/precision.rs"]
 mod precision;
 #[path = "all/support.rs"]
