@@ -209,7 +209,8 @@ fn most_in_flight(list: &[Action], chunk: usize) -> usize {
 ///
 /// GPipe's backwards go through the micro-batches as its forwards do, 0 first, where the paper's
 /// figure starts from the last one: the length of the step is the same, and gradients are then
-/// summed in the order of a step without a pipeline, bit for bit.
+/// summed in the order of a step without a pipeline, bit for bit. In all schedules one rank wants
+/// the messages of another in the order in which that one sends them.
 ///
 /// # Errors
 /// A count is 0 or absurdly large, or `stages` does not divide `micros` where that is needed.

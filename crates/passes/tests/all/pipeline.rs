@@ -134,18 +134,18 @@ fn what_is_in_flight_is_as_published() {
 }
 
 #[test]
-fn messages_of_a_pass_arrive_in_the_order_in_which_they_are_wanted() {
+fn messages_between_two_ranks_are_wanted_in_the_order_in_which_they_are_sent() {
     for (kind, p, m, s) in published() {
-        // By sender, receiver and pass.
+        // By sender and receiver, activations and gradients together.
         let (mut sent, mut wanted) = (BTreeMap::new(), BTreeMap::new());
         for rank in 0..p {
             for a in &s.actions[rank] {
                 if let Some((to, b)) = s.target(rank, *a) {
                     assert_eq!(s.source(to, b), Some((rank, *a)));
-                    sent.entry((rank, to, a.pass)).or_insert(vec![]).push(b);
+                    sent.entry((rank, to)).or_insert(vec![]).push(b);
                 }
                 if let Some((from, _)) = s.source(rank, *a) {
-                    wanted.entry((from, rank, a.pass)).or_insert(vec![]).push(*a);
+                    wanted.entry((from, rank)).or_insert(vec![]).push(*a);
                 }
             }
         }
