@@ -6,7 +6,8 @@ use crate::kernels::tile::{Instr, Program, Value};
 use aerogel_graph::expr::{Bin, Un};
 use aerogel_graph::ops::Map;
 use aerogel_graph::random::stream_id;
-use aerogel_graph::{Axes, AxisId, Build, DType, Expr, Graph, Node, ValueId};
+use aerogel_graph::types::MESH_AXES;
+use aerogel_graph::{Axes, AxisId, Build, Cutter, DType, Expr, Graph, Node, Place, ValueId};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
@@ -50,12 +51,14 @@ pub(crate) struct Compiler<'a> {
     pub inputs: Vec<ValueId>,
     /// What `Store` writes, in order.
     pub outputs: Vec<ValueId>,
-    /// Elements of a draw's tensor in one piece of a cut axis; `None` before the first draw.
-    piece: Option<u64>,
+    /// Where this rank is in the mesh.
+    place: Place,
+    /// Where a draw's piece begins in the whole tensor; `None` before the first draw.
+    origin: Option<Origin>,
 }
 
 impl<'a> Compiler<'a> {
-    pub fn new(graph: &'a Graph, strides: &'a Strides, space: &[AxisId]) -> Self {
+    pub fn new(graph: &'a Graph, strides: &'a Strides, place: Place, space: &[AxisId]) -> Self {
         let sizes = graph.axes().sizes(space);
         Compiler {
             graph,
@@ -67,7 +70,8 @@ impl<'a> Compiler<'a> {
             next: 0,
             inputs: vec![],
             outputs: vec![],
-            piece: None,
+            place,
+            origin: None,
         }
     }
 
@@ -125,19 +129,14 @@ impl<'a> Compiler<'a> {
     fn expr(&mut self, e: &Expr, node: &Node, map: &Map) -> Value {
         match e {
             Expr::In(i) => self.value(node.ins[*i]),
-            Expr::Const(c) => {
-                let value = *c as f32;
-                let key = format!("const {:x}", value.to_bits());
-                self.push(key, |dst| Instr::Const { dst, value })
-            }
+            Expr::Const(c) => self.constant(*c as f32),
             Expr::Un(f, x) => {
                 let a = self.expr(x, node, map);
                 self.unary(unary(*f), a)
             }
             Expr::Bin(f, a, b) => {
                 let (a, b) = (self.expr(a, node, map), self.expr(b, node, map));
-                let op = binary(*f);
-                self.push(format!("{op:?} {a} {b}"), |dst| Instr::Binary { op, dst, a, b })
+                self.binary(binary(*f), a, b)
             }
             Expr::Select(c, a, b) => {
                 let cond = self.expr(c, node, map);
@@ -148,7 +147,7 @@ impl<'a> Compiler<'a> {
             Expr::Coord(axis) => self.coordinate(*axis),
             Expr::Rand(stream) => {
                 let global = global_strides(self.graph.axes(), &map.out.axes);
-                self.piece = Some(global.1);
+                self.origin = Some(global.1);
                 let list = &map.out.axes;
                 let stride =
                     |a: &AxisId| list.iter().position(|x| x == a).map_or(0, |p| global.0[p]);
@@ -160,32 +159,34 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The global coordinate along an axis: after those of earlier pieces, if the axis is cut.
+    /// The global coordinate along an axis: after those of earlier pieces, if the axis is cut. The
+    /// instructions are the same on every rank, so that a plan is.
     fn coordinate(&mut self, id: AxisId) -> Value {
         let axis = self.space.iter().position(|a| *a == id).unwrap_or(0);
-        let local = self.push(format!("coord {axis}"), |dst| Instr::Coord { dst, axis });
+        let mut value = self.push(format!("coord {axis}"), |dst| Instr::Coord { dst, axis });
         let own = &self.graph.axes()[id];
-        if own.pieces == 1 {
-            return local;
+        if own.pieces_in_time() > 0 {
+            let piece = self.push("piece".to_owned(), |dst| Instr::Piece { dst });
+            let step = self.constant((own.pieces_in_time() * own.size as u64) as f32);
+            let first = self.binary(Binary::Mul, piece, step);
+            value = self.binary(Binary::Add, first, value);
         }
-        let value = own.size as f32;
-        let piece = self.push("piece".to_owned(), |dst| Instr::Piece { dst });
-        let size =
-            self.push(format!("const {:x}", value.to_bits()), |dst| Instr::Const { dst, value });
-        let op = Binary::Mul;
-        let first = self.push(format!("{op:?} {piece} {size}"), |dst| Instr::Binary {
-            op,
-            dst,
-            a: piece,
-            b: size,
-        });
-        let op = Binary::Add;
-        self.push(format!("{op:?} {first} {local}"), |dst| Instr::Binary {
-            op,
-            dst,
-            a: first,
-            b: local,
-        })
+        if own.cuts.iter().any(|c| c.by != Cutter::Time) {
+            let first = own.piece(0, self.place) * own.size as u64;
+            // Not shared with other constants, for whether two are equal depends on the rank.
+            let key = format!("first of {}", own.name);
+            let first = self.push(key, |dst| Instr::Const { dst, value: first as f32 });
+            value = self.binary(Binary::Add, first, value);
+        }
+        value
+    }
+
+    fn constant(&mut self, value: f32) -> Value {
+        self.push(format!("const {:x}", value.to_bits()), |dst| Instr::Const { dst, value })
+    }
+
+    fn binary(&mut self, op: Binary, a: Value, b: Value) -> Value {
+        self.push(format!("{op:?} {a} {b}"), |dst| Instr::Binary { op, dst, a, b })
     }
 
     /// Stores a value: the program's next output.
@@ -197,28 +198,60 @@ impl<'a> Compiler<'a> {
         self.program.instrs.push(Instr::Store { output, src });
     }
 
-    /// The program, and the elements by which draws advance from one piece to the next.
-    pub fn finish(self) -> (Program, Vec<ValueId>, Vec<ValueId>, u64) {
-        (self.program, self.inputs, self.outputs, self.piece.unwrap_or(0))
+    /// The program, what it reads and writes, and where its draws begin.
+    pub fn finish(self) -> (Program, Vec<ValueId>, Vec<ValueId>, Draws) {
+        let draws = self.origin.map_or(Draws::default(), |o| o.at(self.place));
+        (self.program, self.inputs, self.outputs, draws)
     }
 }
 
-/// Row-major strides in the whole tensor, of which this may be a piece; and the elements between
-/// the same element of one piece and the next.
-pub(crate) fn global_strides(axes: &Axes, list: &[AxisId]) -> (Vec<isize>, u64) {
-    let mut strides = vec![1isize; list.len()];
-    let mut piece = 0;
-    for i in (0..list.len()).rev() {
-        if i + 1 < list.len() {
-            let inner = &axes[list[i + 1]];
-            strides[i] = strides[i + 1] * (inner.size * inner.pieces) as isize;
-        }
-        let own = &axes[list[i]];
-        if own.pieces > 1 {
-            piece += (own.size as isize * strides[i]) as u64;
-        }
+/// The element of the whole tensor at which a piece begins, as a sum over who cut it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// For each micro-batch before this one.
+    micro: u64,
+    /// For each rank before this one, by mesh axis.
+    mesh: [u64; MESH_AXES],
+    /// Of a fixed piece.
+    fixed: u64,
+}
+
+/// The same for one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Draws {
+    /// The first element of micro-batch 0.
+    pub first: u64,
+    /// Elements from one micro-batch to the next.
+    pub step: u64,
+}
+
+impl Origin {
+    fn at(&self, place: Place) -> Draws {
+        let ranks = self.mesh.iter().zip(place.0).map(|(n, x)| n * u64::from(x)).sum::<u64>();
+        Draws { first: self.fixed + ranks, step: self.micro }
     }
-    (strides, piece)
+}
+
+/// Row-major strides in the whole tensor, of which this may be a piece; and where it begins.
+pub(crate) fn global_strides(axes: &Axes, list: &[AxisId]) -> (Vec<isize>, Origin) {
+    let mut strides = vec![1isize; list.len()];
+    let mut origin = Origin::default();
+    let mut stride = 1;
+    for (&id, own) in list.iter().zip(&mut strides).rev() {
+        let axis = &axes[id];
+        *own = stride as isize;
+        let mut step = axis.size as u64 * stride;
+        for cut in axis.cuts.iter().rev() {
+            match cut.by {
+                Cutter::Time => origin.micro += step,
+                Cutter::Mesh(m) => origin.mesh[m as usize] += step,
+                Cutter::Fixed(piece) => origin.fixed += piece as u64 * step,
+            }
+            step *= cut.pieces as u64;
+        }
+        stride *= axis.global_size() as u64;
+    }
+    (strides, origin)
 }
 
 fn unary(f: Un) -> Unary {

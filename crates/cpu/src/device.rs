@@ -1,10 +1,15 @@
 //! The CPU device: one arena, one pool, and per section a list of prepared kernels with addresses.
 
+use crate::compile::Draws;
+use crate::exchange::Exchanged;
 use crate::kernel::{Kernel, Ptr, Scalars};
-use crate::lower::{BlockLists, Source, lower};
+use crate::lower::{BlockLists, Call, Source, lower};
 use crate::pool::Pool;
-use aerogel_graph::{Build, Clock, ValueId};
-use aerogel_machine::{ALIGN, Device, DeviceError, Program, Section, Slot, Step, Uses};
+use aerogel_graph::{Build, Clock, Op, Place, ValueId};
+use aerogel_machine::{
+    ALIGN, Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
+    Uses,
+};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
 
@@ -43,27 +48,34 @@ impl Drop for Arena {
     }
 }
 
+/// What a section does, with addresses. Where an operand lies in a state of several copies, there
+/// is a list of addresses for each copy; else there is one list.
 enum Prepared {
     Run {
         kernel: Box<dyn Kernel>,
-        ptrs: Vec<Ptr>,
+        ptrs: Vec<Vec<Ptr>>,
         scratch: (u64, usize),
-        piece_elements: u64,
+        draws: Draws,
         position: Option<u64>,
     },
     Copy {
         from: u64,
         to: u64,
         bytes: usize,
+        copy_stride: u64,
     },
+    Exchange(Exchanged),
 }
 
 /// Runs programs that were planned for a [`CpuTarget`](crate::CpuTarget) of as many threads.
 pub struct CpuDevice {
     program: Arc<Program>,
     arena: Arena,
-    pool: Pool,
+    pool: Arc<Pool>,
+    ties: Arc<dyn Collectives>,
     sections: Vec<Vec<Prepared>>,
+    /// The steps' names, as others read them when this rank is late.
+    sites: Vec<Arc<str>>,
 }
 
 impl CpuDevice {
@@ -72,18 +84,38 @@ impl CpuDevice {
     /// # Errors
     /// The memory or the threads cannot be had, or the program was planned for another machine.
     pub fn load(program: Arc<Program>, threads: usize) -> Result<CpuDevice, DeviceError> {
-        let arena = Arena::new(program.arena_bytes)?;
         let pool = Pool::new(threads).map_err(|e| DeviceError::Unsupported {
             what: format!("{threads} threads ({e})"),
             device: "cpu".to_owned(),
         })?;
+        CpuDevice::load_rank(program, Arc::new(pool), Arc::new(Alone::new()))
+    }
+
+    /// The same for one rank of several, which may share a pool.
+    ///
+    /// # Errors
+    /// As [`CpuDevice::load`].
+    pub fn load_rank(
+        program: Arc<Program>,
+        pool: Arc<Pool>,
+        ties: Arc<dyn Collectives>,
+    ) -> Result<CpuDevice, DeviceError> {
+        let arena = Arena::new(program.arena_bytes)?;
         let lists = BlockLists::default();
+        let place = ties.mesh().place(ties.rank());
+        let loading = Loading { program: &program, arena: &arena, lists: &lists, place };
         let sections = program
             .sections
             .iter()
-            .map(|s| prepare(s, &program, &arena, threads, &lists))
+            .map(|s| loading.section(s, pool.threads()))
             .collect::<Result<_, _>>()?;
-        Ok(CpuDevice { program, arena, pool, sections })
+        let sites = program.sections.iter().map(|s| s.name.as_str().into()).collect();
+        Ok(CpuDevice { program, arena, pool, ties, sections, sites })
+    }
+
+    /// The ties to other ranks.
+    pub fn ties(&self) -> &dyn Collectives {
+        self.ties.as_ref()
     }
 
     /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
@@ -119,73 +151,143 @@ impl CpuDevice {
     }
 }
 
-fn prepare(
-    s: &Section,
-    program: &Program,
-    arena: &Arena,
-    threads: usize,
-    lists: &BlockLists,
-) -> Result<Vec<Prepared>, DeviceError> {
-    let uses = Uses::new(&s.graph);
-    // Values inside of regions have no slot; their strides are those that one would have.
-    let strides: Vec<_> = (s.graph.values().iter().zip(&s.slots))
-        .map(|(value, slot)| match slot {
-            Some(slot) => slot.strides.clone(),
-            None => Slot::contiguous(0, s.axes(), &value.ty.axes).strides,
-        })
-        .collect();
-    let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists };
-    let unsupported = |what: String| DeviceError::Unsupported { what, device: "cpu".to_owned() };
-    let address = |v: ValueId| {
-        s.slot(v)
-            .map(|slot| slot.offset)
-            .ok_or_else(|| unsupported(format!("{v:?} without a slot")))
-    };
-    let mut list = vec![];
-    for step in &s.steps {
-        match step {
-            Step::Kernel { claim, workspace } => {
-                let calls = lower(&source, &claim.nodes).map_err(|e| unsupported(e.to_string()))?;
-                for call in calls {
-                    let scratch = call.kernel.scratch_bytes(threads);
-                    if scratch as u64 > claim.workspace_bytes {
-                        let (kernel, planned) = (claim.kernel, claim.workspace_bytes);
-                        return Err(unsupported(format!(
-                            "{scratch} bytes of workspace for {kernel}, planned {planned}"
-                        )));
+/// What preparing looks at.
+struct Loading<'a> {
+    program: &'a Program,
+    arena: &'a Arena,
+    lists: &'a BlockLists,
+    place: Place,
+}
+
+/// A byte offset in the arena, and by how much it moves from one copy to the next.
+#[derive(Clone, Copy)]
+struct Address {
+    offset: u64,
+    copies: u32,
+    stride: u64,
+}
+
+fn unsupported(what: String) -> DeviceError {
+    DeviceError::Unsupported { what, device: "cpu".to_owned() }
+}
+
+impl Loading<'_> {
+    fn address(&self, s: &Section, v: ValueId) -> Result<Address, DeviceError> {
+        let slot = s.slot(v).ok_or_else(|| unsupported(format!("{v:?} without a slot")))?;
+        let offset = slot.offset;
+        let within = |x: &&StateSlot| {
+            x.copies > 1 && (x.offset..x.offset + x.stride_bytes).contains(&offset)
+        };
+        let several = self.program.states.iter().find(within);
+        let (copies, stride) = several.map_or((1, 0), |x| (x.copies, x.stride_bytes));
+        Ok(Address { offset, copies, stride })
+    }
+
+    fn section(&self, s: &Section, threads: usize) -> Result<Vec<Prepared>, DeviceError> {
+        let uses = Uses::new(&s.graph);
+        // Values inside of regions have no slot; their strides are those that one would have.
+        let strides: Vec<_> = (s.graph.values().iter().zip(&s.slots))
+            .map(|(value, slot)| match slot {
+                Some(slot) => slot.strides.clone(),
+                None => Slot::contiguous(0, s.axes(), &value.ty.axes).strides,
+            })
+            .collect();
+        let (lists, place) = (self.lists, self.place);
+        let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists, place };
+        let mut list = vec![];
+        for step in &s.steps {
+            match step {
+                Step::Kernel { claim, .. } if is_collective(s, claim) => {
+                    list.push(Prepared::Exchange(self.exchange(s, claim)?));
+                }
+                Step::Kernel { claim, workspace } => {
+                    let calls =
+                        lower(&source, &claim.nodes).map_err(|e| unsupported(e.to_string()))?;
+                    for call in calls {
+                        list.extend(self.kernel(s, call, claim, *workspace, threads)?);
                     }
-                    let mut ptrs = vec![];
-                    for &(v, first) in &call.operands {
-                        let bytes = s.graph.ty(v).dtype.bytes() as isize * first;
-                        let at = arena.at(address(v)?).wrapping_offset(bytes);
-                        ptrs.push(Ptr::new(at.cast_const()));
-                    }
-                    if call.idle_in_place && operands_meet(&ptrs) {
-                        continue;
-                    }
-                    list.push(Prepared::Run {
-                        kernel: call.kernel,
-                        ptrs,
-                        scratch: (*workspace, scratch),
-                        piece_elements: call.piece_elements,
-                        position: call.position.map(address).transpose()?,
+                }
+                Step::Assign { from, to } => {
+                    let state = &s.graph.states()[to.index()].name;
+                    let slot = self.program.state(state);
+                    let slot = slot.ok_or_else(|| unsupported(state.clone()))?;
+                    let contiguous = |x: &&Slot| x.is_contiguous(s.axes(), s.graph.ty(*from));
+                    let window = s.slot(*from).filter(contiguous);
+                    let window =
+                        window.ok_or_else(|| unsupported("assigning a window".to_owned()))?;
+                    list.push(Prepared::Copy {
+                        from: window.offset,
+                        to: slot.offset,
+                        bytes: slot.bytes as usize,
+                        copy_stride: if slot.copies > 1 { slot.stride_bytes } else { 0 },
                     });
                 }
             }
-            Step::Assign { from, to } => {
-                let state = &s.graph.states()[to.index()].name;
-                let slot = program.state(state).ok_or_else(|| unsupported(state.clone()))?;
-                let window = s.slot(*from).filter(|x| x.is_contiguous(s.axes(), s.graph.ty(*from)));
-                let window = window.ok_or_else(|| unsupported("assigning a window".to_owned()))?;
-                list.push(Prepared::Copy {
-                    from: window.offset,
-                    to: slot.offset,
-                    bytes: slot.bytes as usize,
-                });
-            }
         }
+        Ok(list)
     }
-    Ok(list)
+
+    /// A kernel with its addresses; `None` where there is nothing to do.
+    fn kernel(
+        &self,
+        s: &Section,
+        call: Call,
+        claim: &Claim,
+        workspace: u64,
+        threads: usize,
+    ) -> Result<Option<Prepared>, DeviceError> {
+        let scratch = call.kernel.scratch_bytes(threads);
+        if scratch as u64 > claim.workspace_bytes {
+            let (kernel, planned) = (claim.kernel, claim.workspace_bytes);
+            return Err(unsupported(format!(
+                "{scratch} bytes of workspace for {kernel}, planned {planned}"
+            )));
+        }
+        let operands = call
+            .operands
+            .iter()
+            .map(|&(v, first)| {
+                let bytes = s.graph.ty(v).dtype.bytes() as isize * first;
+                Ok((self.address(s, v)?, bytes))
+            })
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let copies = operands.iter().map(|o| o.0.copies).max().unwrap_or(1);
+        let at = |copy: u32, (a, bytes): &(Address, isize)| {
+            let offset = a.offset + u64::from(copy) * a.stride;
+            Ptr::new(self.arena.at(offset).wrapping_offset(*bytes).cast_const())
+        };
+        let ptrs: Vec<Vec<Ptr>> =
+            (0..copies).map(|copy| operands.iter().map(|o| at(copy, o)).collect()).collect();
+        if call.idle_in_place && operands_meet(&ptrs[0]) {
+            return Ok(None);
+        }
+        let position = call.position.map(|v| self.address(s, v).map(|a| a.offset)).transpose()?;
+        let (kernel, draws) = (call.kernel, call.draws);
+        Ok(Some(Prepared::Run { kernel, ptrs, scratch: (workspace, scratch), draws, position }))
+    }
+
+    fn exchange(&self, s: &Section, claim: &Claim) -> Result<Exchanged, DeviceError> {
+        let node = s.graph.node(claim.nodes[0]);
+        let ends = [self.address(s, node.ins[0])?, self.address(s, node.outs[0])?];
+        if ends.iter().any(|a| a.copies > 1) {
+            return Err(unsupported("a collective on an activation in flight".to_owned()));
+        }
+        let Op::Collective(op) = &node.op else {
+            return Err(unsupported(format!("a collective in {}", claim.kernel)));
+        };
+        let site = format!(
+            "node {} of section {} ({} {})",
+            claim.nodes[0].index(),
+            s.name,
+            op.kind_name(),
+            node.scope
+        );
+        Ok(Exchanged::new(s, node, op, self.place, ends.map(|a| a.offset), &site))
+    }
+}
+
+fn is_collective(s: &Section, claim: &Claim) -> bool {
+    matches!(s.graph.node(claim.nodes[0]).op, Op::Collective(_))
 }
 
 /// Whether the first two operands are in one place.
@@ -233,14 +335,16 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn run(&mut self, section: usize, clock: Clock) -> Result<(), DeviceError> {
+    fn run(&mut self, section: usize, clock: Clock, copy: u32) -> Result<(), DeviceError> {
         let Some(list) = self.sections.get(section) else {
             let name = section.to_string();
             return Err(DeviceError::Unknown { kind: "section", name, bytes: 0 });
         };
         for prepared in list {
+            self.ties.progress(&self.sites[section]);
             match prepared {
-                Prepared::Run { kernel, ptrs, scratch, piece_elements, position } => {
+                Prepared::Run { kernel, ptrs, scratch, draws, position } => {
+                    let ptrs = if ptrs.len() > 1 { &ptrs[copy as usize] } else { &ptrs[0] };
                     // SAFETY: the plan was checked: operands and workspace lie in the arena, no
                     // written operand overlaps another one unless the kernel allows it, and the
                     // arena is borrowed by this call alone.
@@ -250,7 +354,7 @@ impl Device for CpuDevice {
                         let scalars = Scalars {
                             seed: clock.seed,
                             step: clock.step,
-                            element: clock.micro * piece_elements,
+                            element: draws.first + clock.micro * draws.step,
                             piece: clock.micro,
                             position: position as usize,
                         };
@@ -259,11 +363,16 @@ impl Device for CpuDevice {
                         kernel.run(&self.pool, ptrs, &scalars, bytes);
                     }
                 }
-                Prepared::Copy { from, to, bytes } => {
+                Prepared::Copy { from, to, bytes, copy_stride } => {
+                    let to = to + u64::from(copy) * copy_stride;
                     // SAFETY: both ranges lie in the arena; the checker saw that they differ.
                     unsafe {
-                        self.arena.at(*to).copy_from(self.arena.at(*from), *bytes);
+                        self.arena.at(to).copy_from(self.arena.at(*from), *bytes);
                     }
+                }
+                Prepared::Exchange(exchanged) => {
+                    // SAFETY: the plan was checked: both ranges lie in the arena and differ.
+                    unsafe { exchanged.run(self.arena.at(0), self.ties.as_ref())? };
                 }
             }
         }

@@ -13,6 +13,7 @@
 pub(crate) mod axes;
 mod compile;
 mod device;
+mod exchange;
 pub mod kernel;
 pub mod kernels;
 mod lower;

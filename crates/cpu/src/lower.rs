@@ -7,9 +7,9 @@ mod whole;
 
 pub(crate) use attention::BlockLists;
 
-use crate::compile::Strides;
+use crate::compile::{Draws, Strides};
 use crate::kernel::{Kernel, KernelError};
-use aerogel_graph::{Graph, NodeId, Op, ValueId};
+use aerogel_graph::{Graph, NodeId, Op, Place, ValueId};
 use aerogel_machine::Uses;
 
 /// One kernel of a region, and where its operands are.
@@ -17,8 +17,8 @@ pub(crate) struct Call {
     pub kernel: Box<dyn Kernel>,
     /// Value and first element of each operand, in the kernel's order.
     pub operands: Vec<(ValueId, isize)>,
-    /// Elements by which random draws advance from one piece of the batch to the next.
-    pub piece_elements: u64,
+    /// Where random draws begin.
+    pub draws: Draws,
     /// The scalar input that holds the position of the first query, for decoding.
     pub position: Option<ValueId>,
     /// Nothing to do where the first two operands are in one place.
@@ -30,7 +30,7 @@ impl Call {
         Call {
             kernel: Box::new(kernel),
             operands: operands.into_iter().map(|v| (v, 0)).collect(),
-            piece_elements: 0,
+            draws: Draws::default(),
             position: None,
             idle_in_place: false,
         }
@@ -43,6 +43,8 @@ pub(crate) struct Source<'a> {
     pub uses: &'a Uses,
     pub strides: &'a Strides,
     pub lists: &'a BlockLists,
+    /// Where this rank is in the mesh: a kernel's tables follow it, its scratch must not.
+    pub place: Place,
 }
 
 /// The kernels of a region, run one after another.
@@ -62,6 +64,10 @@ pub(crate) fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, Kerne
         Op::Gather(op) => Ok(vec![whole::gather(s, op, node)?]),
         Op::Scatter(op) => whole::scatter(s, op, node),
         Op::LinearCe(op) => Ok(vec![whole::linear_ce(s, op, node)?]),
+        Op::Collective(_) => Err(KernelError::Unsupported {
+            kernel: "collective",
+            what: "is run by the device itself".to_owned(),
+        }),
         Op::MergeAttend(_) => Err(KernelError::Unsupported {
             kernel: "merge_attend",
             what: "is expanded into maps before planning".to_owned(),

@@ -98,15 +98,20 @@ impl Pool {
     }
 
     /// Calls `body(task, worker)` for every task in `0..tasks`, each exactly once, and returns when
-    /// all are done. `worker` is below [`Pool::threads`] and no two calls that overlap in time have
-    /// the same one, so it may index scratch. Calls from several threads take turns; a task must
-    /// not call `run` on its own pool.
+    /// all are done. `worker` is below [`Pool::threads`] and no two tasks of one run that overlap in
+    /// time have the same one, so it may index that run's scratch. Calls from several threads take
+    /// turns; a task must not call `run` on its own pool.
     ///
     /// # Panics
     /// With the panic of a task; remaining tasks are then skipped.
     pub fn run(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+        if tasks <= 1 {
+            // Alone on its thread: nobody has to wait for it.
+            (0..tasks).for_each(|task| body(task, 0));
+            return;
+        }
         let _turn = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if tasks <= 1 || self.handles.is_empty() {
+        if self.handles.is_empty() {
             (0..tasks).for_each(|task| body(task, 0));
             return;
         }

@@ -2,7 +2,7 @@
 //! contraction takes the chain that follows it as its epilogue, a reduction the chain before it as
 //! its prologue.
 
-use crate::compile::global_strides;
+use crate::compile::{Origin, global_strides};
 use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
 use aerogel_machine::Sight;
 
@@ -95,12 +95,12 @@ fn fits(sight: &Sight<'_>, region: &[NodeId], n: NodeId) -> bool {
 }
 
 fn draws_agree(g: &Graph, region: &[NodeId], n: NodeId) -> bool {
-    let Some(own) = draw_piece(g, n) else { return true };
-    region.iter().all(|r| draw_piece(g, *r).is_none_or(|other| other == own))
+    let Some(own) = draw_origin(g, n) else { return true };
+    region.iter().all(|r| draw_origin(g, *r).is_none_or(|other| other == own))
 }
 
-/// The elements between pieces of a map that draws; `None` for one that does not.
-fn draw_piece(g: &Graph, n: NodeId) -> Option<u64> {
+/// Where the draws of a map begin; `None` for one that has none.
+fn draw_origin(g: &Graph, n: NodeId) -> Option<Origin> {
     let Op::Map(map) = &g.node(n).op else { return None };
     let draws = map.expr.any(&|e| matches!(e, Expr::Rand(_)));
     draws.then(|| global_strides(g.axes(), &map.out.axes).1)

@@ -4,7 +4,7 @@ use crate::kernel::KernelError;
 use crate::lower::{BlockLists, Source, lower, name};
 use crate::region;
 use aerogel_graph::ops::ScatterMode;
-use aerogel_graph::{Build, NodeId, Op};
+use aerogel_graph::{Build, NodeId, Op, Place};
 use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
 
 /// Offers kernels for all ops; regions are chains of maps with a contraction before them or a
@@ -22,8 +22,10 @@ impl CpuTarget {
 
     fn claim(&self, sight: &Sight<'_>, nodes: &[NodeId]) -> Result<Claim, KernelError> {
         let g = sight.graph;
-        let source =
-            Source { graph: g, uses: sight.uses, strides: sight.strides, lists: &self.lists };
+        // What a kernel needs is the same on all ranks: any place will do.
+        let place = Place::default();
+        let (uses, strides, lists) = (sight.uses, sight.strides, &self.lists);
+        let source = Source { graph: g, uses, strides, lists, place };
         let calls = lower(&source, nodes)?;
         let bytes = calls.iter().map(|c| c.kernel.scratch_bytes(self.machine.threads)).max();
         let nanoseconds = nodes

@@ -1,8 +1,10 @@
 //! The graph: values, nodes in topological order, states, inputs, outputs.
 
 use crate::ops::{Build, Op, OpError};
-pub use crate::state::{Init, Input, ParamClass, Role, State};
-use crate::types::{Axes, AxisId, DType, NodeId, StateId, Type, ValueId, is_name};
+pub use crate::state::{Init, Input, ParamClass, Part, Role, State};
+use crate::types::{
+    Axes, Axis, AxisId, Cut, Cutter, DType, Mesh, NodeId, StateId, Type, ValueId, is_name,
+};
 use std::sync::Arc;
 
 /// Where a value comes from.
@@ -65,11 +67,11 @@ pub struct Node {
 /// One section of a step: straight-line, in topological order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
-    axes: Axes,
+    pub(crate) axes: Axes,
     values: Vec<Value>,
     nodes: Vec<Node>,
-    inputs: Vec<Input>,
-    states: Vec<State>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) states: Vec<State>,
     /// Values that the host reads after the section.
     pub outputs: Vec<(String, ValueId)>,
     /// New values of states at section end.
@@ -103,6 +105,15 @@ fn want_name(what: &str, name: &str) -> Result<(), OpError> {
     Err(OpError::new(what, format!("`{name}` is no name: it is empty, or has a space or a sign")))
 }
 
+fn divides(axis: &Axis, pieces: usize) -> Result<(), OpError> {
+    if pieces > 0 && axis.size.is_multiple_of(pieces) {
+        return Ok(());
+    }
+    let (name, size) = (&axis.name, axis.size);
+    let message = format!("axis `{name}` of {size} does not divide into {pieces} pieces");
+    Err(OpError::new("cut", message))
+}
+
 #[cfg(test)]
 impl Graph {
     /// The parts that no public call can break, for the tests of the verifier.
@@ -110,9 +121,6 @@ impl Graph {
         (&mut self.nodes, &mut self.inputs, &mut self.states)
     }
 }
-
-/// What a rewrite does with a node.
-pub type Rewritten = Result<Option<Vec<ValueId>>, OpError>;
 
 impl Graph {
     /// An empty graph.
@@ -152,8 +160,42 @@ impl Graph {
             return Err(OpError::new("state", format!("`{name}` is declared twice")));
         }
         let value = self.push(ty, Def::State(StateId(self.states.len() as u32)));
-        self.states.push(State { name: name.to_owned(), role, class, init, value });
+        let (name, parts) = (name.to_owned(), vec![]);
+        self.states.push(State { name, role, class, init, value, parts, copies: 1 });
         Ok(value)
+    }
+
+    /// Says which tensors lie in a state that is a bucket.
+    ///
+    /// # Errors
+    /// There is no such state, it has more than one axis, or the parts overlap or end beyond it.
+    pub fn set_parts(&mut self, state: &str, parts: Vec<Part>) -> Result<(), OpError> {
+        let fail = |message: String| Err(OpError::new("parts", message));
+        let Some(id) = self.find_state(state) else {
+            return fail(format!("there is no state `{state}`"));
+        };
+        let ty = &self.values[self.states[id.index()].value.index()].ty;
+        let &[flat] = ty.axes.as_slice() else {
+            return fail(format!("`{state}` is {}, no flat bucket", ty.show(&self.axes)));
+        };
+        let mut end = 0;
+        for part in &parts {
+            if part.first < end {
+                return fail(format!("`{}` overlaps the part before it", part.name));
+            }
+            end = part.first + self.axes.count(&part.axes);
+        }
+        let size = self.axes[flat].global_size();
+        if end > size {
+            return fail(format!("parts of `{state}` end at {end}, beyond its {size} elements"));
+        }
+        self.states[id.index()].parts = parts;
+        Ok(())
+    }
+
+    /// Says how many copies of a state there are.
+    pub fn set_copies(&mut self, state: StateId, copies: u32) {
+        self.states[state.index()].copies = copies;
     }
 
     /// Declares a trained tensor in f32.
@@ -235,21 +277,42 @@ impl Graph {
         self.scope.phase = phase;
     }
 
-    /// Makes an axis one of `pieces` pieces of itself.
+    /// Makes an axis one of so many pieces of itself; later cuts divide the pieces further.
     ///
     /// # Errors
     /// There is no such axis, or it does not divide.
-    pub fn cut_axis(&mut self, name: &str, pieces: usize) -> Result<(), OpError> {
+    pub fn cut_axis(&mut self, name: &str, by: Cutter, pieces: usize) -> Result<(), OpError> {
         let Some(id) = self.axes.find(name) else {
             return Err(OpError::new("cut", format!("there is no axis `{name}`")));
         };
-        let size = self.axes.size(id);
-        if pieces == 0 || !size.is_multiple_of(pieces) {
-            let message = format!("axis `{name}` of {size} does not divide into {pieces} pieces");
-            return Err(OpError::new("cut", message));
-        }
-        self.axes.cut(id, pieces);
+        divides(&self.axes[id], pieces)?;
+        self.axes.cut(id, Cut { by, pieces });
         Ok(())
+    }
+
+    /// Declares an axis that is one of so many pieces of another.
+    ///
+    /// # Errors
+    /// It does not divide, or the name is another axis.
+    pub fn piece_of(
+        &mut self,
+        axis: AxisId,
+        name: &str,
+        by: Cutter,
+        pieces: usize,
+    ) -> Result<AxisId, OpError> {
+        want_name("axis", name)?;
+        divides(&self.axes[axis], pieces)?;
+        let mut piece = Axis { name: name.to_owned(), ..self.axes[axis].clone() };
+        piece.size /= pieces;
+        piece.cuts.push(Cut { by, pieces });
+        let taken = || OpError::new("axis", format!("`{name}` is another axis already"));
+        self.axes.intern(piece).ok_or_else(taken)
+    }
+
+    /// Tells the graph of the ranks that it is for.
+    pub fn set_mesh(&mut self, mesh: Mesh) {
+        self.axes.mesh = mesh;
     }
 
     /// All values, by id.
@@ -321,104 +384,9 @@ impl Graph {
         readers
     }
 
-    fn push(&mut self, ty: Type, def: Def) -> ValueId {
+    pub(crate) fn push(&mut self, ty: Type, def: Def) -> ValueId {
         self.values.push(Value { ty, def });
         ValueId(self.values.len() as u32 - 1)
-    }
-
-    /// The same inputs, states and axes without nodes; and where each old value went.
-    fn header(&self) -> (Graph, Vec<Option<ValueId>>) {
-        let mut out = Graph { axes: self.axes.clone(), ..Graph::default() };
-        let mut moved = vec![None; self.values.len()];
-        for (old, value) in self.values.iter().enumerate() {
-            match value.def {
-                Def::Input(i) => {
-                    let id = out.push(value.ty.clone(), value.def);
-                    let name = self.inputs[i as usize].name.clone();
-                    out.inputs.push(Input { name, value: id });
-                    moved[old] = Some(id);
-                }
-                Def::State(s) => {
-                    let id = out.push(value.ty.clone(), value.def);
-                    out.states.push(State { value: id, ..self.states[s.index()].clone() });
-                    moved[old] = Some(id);
-                }
-                Def::Node(..) => {}
-            }
-        }
-        (out, moved)
-    }
-
-    /// The graph again, node by node. `f` gets the new graph, the old node and its inputs in the
-    /// new graph, and answers with the values that stand for the node's outputs, or with `None`
-    /// for the node as it is.
-    ///
-    /// # Errors
-    /// Those of `f`, and of nodes that no longer fit.
-    pub fn rewrite(
-        &self,
-        f: impl FnMut(&mut Graph, &Node, &[ValueId]) -> Rewritten,
-    ) -> Result<Graph, OpError> {
-        self.rebuilt(&vec![true; self.nodes.len()], f)
-    }
-
-    /// `rewrite` of the nodes that are kept; the others are gone, with all that they read.
-    fn rebuilt(
-        &self,
-        keep: &[bool],
-        mut f: impl FnMut(&mut Graph, &Node, &[ValueId]) -> Rewritten,
-    ) -> Result<Graph, OpError> {
-        let (mut out, mut moved) = self.header();
-        let find = |moved: &[Option<ValueId>], v: ValueId| {
-            moved[v.index()]
-                .ok_or_else(|| OpError::new("rewrite", "a value was dropped but is read"))
-        };
-        for (node, _) in self.nodes.iter().zip(keep).filter(|(_, keep)| **keep) {
-            let ins = node.ins.iter().map(|&v| find(&moved, v)).collect::<Result<Vec<_>, _>>()?;
-            out.at(&node.scope, node.phase);
-            let outs = match f(&mut out, node, &ins)? {
-                Some(outs) => outs,
-                None => out.emit(node.op.clone(), &ins)?,
-            };
-            for (old, new) in node.outs.iter().zip(outs) {
-                moved[old.index()] = Some(new);
-            }
-        }
-        for (name, v) in &self.outputs {
-            let v = find(&moved, *v)?;
-            out.outputs.push((name.clone(), v));
-        }
-        for (state, v) in &self.assigns {
-            out.assign(*state, find(&moved, *v)?)?;
-        }
-        out.at(&"".into(), Phase::Forward);
-        Ok(out)
-    }
-
-    /// The graph without nodes that no output or assignment needs.
-    ///
-    /// # Errors
-    /// None for a verified graph.
-    pub fn pruned(&self) -> Result<Graph, OpError> {
-        let mut live = vec![false; self.values.len()];
-        let roots = self.outputs.iter().map(|o| o.1).chain(self.assigns.iter().map(|a| a.1));
-        roots.for_each(|v| live[v.index()] = true);
-        let mut keep = vec![false; self.nodes.len()];
-        for (n, node) in self.nodes.iter().enumerate().rev() {
-            keep[n] = node.outs.iter().any(|v| live[v.index()]);
-            if keep[n] {
-                node.ins.iter().for_each(|v| live[v.index()] = true);
-            }
-        }
-        self.rebuilt(&keep, |_, _, _| Ok(None))
-    }
-
-    /// Coarse ops (attend, norm, linear_ce, ...) in primitive ones, where `which` says so.
-    ///
-    /// # Errors
-    /// None for a verified graph.
-    pub fn expanded(&self, which: impl Fn(&Node) -> bool) -> Result<Graph, OpError> {
-        self.rewrite(|out, node, ins| if which(node) { node.op.expand(ins, out) } else { Ok(None) })
     }
 }
 
@@ -432,10 +400,10 @@ impl Build for Graph {
         if size == 0 {
             return Err(OpError::new("axis", format!("`{name}` needs an extent of at least 1")));
         }
-        if let Some(id) = self.axes.intern(name, size, 1) {
+        if let Some(id) = self.axes.intern(Axis::whole(name, size)) {
             return Ok(id);
         }
-        let old = self.axes.iter().find(|(_, a)| a.name == name).map(|(_, a)| (a.size, a.pieces));
+        let old = self.axes.iter().find(|(_, a)| a.name == name).map(|(_, a)| (a.size, a.pieces()));
         let (old, pieces) = old.unwrap_or((0, 1));
         let message =
             format!("`{name}` is {old} long already (piece 1 of {pieces}), wanted {size}");
@@ -450,6 +418,13 @@ impl Build for Graph {
         match self.values[value.index()].def {
             Def::Node(n, _) => Some(&self.nodes[n.index()].op),
             _ => None,
+        }
+    }
+
+    fn ins_of(&self, value: ValueId) -> &[ValueId] {
+        match self.values[value.index()].def {
+            Def::Node(n, _) => &self.nodes[n.index()].ins,
+            _ => &[],
         }
     }
 

@@ -16,6 +16,7 @@ pub mod interpret;
 pub mod ops;
 pub mod pattern;
 pub mod random;
+pub mod rewrite;
 pub mod state;
 pub mod tensor;
 pub mod text;
@@ -24,10 +25,12 @@ pub mod verify;
 
 pub use autodiff::gradients;
 pub use expr::Expr;
-pub use graph::{Def, Graph, Init, Input, Node, ParamClass, Phase, Role, State, Value};
-pub use interpret::{Env, Rounding, interpret};
+pub use graph::{Def, Graph, Init, Input, Node, ParamClass, Part, Phase, Role, State, Value};
+pub use interpret::{Env, Rounding, interpret, interpret_mesh};
 pub use ops::{Build, Cost, Op, OpError};
 pub use pattern::{Coverage, Pattern};
 pub use random::Clock;
 pub use tensor::Tensor;
-pub use types::{Axes, Axis, AxisId, AxisList, DType, NodeId, StateId, Type, ValueId};
+pub use types::{
+    Axes, Axis, AxisId, AxisList, Cut, Cutter, DType, Mesh, NodeId, Place, StateId, Type, ValueId,
+};

@@ -61,8 +61,10 @@ pub struct Clock {
     pub seed: u64,
     /// Attempted steps so far.
     pub step: u64,
-    /// Which piece of the cut axes is at work.
+    /// Which piece in time of the cut axes is at work.
     pub micro: u64,
+    /// Where in the mesh of ranks.
+    pub place: crate::types::Place,
 }
 
 #[cfg(test)]

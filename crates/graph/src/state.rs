@@ -1,6 +1,6 @@
 //! What a section is given, and what it keeps: inputs and states.
 
-use crate::types::ValueId;
+use crate::types::{AxisList, ValueId};
 
 /// What a section is given from outside each time it runs: data, or a scalar such as the rate.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,10 @@ pub enum Role {
     Accumulator,
     /// Keys and values of decoding.
     Cache,
+    /// Copies of parameters in the compute dtype, made by the update; no checkpoint holds them.
+    Weights,
+    /// An activation between the forward and the backward section of a pipeline stage.
+    Saved,
 }
 
 /// What a parameter is in the model; counts and weight decay follow it.
@@ -56,6 +60,21 @@ pub enum Init {
     Normal(f64),
 }
 
+/// A tensor that lies in a state of many: a bucket, whose own axis is flat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Unique name, `h.0.attn.q.weight`.
+    pub name: String,
+    /// What the parameter is, if it is one.
+    pub class: Option<ParamClass>,
+    /// Value before the first step.
+    pub init: Init,
+    /// Its axes, outermost first; the elements lie row-major.
+    pub axes: AxisList,
+    /// Its first element in the whole bucket.
+    pub first: usize,
+}
+
 /// A named persistent value. It is read as of section start and changed by an assignment alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
@@ -69,4 +88,8 @@ pub struct State {
     pub init: Init,
     /// Its value at section start.
     pub value: ValueId,
+    /// The tensors in it, if it is a bucket: ascending, with zeros between and after them.
+    pub parts: Vec<Part>,
+    /// How many there are of it, one for each micro-batch in flight; a section runs on one.
+    pub copies: u32,
 }

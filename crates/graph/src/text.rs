@@ -14,16 +14,18 @@ mod parse;
 
 pub use parse::{TextError, parse};
 
-use crate::graph::{Def, Graph, Init, ParamClass, Role};
+use crate::graph::{Def, Graph, Init, ParamClass, Part, Role};
 use crate::ops::Build;
-use crate::types::{Type, ValueId};
+use crate::types::{Axis, Cut, Cutter, Type, ValueId};
 use std::fmt::Write as _;
 
-const ROLES: [(Role, &str); 4] = [
+const ROLES: [(Role, &str); 6] = [
     (Role::Parameter, "parameter"),
     (Role::Optimizer, "optimizer"),
     (Role::Accumulator, "accumulator"),
     (Role::Cache, "cache"),
+    (Role::Weights, "weights"),
+    (Role::Saved, "saved"),
 ];
 
 const CLASSES: [(ParamClass, &str); 5] = [
@@ -41,12 +43,13 @@ pub fn print(g: &Graph) -> String {
         out.push_str(&text);
         out.push('\n');
     };
+    let mesh = &g.axes().mesh;
+    if !mesh.0.is_empty() {
+        let list: Vec<_> = mesh.0.iter().map(|(name, size)| format!("{name}={size}")).collect();
+        line(format!("mesh {}", list.join(" ")));
+    }
     for (_, axis) in g.axes().iter() {
-        let of = match axis.pieces {
-            1 => String::new(),
-            n => format!(" of {}", axis.size * n),
-        };
-        line(format!("axis {} = {}{of}", axis.name, axis.size));
+        line(format!("axis {} = {}{}", axis.name, axis.size, cuts(g, axis)));
     }
     let mut number = vec![0usize; g.values().len()];
     let mut next = 0;
@@ -65,6 +68,8 @@ pub fn print(g: &Graph) -> String {
             Def::State(s) => {
                 take(id, &mut number);
                 line(state_line(g, s.index(), number[id.index()]));
+                let state = &g.states()[s.index()];
+                state.parts.iter().for_each(|p| line(part_line(g, &state.name, p)));
             }
             Def::Node(..) => {}
         }
@@ -82,6 +87,27 @@ pub fn print(g: &Graph) -> String {
     out
 }
 
+/// ` of 16` for pieces in time alone, ` of 16 by node:2 time:4 #3:8` for others.
+fn cuts(g: &Graph, axis: &Axis) -> String {
+    if axis.cuts.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(" of {}", axis.global_size());
+    if !matches!(axis.cuts.as_slice(), [Cut { by: Cutter::Time, .. }]) {
+        text.push_str(" by");
+        for cut in &axis.cuts {
+            let _ = match cut.by {
+                Cutter::Time => write!(text, " time:{}", cut.pieces),
+                Cutter::Mesh(m) => {
+                    write!(text, " {}:{}", g.axes().mesh.0[m as usize].0, cut.pieces)
+                }
+                Cutter::Fixed(piece) => write!(text, " #{piece}:{}", cut.pieces),
+            };
+        }
+    }
+    text
+}
+
 fn short(g: &Graph, ty: &Type) -> String {
     format!("{}[{}]", ty.dtype, g.axes().names(&ty.axes))
 }
@@ -97,11 +123,29 @@ fn state_line(g: &Graph, index: usize, number: usize) -> String {
     if let Some(class) = s.class {
         let _ = write!(text, " {}", word(&CLASSES, &class));
     }
-    let _ = match s.init {
-        Init::Constant(c) => write!(text, " constant({c:?})"),
-        Init::Normal(std) => write!(text, " normal({std:?})"),
-    };
+    text.push_str(&init(s.init));
+    if s.copies != 1 {
+        let _ = write!(text, " x{}", s.copies);
+    }
     text
+}
+
+/// `part bucket.h.0 = h.0.attn.q.weight: [kv group qk embed] at 128 weight normal(0.02)`.
+fn part_line(g: &Graph, state: &str, part: &Part) -> String {
+    let axes = g.axes().names(&part.axes);
+    let mut text = format!("part {state} = {}: [{axes}] at {}", part.name, part.first);
+    if let Some(class) = part.class {
+        let _ = write!(text, " {}", word(&CLASSES, &class));
+    }
+    text.push_str(&init(part.init));
+    text
+}
+
+fn init(init: Init) -> String {
+    match init {
+        Init::Constant(c) => format!(" constant({c:?})"),
+        Init::Normal(std) => format!(" normal({std:?})"),
+    }
 }
 
 fn node_line(g: &Graph, node: &crate::graph::Node, number: &[usize]) -> String {

@@ -36,6 +36,26 @@ id!(
 /// The axes of a value, outermost first.
 pub type AxisList = SmallVec<[AxisId; 6]>;
 
+/// Who says which piece of a longer axis this one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cutter {
+    /// The clock: pieces are run one after another (micro-batches).
+    Time,
+    /// The rank's coordinate along a mesh axis, by position in the mesh.
+    Mesh(u8),
+    /// It is this very piece (chunks of a sequence, each with an axis of its own).
+    Fixed(usize),
+}
+
+/// A division of an axis into equal pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cut {
+    /// Who says which piece it is.
+    pub by: Cutter,
+    /// How many there are.
+    pub pieces: usize,
+}
+
 /// A named axis. A name has one size in a graph; a second role of the same extent is another name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Axis {
@@ -43,9 +63,106 @@ pub struct Axis {
     pub name: String,
     /// Extent here.
     pub size: usize,
-    /// This axis is one of so many equal pieces of a longer axis (1: it is whole). Which piece is
-    /// a fact of the clock, so that random numbers and `coord` see global coordinates.
-    pub pieces: usize,
+    /// The axis is a piece of a longer one, which was cut like this, outermost cut first (none: it
+    /// is whole). Which piece is a fact of the clock, so that random numbers and `coord` see
+    /// global coordinates.
+    pub cuts: SmallVec<[Cut; 2]>,
+}
+
+impl Axis {
+    /// A whole axis.
+    pub fn whole(name: &str, size: usize) -> Axis {
+        Axis { name: name.to_owned(), size, cuts: SmallVec::new() }
+    }
+
+    /// How many pieces the longer axis has.
+    pub fn pieces(&self) -> usize {
+        self.cuts.iter().map(|c| c.pieces).product()
+    }
+
+    /// Extent of the longer axis.
+    pub fn global_size(&self) -> usize {
+        self.size * self.pieces()
+    }
+
+    /// Which piece of the longer axis this is: the cuts as digits, outermost first.
+    pub fn piece(&self, micro: u64, place: Place) -> u64 {
+        self.cuts.iter().fold(0, |index, cut| {
+            let digit = match cut.by {
+                Cutter::Time => micro,
+                Cutter::Mesh(m) => u64::from(place.0[m as usize]),
+                Cutter::Fixed(piece) => piece as u64,
+            };
+            index * cut.pieces as u64 + digit
+        })
+    }
+
+    /// By how much the piece's number grows from one micro-batch to the next.
+    pub fn pieces_in_time(&self) -> u64 {
+        let time = self.cuts.iter().position(|c| c.by == Cutter::Time);
+        time.map_or(0, |at| self.cuts[at + 1..].iter().map(|c| c.pieces as u64).product())
+    }
+}
+
+/// The most axes that a mesh may have.
+pub const MESH_AXES: usize = 4;
+
+/// A rank's coordinates in the mesh, in the order of its axes; zeros beyond them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place(pub [u16; MESH_AXES]);
+
+/// Ranks as a grid with named axes, outermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mesh(pub Vec<(String, usize)>);
+
+impl Mesh {
+    /// The number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.0.iter().map(|a| a.1).product()
+    }
+
+    /// The position of a named axis.
+    pub fn find(&self, name: &str) -> Option<u8> {
+        self.0.iter().position(|a| a.0 == name).map(|i| i as u8)
+    }
+
+    /// Extent of an axis.
+    pub fn size(&self, axis: u8) -> usize {
+        self.0[axis as usize].1
+    }
+
+    /// The coordinates of a rank, counted row-major.
+    pub fn place(&self, rank: usize) -> Place {
+        let mut place = Place::default();
+        let mut rest = rank;
+        for (i, (_, size)) in self.0.iter().enumerate().rev() {
+            place.0[i] = (rest % size) as u16;
+            rest /= size;
+        }
+        place
+    }
+
+    /// The rank at some coordinates.
+    pub fn rank(&self, place: Place) -> usize {
+        self.0.iter().zip(place.0).fold(0, |rank, ((_, size), x)| rank * size + usize::from(x))
+    }
+
+    /// The ranks that differ from `rank` along the axes in `over` alone, ascending by their
+    /// coordinates along those axes, the first of `over` outermost.
+    pub fn group(&self, rank: usize, over: &[u8]) -> Vec<usize> {
+        let mut places = vec![self.place(rank)];
+        for &axis in over {
+            let along = |p: &Place| {
+                let mut p = *p;
+                (0..self.size(axis) as u16).map(move |x| {
+                    p.0[axis as usize] = x;
+                    p
+                })
+            };
+            places = places.iter().flat_map(along).collect();
+        }
+        places.into_iter().map(|p| self.rank(p)).collect()
+    }
 }
 
 /// Whether the text form can carry a name: not empty, and none of its own signs in it.
@@ -54,24 +171,27 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.contains(sign)
 }
 
-/// The axis table of a graph.
+/// The axis table of a graph, and the mesh of ranks that cuts some of its axes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Axes(Vec<Axis>);
+pub struct Axes {
+    list: Vec<Axis>,
+    /// The ranks; empty for a graph that knows of one.
+    pub mesh: Mesh,
+}
 
 impl Axes {
-    /// The axis of that name, made if it is new; `None` where it exists with another extent.
-    pub fn intern(&mut self, name: &str, size: usize, pieces: usize) -> Option<AxisId> {
-        if let Some(id) = self.find(name) {
-            let a = &self[id];
-            return (a.size == size && a.pieces == pieces).then_some(id);
+    /// The axis of that name, made if it is new; `None` where it exists and is another.
+    pub fn intern(&mut self, axis: Axis) -> Option<AxisId> {
+        if let Some(id) = self.find(&axis.name) {
+            return (self[id] == axis).then_some(id);
         }
-        self.0.push(Axis { name: name.to_owned(), size, pieces });
-        Some(AxisId(self.0.len() as u32 - 1))
+        self.list.push(axis);
+        Some(AxisId(self.list.len() as u32 - 1))
     }
 
     /// Looks a name up.
     pub fn find(&self, name: &str) -> Option<AxisId> {
-        self.0.iter().position(|a| a.name == name).map(|i| AxisId(i as u32))
+        self.list.iter().position(|a| a.name == name).map(|i| AxisId(i as u32))
     }
 
     /// The extent of an axis.
@@ -96,21 +216,21 @@ impl Axes {
 
     /// All axes with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (AxisId, &Axis)> {
-        self.0.iter().enumerate().map(|(i, a)| (AxisId(i as u32), a))
+        self.list.iter().enumerate().map(|(i, a)| (AxisId(i as u32), a))
     }
 
-    /// Makes an axis a piece of a longer one: the extent shrinks by the number of pieces.
-    pub fn cut(&mut self, id: AxisId, pieces: usize) {
-        let axis = &mut self.0[id.index()];
-        axis.size /= pieces;
-        axis.pieces *= pieces;
+    /// Makes an axis a piece of itself: the extent shrinks by the number of pieces.
+    pub fn cut(&mut self, id: AxisId, cut: Cut) {
+        let axis = &mut self.list[id.index()];
+        axis.size /= cut.pieces;
+        axis.cuts.push(cut);
     }
 }
 
 impl std::ops::Index<AxisId> for Axes {
     type Output = Axis;
     fn index(&self, id: AxisId) -> &Axis {
-        &self.0[id.index()]
+        &self.list[id.index()]
     }
 }
 

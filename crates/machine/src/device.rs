@@ -21,6 +21,9 @@ pub enum DeviceError {
         /// Name of the device.
         device: String,
     },
+    /// The ranks could not exchange what they should.
+    #[error(transparent)]
+    Comm(#[from] crate::CommError),
     /// A section, state, input or output of that name does not exist, or has another size.
     #[error("no {kind} `{name}` of {bytes} bytes in the program")]
     Unknown {
@@ -69,11 +72,11 @@ pub trait Device {
     /// There is none of that name and size.
     fn write_input(&mut self, section: usize, name: &str, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Runs a section to its end.
+    /// Runs a section to its end, on copy `copy` of the states that have several.
     ///
     /// # Errors
-    /// The device failed.
-    fn run(&mut self, section: usize, clock: Clock) -> Result<(), DeviceError>;
+    /// The device failed, or another rank did.
+    fn run(&mut self, section: usize, clock: Clock, copy: u32) -> Result<(), DeviceError>;
 
     /// Reads an output of the section that ran last.
     ///

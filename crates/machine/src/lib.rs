@@ -4,14 +4,16 @@
 //! [`Program`], which a [`Device`] loads and runs. Invariant: nothing here touches hardware, so an
 //! H100 plan can be made on a laptop.
 
+mod collectives;
 mod device;
 mod profile;
 mod program;
 mod slot;
 mod target;
 
+pub use collectives::{Alone, Call, Collectives, CommError, Merge, Pattern, Traffic};
 pub use device::{Device, DeviceError};
 pub use profile::Machine;
-pub use program::{Program, Section, StateSlot, Step};
+pub use program::{Part, Program, Run, Section, StateSlot, Step};
 pub use slot::{ALIGN, Slot};
 pub use target::{Claim, Sight, Sums, Target, Uses};

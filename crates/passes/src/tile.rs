@@ -6,7 +6,7 @@
 //! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
 
 use crate::PassError;
-use aerogel_graph::{Build, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
+use aerogel_graph::{Build, Cutter, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
 
 const PASS: &str = "tile";
 const AXIS: &str = "batch";
@@ -38,7 +38,7 @@ fn levels(micro_batches: usize) -> u32 {
 pub fn tile(g: &Graph, micro_batches: usize) -> Result<Vec<(String, Graph)>, PassError> {
     let sums = summed(g)?;
     let mut cut = g.clone();
-    cut.cut_axis(AXIS, micro_batches)?;
+    cut.cut_axis(AXIS, Cutter::Time, micro_batches)?;
     verify::verify(&cut).map_err(|source| PassError::Verify { pass: PASS, source })?;
     let is_sum = |name: &str| sums.iter().any(|(n, _)| n == name);
     cut.outputs.retain(|(name, _)| !is_sum(name));

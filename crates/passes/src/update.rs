@@ -79,7 +79,7 @@ pub fn update(states: &Graph, config: &UpdateConfig) -> Result<Graph, PassError>
     if parameters.is_empty() {
         return Err(PassError::NoParameters);
     }
-    let mut g = axes_of(states)?;
+    let mut g = states.bare();
     g.phase(Phase::Update);
     let rate = g.input("rate", DType::F32, &[])?;
     let mut declared = vec![];
@@ -144,18 +144,6 @@ fn check(config: &UpdateConfig) -> Result<(), PassError> {
         }
     }
     Ok(())
-}
-
-/// An empty graph with the same axis table.
-fn axes_of(g: &Graph) -> Result<Graph, OpError> {
-    let mut out = Graph::new();
-    for (_, axis) in g.axes().iter() {
-        out.axis(&axis.name, axis.size * axis.pieces)?;
-        if axis.pieces > 1 {
-            out.cut_axis(&axis.name, axis.pieces)?;
-        }
-    }
-    Ok(out)
 }
 
 fn scalar() -> Type {

@@ -2,8 +2,8 @@
 
 use crate::Ask;
 use crate::error::PlanError;
-use aerogel_graph::{Build, Graph, Role, State};
-use aerogel_machine::{ALIGN, StateSlot};
+use aerogel_graph::{Axis, AxisId, Build, Graph, Role, State};
+use aerogel_machine::{ALIGN, Part, StateSlot};
 use std::collections::HashMap;
 
 /// The states of all sections.
@@ -49,17 +49,30 @@ impl States {
     fn push(&mut self, g: &Graph, state: &State) {
         let ty = g.ty(state.value);
         let bytes = ty.bytes(g.axes());
+        let axes = |list: &[AxisId]| list.iter().map(|&a| g.axes()[a].clone()).collect::<Vec<_>>();
+        let (class, init, all) = (state.class, state.init, axes(&ty.axes));
+        let whole = Part { name: state.name.clone(), class, init, axes: all.clone(), first: 0 };
+        let parts = state.parts.iter().map(|p| Part {
+            name: p.name.clone(),
+            class: p.class,
+            init: p.init,
+            axes: axes(&p.axes),
+            first: p.first,
+        });
+        let stride_bytes = bytes.next_multiple_of(ALIGN);
         self.by_name.insert(state.name.clone(), self.slots.len());
         self.slots.push(StateSlot {
             name: state.name.clone(),
             role: state.role,
             dtype: ty.dtype,
-            axes: ty.axes.iter().map(|&a| (g.axes()[a].name.clone(), g.axes().size(a))).collect(),
+            axes: all,
             offset: self.end_bytes,
             bytes,
-            init: state.init,
+            copies: state.copies,
+            stride_bytes,
+            parts: if state.parts.is_empty() { vec![whole] } else { parts.collect() },
         });
-        self.end_bytes = (self.end_bytes + bytes).next_multiple_of(ALIGN);
+        self.end_bytes += u64::from(state.copies) * stride_bytes;
     }
 
     /// Byte offset of the named state.
@@ -76,9 +89,7 @@ impl States {
 
 fn agrees(slot: &StateSlot, g: &Graph, state: &State) -> bool {
     let ty = g.ty(state.value);
-    let named = |(a, (name, size)): (&aerogel_graph::AxisId, &(String, usize))| {
-        g.axes()[*a].name == *name && g.axes().size(*a) == *size
-    };
+    let named = |(a, axis): (&AxisId, &Axis)| g.axes()[*a] == *axis;
     slot.dtype == ty.dtype
         && slot.axes.len() == ty.axes.len()
         && ty.axes.iter().zip(&slot.axes).all(named)

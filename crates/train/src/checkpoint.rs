@@ -21,7 +21,7 @@ fn spec(state: &StateSlot) -> TensorSpec {
             DType::Bf16 => Dtype::Bf16,
             DType::U32 => Dtype::U32,
         },
-        axes: state.axes.iter().map(|(n, s)| (n.clone(), *s as u64)).collect(),
+        axes: state.axes.iter().map(|a| (a.name.clone(), a.size as u64)).collect(),
     }
 }
 

@@ -60,7 +60,7 @@ pub fn evaluate(
         for (name, bytes) in feed.read(position, end)? {
             session.device.write_input(section, name, bytes)?;
         }
-        session.device.run(section, Clock::default())?;
+        session.device.run(section, Clock::default(), 0)?;
         loss += f64::from(session.scalar(section, "loss")?);
         count += f64::from(session.scalar(section, "tokens")?);
     }

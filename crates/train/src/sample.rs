@@ -99,7 +99,7 @@ fn draw_batch(
         let input: Vec<u32> = rows.iter().map(last).collect();
         set_position(session, section, position)?;
         session.device.write_input(section, "tokens", bytemuck::cast_slice(&input))?;
-        session.device.run(section, Clock::default())?;
+        session.device.run(section, Clock::default(), 0)?;
         session.device.read_output(section, "logits", bytemuck::cast_slice_mut(&mut logits))?;
         for (r, row) in rows.iter_mut().enumerate() {
             let next = match prefix(r).get(position + lag) {

@@ -212,19 +212,24 @@ impl Session {
     pub fn initialise(&mut self, seed: u64) -> Result<(), TrainError> {
         let program = self.plan.program.clone();
         let mut chunk: Vec<f32> = vec![];
-        for state in &program.states {
-            let count = state.bytes / 4;
-            let stream = random::stream_id(&state.name);
-            for start in (0..count).step_by(CHUNK as usize) {
-                let range = start..(start + CHUNK).min(count);
-                chunk.clear();
-                match state.init {
-                    Init::Constant(c) => chunk.resize((range.end - range.start) as usize, c as f32),
-                    Init::Normal(std) => {
-                        chunk.extend(range.map(|i| (std * random::normal(seed, stream, i)) as f32));
+        for (state, part) in program.states.iter().flat_map(|s| s.parts.iter().map(move |p| (s, p)))
+        {
+            let stream = random::stream_id(&part.name);
+            for run in state.runs(part, aerogel_graph::Place::default()) {
+                for start in (0..run.count).step_by(CHUNK as usize) {
+                    let count = (run.count - start).min(CHUNK);
+                    let first = run.global + start;
+                    chunk.clear();
+                    match part.init {
+                        Init::Constant(c) => chunk.resize(count as usize, c as f32),
+                        Init::Normal(std) => chunk.extend(
+                            (first..first + count)
+                                .map(|i| (std * random::normal(seed, stream, i)) as f32),
+                        ),
                     }
+                    let at = (run.local + start) * 4;
+                    self.device.write_state(&state.name, at, bytemuck::cast_slice(&chunk))?;
                 }
-                self.device.write_state(&state.name, start * 4, bytemuck::cast_slice(&chunk))?;
             }
         }
         Ok(())

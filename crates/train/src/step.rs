@@ -41,18 +41,18 @@ impl Stepper {
         index: u64,
         rate: f64,
     ) -> Result<Updated, TrainError> {
-        let clock = |micro: u64| Clock { seed: self.seed, step: index, micro };
+        let clock = |micro: u64| Clock { seed: self.seed, step: index, micro, ..Clock::default() };
         let first = index * self.micro_batch * self.micros.len() as u64;
         for (micro, &section) in (0u64..).zip(&self.micros) {
             let inputs = feed.read(first + micro * self.micro_batch, u64::MAX)?;
             for (name, bytes) in inputs {
                 session.device.write_input(section, name, bytes)?;
             }
-            session.device.run(section, clock(micro))?;
+            session.device.run(section, clock(micro), 0)?;
         }
         let rate = (rate as f32).to_le_bytes();
         session.device.write_input(self.update, "rate", &rate)?;
-        session.device.run(self.update, clock(0))?;
+        session.device.run(self.update, clock(0), 0)?;
         Ok(Updated {
             loss: session.scalar(self.update, "loss")?,
             grad_norm: session.scalar(self.update, "grad_norm")?,

@@ -54,7 +54,7 @@ pub(super) fn contraction(
         list.map(|(label, _)| *label).collect::<Vec<_>>()
     };
     let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
-    let mut compiler = Compiler::new(g, s.strides, &space);
+    let mut compiler = Compiler::new(g, s.strides, s.place, &space);
     compiler.product(c);
     for n in &nodes[1..] {
         let node = g.node(*n);
@@ -63,11 +63,11 @@ pub(super) fn contraction(
         }
     }
     s.uses.exports(g, nodes).into_iter().for_each(|v| compiler.store(v));
-    let (program, inputs, outputs, piece) = compiler.finish();
+    let (program, inputs, outputs, draws) = compiler.finish();
     spec.epilogue = Some(program);
     spec.c = Dtype::F32;
     let operands = [a, b].into_iter().chain(inputs).chain(outputs);
     let mut call = Call::new(Gemm::new(&spec)?, operands);
-    call.piece_elements = piece;
+    call.draws = draws;
     Ok(call)
 }

@@ -22,7 +22,7 @@ pub(super) fn region(s: &Source<'_>, nodes: &[NodeId]) -> Result<Call, KernelErr
         Some(_) => g.ty(last.ins[0]).axes.clone(),
         None => g.ty(first.outs[0]).axes.clone(),
     };
-    let mut compiler = Compiler::new(g, s.strides, &space);
+    let mut compiler = Compiler::new(g, s.strides, s.place, &space);
     for n in nodes {
         let node = g.node(*n);
         if let Op::Map(map) = &node.op {
@@ -31,19 +31,19 @@ pub(super) fn region(s: &Source<'_>, nodes: &[NodeId]) -> Result<Call, KernelErr
     }
     if let Some(op) = reduce {
         let value = compiler.value(last.ins[0]);
-        let (program, inputs, _, piece) = compiler.finish();
+        let (program, inputs, _, draws) = compiler.finish();
         let reduced: Vec<bool> = space.iter().map(|a| op.over.contains(a)).collect();
         let fold = if op.fold == ops::Fold::Sum { Fold::Sum } else { Fold::Max };
         let out = operand(g, s.strides, last.outs[0], &space);
         let kernel = Reduce::new(&program, value, &reduced, &out, fold)?;
         let mut call = Call::new(kernel, inputs.into_iter().chain([last.outs[0]]));
-        call.piece_elements = piece;
+        call.draws = draws;
         return Ok(call);
     }
     s.uses.exports(g, nodes).into_iter().for_each(|v| compiler.store(v));
-    let (program, inputs, outputs, piece) = compiler.finish();
+    let (program, inputs, outputs, draws) = compiler.finish();
     let mut call = Call::new(Map::new(&program)?, inputs.into_iter().chain(outputs));
-    call.piece_elements = piece;
+    call.draws = draws;
     Ok(call)
 }
 

@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_printed_parses_back() {
         let mut axes = Axes::default();
-        axes.intern("seq", 4, 1);
+        axes.intern(crate::types::Axis::whole("seq", 4));
         for text in [
             "$0",
             "(($0 * 2.0) + exp(neg($1)))",

@@ -19,17 +19,15 @@ pub struct Map {
 }
 
 /// The global row-major index of an element, from its local coordinates.
-pub fn global_element(axes: &Axes, list: &[AxisId], local: &[usize], micro: u64) -> u64 {
+pub fn global_element(axes: &Axes, list: &[AxisId], local: &[usize], clock: &Clock) -> u64 {
     list.iter().zip(local).fold(0, |index, (&a, &x)| {
-        let axis = &axes[a];
-        let total = (axis.size * axis.pieces) as u64;
-        index * total + global_coordinate(axes, a, x, micro)
+        index * axes[a].global_size() as u64 + global_coordinate(axes, a, x, clock)
     })
 }
 
-fn global_coordinate(axes: &Axes, axis: AxisId, local: usize, micro: u64) -> u64 {
-    let piece = if axes[axis].pieces > 1 { micro } else { 0 };
-    piece * axes[axis].size as u64 + local as u64
+fn global_coordinate(axes: &Axes, axis: AxisId, local: usize, clock: &Clock) -> u64 {
+    let axis = &axes[axis];
+    axis.piece(clock.micro, clock.place) * axis.size as u64 + local as u64
 }
 
 impl Rules for Map {
@@ -88,13 +86,13 @@ impl Rules for Map {
                 *value = t.data[p];
             }
             let local: Vec<usize> = own.iter().zip(&sizes).map(|(s, n)| i / s % n).collect();
-            let element = global_element(site.axes, list, &local, site.clock.micro);
+            let element = global_element(site.axes, list, &local, &site.clock);
             let rand = |stream: &str| {
                 f64::from(uniform(site.clock.seed, site.clock.step, stream_id(stream), element))
             };
             let coord = |a: AxisId| {
                 let p = list.iter().position(|&x| x == a).expect("infer checked the axes");
-                global_coordinate(site.axes, a, local[p], site.clock.micro) as f64
+                global_coordinate(site.axes, a, local[p], &site.clock) as f64
             };
             out.data[i] = self.expr.eval(&Site { ins: &values, rand: &rand, coord: &coord });
         });

@@ -5,6 +5,7 @@
 mod attend;
 mod attend_grad;
 mod build;
+mod collective;
 mod einsum;
 mod gather;
 mod linear_ce;
@@ -19,6 +20,7 @@ mod view;
 pub use attend::Attend;
 pub use attend_grad::AttendGrad;
 pub use build::Build;
+pub use collective::{Collective, Exchange, Merge};
 pub use einsum::Einsum;
 pub use gather::Gather;
 pub use linear_ce::LinearCe;
@@ -33,7 +35,7 @@ pub use view::View;
 use crate::expr;
 use crate::random::Clock;
 use crate::tensor::Tensor;
-use crate::types::{Axes, AxisId, AxisList, DType, NodeId, Type, ValueId};
+use crate::types::{Axes, Axis, AxisId, AxisList, Cut, Cutter, DType, NodeId, Type, ValueId};
 
 /// Why an op cannot stand where it was put.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -230,6 +232,8 @@ ops! {
     LinearCe,
     /// Split, merge, rename, slice, pad, concatenate.
     View,
+    /// Communication between the ranks of a mesh.
+    Collective,
 }
 
 impl Op {

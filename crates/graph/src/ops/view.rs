@@ -93,8 +93,9 @@ impl View {
         }
     }
 
-    /// A view of an axis that is a piece must come to a piece of as many, outermost: else global
-    /// coordinates, and with them random numbers, would change.
+    /// A view of an axis that is a piece must come to a piece cut alike, outermost: else global
+    /// coordinates, and with them random numbers, would change. A slice may make a fixed piece, and
+    /// a concatenation may put all fixed pieces together again.
     fn check_pieces(&self, axes: &Axes) -> Result<(), OpError> {
         let (gone, come): (&[AxisId], &[AxisId]) = match self {
             View::Split { axis, into } => (&[*axis], into),
@@ -103,13 +104,29 @@ impl View {
             View::Slice { axis, into, .. } | View::Pad { axis, into, .. } => (&[*axis], &[*into]),
             View::Concat { axes, into } => (axes, &[*into]),
         };
-        let whole = |list: &[AxisId]| list.iter().all(|&a| axes[a].pieces == 1);
+        let whole = |list: &[AxisId]| list.iter().all(|&a| axes[a].cuts.is_empty());
         let as_one = matches!(self, View::Split { .. } | View::Merge { .. } | View::Rename { .. });
         let moved = as_one
-            && axes[gone[0]].pieces == axes[come[0]].pieces
+            && axes[gone[0]].cuts == axes[come[0]].cuts
             && whole(&gone[1..])
             && whole(&come[1..]);
-        if moved || (whole(gone) && whole(come)) {
+        // The piece that starts at element `start` of the axis it is cut from.
+        let is_piece = |piece: &Axis, of: &Axis, start: usize| {
+            let number = start / piece.size;
+            let cut = Cut { by: Cutter::Fixed(number), pieces: of.size / piece.size };
+            start % piece.size == 0 && piece.cuts.split_last() == Some((&cut, of.cuts.as_slice()))
+        };
+        let fixed = match self {
+            View::Slice { axis, start, into } => is_piece(&axes[*into], &axes[*axis], *start),
+            View::Concat { axes: list, into } => list.iter().enumerate().all(|(i, &a)| {
+                let piece = &axes[a];
+                is_piece(piece, &axes[*into], i * piece.size)
+            }),
+            _ => false,
+        };
+        // A flat range of a bucket that ranks share has no coordinates that a draw could read.
+        let flat = matches!(self, View::Slice { .. } | View::Concat { .. }) && whole(come);
+        if moved || fixed || flat || (whole(gone) && whole(come)) {
             return Ok(());
         }
         let message = format!(

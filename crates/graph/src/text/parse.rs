@@ -1,9 +1,9 @@
 //! The parser of the text form.
 
 use super::{CLASSES, ROLES};
-use crate::graph::{Graph, Init, Phase};
+use crate::graph::{Graph, Init, Part, Phase};
 use crate::ops::{Attrs, Build, Op};
-use crate::types::{DType, Type, ValueId};
+use crate::types::{Cutter, DType, MESH_AXES, Mesh, Type, ValueId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -55,9 +55,11 @@ impl Parser {
     fn line(&mut self, line: &str) -> Parsed<()> {
         let (word, rest) = line.split_once(' ').ok_or("wanted a declaration or a node")?;
         match word {
+            "mesh" => self.mesh(rest),
             "axis" => self.axis(rest),
             "input" => self.input(rest),
             "state" => self.state(rest),
+            "part" => self.part(rest),
             "output" => {
                 let (name, v) = cut(rest, "=")?;
                 let v = self.value(v)?;
@@ -88,12 +90,25 @@ impl Parser {
         self.values.get(text).copied().ok_or_else(|| format!("value `{text}` is not defined"))
     }
 
+    fn mesh(&mut self, rest: &str) -> Parsed<()> {
+        let axes = rest.split_whitespace().map(|word| {
+            let (name, size) = cut(word, "=")?;
+            Ok((name.to_owned(), extent(size).ok().filter(|n| *n > 0).ok_or("wanted a size")?))
+        });
+        let mesh = Mesh(axes.collect::<Parsed<_>>()?);
+        if mesh.0.len() > MESH_AXES {
+            return Err(format!("a mesh has at most {MESH_AXES} axes, got {}", mesh.0.len()));
+        }
+        self.g.set_mesh(mesh);
+        Ok(())
+    }
+
     fn axis(&mut self, rest: &str) -> Parsed<()> {
         let (name, size) = cut(rest, "=")?;
-        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| format!("`{s}` is no extent"));
+        let (size, by) = size.split_once(" by ").unwrap_or((size, ""));
         let (size, total) = match size.split_once(" of ") {
-            Some((s, t)) => (number(s)?, number(t)?),
-            None => (number(size)?, number(size)?),
+            Some((s, t)) => (extent(s)?, extent(t)?),
+            None => (extent(size)?, extent(size)?),
         };
         if self.g.axes().find(name).is_some() {
             return Err(format!("axis `{name}` is declared twice"));
@@ -102,10 +117,31 @@ impl Parser {
             return Err(format!("an extent of {size} is no piece of {total}"));
         }
         self.g.axis(name, total).map_err(|e| e.to_string())?;
-        if size != total {
-            self.g.cut_axis(name, total / size).map_err(|e| e.to_string())?;
+        let by: Vec<(Cutter, usize)> = match by {
+            "" if size == total => vec![],
+            "" => vec![(Cutter::Time, total / size)],
+            list => list.split_whitespace().map(|w| self.cutter(w)).collect::<Parsed<_>>()?,
+        };
+        if by.iter().try_fold(size, |n, c| n.checked_mul(c.1)) != Some(total) {
+            return Err(format!("the cuts of axis `{name}` do not make {total} of {size}"));
         }
-        Ok(())
+        by.into_iter()
+            .try_for_each(|(by, n)| self.g.cut_axis(name, by, n))
+            .map_err(|e| e.to_string())
+    }
+
+    /// `time:4`, `#3:8`, `data:2`.
+    fn cutter(&self, word: &str) -> Parsed<(Cutter, usize)> {
+        let (by, pieces) = cut(word, ":")?;
+        let by = match by.strip_prefix('#') {
+            Some(piece) => Cutter::Fixed(extent(piece)?),
+            None if by == "time" => Cutter::Time,
+            None => {
+                let axis = self.g.axes().mesh.find(by);
+                Cutter::Mesh(axis.ok_or_else(|| format!("the mesh has no axis `{by}`"))?)
+            }
+        };
+        Ok((by, extent(pieces)?))
     }
 
     /// `f32[batch seq]` or `f32[batch=4 seq=8]`.
@@ -147,17 +183,40 @@ impl Parser {
         if class.is_some() {
             words.next();
         }
-        let init = words.next().and_then(|w| w.strip_suffix(')')).and_then(|w| w.split_once('('));
-        let init = match init.map(|(kind, x)| (kind, x.parse::<f64>())) {
-            Some(("constant", Ok(c))) => Init::Constant(c),
-            Some(("normal", Ok(std))) => Init::Normal(std),
-            _ => return Err("wanted constant(..) or normal(..)".to_owned()),
-        };
+        let init = init(words.next())?;
+        let copies = words.next_if(|w| w.starts_with('x'));
+        let copies = copies.map_or(Ok(1), |w| extent(&w[1..]))?;
         if let Some(word) = words.next() {
             return Err(format!("`{word}` is too much"));
         }
         let v = self.g.state(name, ty, role, class, init).map_err(|e| e.to_string())?;
+        if let Some(id) = self.g.find_state(name) {
+            self.g.set_copies(id, copies as u32);
+        }
         self.define(number, v)
+    }
+
+    /// `part bucket.h.0 = h.0.attn.q.weight: [kv group qk embed] at 128 weight normal(0.02)`.
+    fn part(&mut self, rest: &str) -> Parsed<()> {
+        let (state, rest) = cut(rest, "=")?;
+        let (name, rest) = cut(rest, ":")?;
+        let (axes, rest) = cut(rest, "]")?;
+        let axes = self.ty(&format!("f32{axes}]"))?.axes;
+        let mut words = rest.split_whitespace().peekable();
+        let first = match (words.next(), words.next()) {
+            (Some("at"), Some(first)) => extent(first)?,
+            _ => return Err("wanted `at` and the first element".to_owned()),
+        };
+        let class = words.peek().and_then(|word| CLASSES.iter().find(|(_, w)| w == word));
+        let class = class.map(|(c, _)| *c);
+        if class.is_some() {
+            words.next();
+        }
+        let init = init(words.next())?;
+        let known = self.g.states().iter().find(|s| s.name == state);
+        let mut parts = known.ok_or_else(|| format!("no state `{state}`"))?.parts.clone();
+        parts.push(Part { name: name.to_owned(), class, init, axes, first });
+        self.g.set_parts(state, parts).map_err(|e| e.to_string())
     }
 
     fn node(&mut self, line: &str) -> Parsed<()> {
@@ -196,6 +255,19 @@ impl Parser {
             return Err(format!("{name} gives other types than the line declares"));
         }
         numbers.iter().zip(outs).try_for_each(|(number, v)| self.define(number, v))
+    }
+}
+
+fn extent(s: &str) -> Parsed<usize> {
+    s.trim().parse().map_err(|_| format!("`{s}` is no extent"))
+}
+
+fn init(word: Option<&str>) -> Parsed<Init> {
+    let parts = word.and_then(|w| w.strip_suffix(')')).and_then(|w| w.split_once('('));
+    match parts.map(|(kind, x)| (kind, x.parse::<f64>())) {
+        Some(("constant", Ok(c))) => Ok(Init::Constant(c)),
+        Some(("normal", Ok(std))) => Ok(Init::Normal(std)),
+        _ => Err("wanted constant(..) or normal(..)".to_owned()),
     }
 }
 

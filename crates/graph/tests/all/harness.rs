@@ -1,8 +1,8 @@
 //! Random graphs with their data, and the comparison with central differences.
 
 use aerogel_graph::{
-    Axes, AxisId, Build, Clock, DType, Env, Expr, Graph, Init, OpError, ParamClass, Rounding,
-    Tensor, Type, ValueId, gradients, interpret,
+    Axes, AxisId, Build, Clock, DType, Env, Expr, Graph, Init, OpError, ParamClass, Place,
+    Rounding, Tensor, Type, ValueId, gradients, interpret,
 };
 
 pub type Built<T> = Result<T, OpError>;
@@ -57,7 +57,7 @@ impl World {
             rng: Rng(seed ^ 0x0a11_0ca7_ed00_0000),
             variant,
             leaves: vec![],
-            clock: Clock { seed: 11, step: seed, micro: 0 },
+            clock: Clock { seed: 11, step: seed, micro: 0, place: Place::default() },
         }
     }
 

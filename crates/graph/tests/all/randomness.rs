@@ -1,7 +1,8 @@
 //! Draws and coordinates are facts of the global element, the step and the stream alone.
 
 use aerogel_graph::{
-    Build, Clock, DType, Env, Expr, Graph, Rounding, Tensor, Type, ValueId, interpret,
+    Build, Clock, Cutter, DType, Env, Expr, Graph, Place, Rounding, Tensor, Type, ValueId,
+    interpret,
 };
 
 const SIZES: [(&str, usize); 3] = [("batch", 8), ("seq", 6), ("embed", 5)];
@@ -22,7 +23,7 @@ fn run(g: &Graph, clock: Clock) -> Vec<Tensor> {
     interpret(g, &Env::new(), clock, Rounding::Exact).unwrap().values
 }
 
-const CLOCK: Clock = Clock { seed: 5, step: 7, micro: 0 };
+const CLOCK: Clock = Clock { seed: 5, step: 7, micro: 0, place: Place([0; 4]) };
 
 /// The pieces of a cut axis, one after another, are the uncut tensor: for an outer axis, a middle
 /// one and the innermost.
@@ -33,7 +34,7 @@ fn pieces_draw_what_the_whole_draws() {
     for (position, (name, size)) in SIZES.into_iter().enumerate() {
         for pieces in (1..=size).filter(|p| size % p == 0) {
             let mut cut = g.clone();
-            cut.cut_axis(name, pieces).unwrap();
+            cut.cut_axis(name, Cutter::Time, pieces).unwrap();
             let inner: usize = SIZES[position + 1..].iter().map(|s| s.1).product();
             for micro in 0..pieces {
                 let part = run(&cut, Clock { micro: micro as u64, ..CLOCK });

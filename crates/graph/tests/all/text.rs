@@ -99,7 +99,7 @@ fn states_pieces_scopes_and_phases_come_back() {
     assert_eq!(print(&g), WHOLE);
     verify::verify(&g).unwrap();
     let batch = &g.axes()[g.axes().find("batch").unwrap()];
-    assert_eq!((batch.size, batch.pieces), (2, 4));
+    assert_eq!((batch.size, batch.pieces()), (2, 4));
     let state = |name: &str| &g.states()[g.find_state(name).unwrap().index()];
     assert_eq!(state("wte").class, Some(ParamClass::Embedding));
     assert_eq!(state("h.weight").init, Init::Normal(1e-5));

@@ -2,8 +2,8 @@
 
 use aerogel_graph::verify::{VerifyError, verify};
 use aerogel_graph::{
-    AxisId, Build, DType, Graph, Init, ParamClass, StateId, Type, ValueId, ops::Attend, ops::View,
-    pattern::Pattern,
+    AxisId, Build, Cutter, DType, Graph, Init, ParamClass, StateId, Type, ValueId, ops::Attend,
+    ops::View, pattern::Pattern,
 };
 
 fn graph() -> (Graph, AxisId, ValueId) {
@@ -30,18 +30,18 @@ fn types_that_no_longer_fit() {
     let (b, c) = (g.axis("b", 2).unwrap(), g.axis("c", 4).unwrap());
     g.split(x, a, &[b, c]).unwrap();
     assert_eq!(verify(&g), Ok(()));
-    g.cut_axis("a", 2).unwrap();
+    g.cut_axis("a", Cutter::Time, 2).unwrap();
     let error = verify(&g).unwrap_err();
     assert!(matches!(error, VerifyError::Types { node: 0, .. }));
     assert!(error.to_string().starts_with("node 0: view: "), "{error}");
     // Cut alike, both are pieces of the same whole; cut inside, they are not.
-    g.cut_axis("b", 2).unwrap();
+    g.cut_axis("b", Cutter::Time, 2).unwrap();
     assert_eq!(verify(&g), Ok(()));
     let (mut g, a, x) = graph();
     let (b, c) = (g.axis("b", 2).unwrap(), g.axis("c", 4).unwrap());
     g.split(x, a, &[b, c]).unwrap();
-    g.cut_axis("a", 2).unwrap();
-    g.cut_axis("c", 2).unwrap();
+    g.cut_axis("a", Cutter::Time, 2).unwrap();
+    g.cut_axis("c", Cutter::Time, 2).unwrap();
     assert!(verify(&g).unwrap_err().to_string().contains("is a piece of a longer axis"));
 }
 
@@ -51,7 +51,7 @@ fn an_inner_factor_is_no_piece() {
     let mut g = Graph::new();
     let [a, b, c] = [("a", 8), ("b", 4), ("c", 4)].map(|(n, e)| g.axis(n, e).unwrap());
     for name in ["a", "b", "c"] {
-        g.cut_axis(name, 2).unwrap();
+        g.cut_axis(name, Cutter::Time, 2).unwrap();
     }
     let whole = g.input("whole", DType::F32, &[a]).unwrap();
     let parts = g.input("parts", DType::F32, &[b, c]).unwrap();
@@ -124,7 +124,9 @@ fn the_builder_refuses_at_once() {
         "view: reads a value that the graph does not have"
     );
     assert!(
-        g.cut_axis("a", 3).is_err() && g.cut_axis("a", 0).is_err() && g.cut_axis("z", 2).is_err()
+        g.cut_axis("a", Cutter::Time, 3).is_err()
+            && g.cut_axis("a", Cutter::Time, 0).is_err()
+            && g.cut_axis("z", Cutter::Time, 2).is_err()
     );
     let scoped = g.scope("h.0", |g| g.scope("attn", |g| g.einsum(&[x], &[])));
     let message = scoped.unwrap_err().to_string();

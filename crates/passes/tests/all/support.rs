@@ -107,7 +107,7 @@ pub fn piece(whole: &Graph, env: &Env, j: usize, pieces: usize) -> Env {
 
 /// Runs a section, with its assignments made in the environment; gives the outputs.
 pub fn run(g: &Graph, env: &mut Env, micro: u64, mode: Rounding) -> Env {
-    let clock = Clock { seed: 3, step: 1, micro };
+    let clock = Clock { seed: 3, step: 1, micro, ..Clock::default() };
     let result = interpret(g, env, clock, mode).unwrap();
     env.extend(result.assigned);
     result.outputs

@@ -5,8 +5,8 @@ use crate::harness::{Rng, alone, bytes_of, check, check_near, fill, numbers_of, 
 use crate::op_table::{cases::CASES, harness::World};
 use aerogel_graph::ops::{Attend, Reduce, View};
 use aerogel_graph::{
-    AxisId, Build, Clock, DType, Env, Expr, Graph, Init, OpError, Pattern, Role, StateId, Type,
-    ValueId, gradients,
+    AxisId, Build, Clock, Cutter, DType, Env, Expr, Graph, Init, OpError, Pattern, Role, StateId,
+    Type, ValueId, gradients,
 };
 use aerogel_plan::PlanError;
 
@@ -61,7 +61,7 @@ fn holds(what: &str, build: impl Fn(&mut Graph) -> Made) {
         build(&mut g).unwrap_or_else(|e| panic!("{what}: {e}"));
         let mut env = Env::new();
         fill(&g, &mut env, &mut Rng(seed), 4);
-        check(what, &g, &env, Clock { seed, step: 7, micro: 0 });
+        check(what, &g, &env, Clock { seed, step: 7, micro: 0, ..Clock::default() });
     }
 }
 
@@ -294,10 +294,10 @@ fn pieces_of_a_batch_are_the_whole() {
         g.output("y", y);
         let mut env = Env::new();
         fill(&g, &mut env, &mut Rng(3), 1);
-        let clock = Clock { seed: 5, step: 2, micro: 0 };
+        let clock = Clock { seed: 5, step: 2, micro: 0, ..Clock::default() };
         let whole = numbers_of(DType::F32, &check("whole", &g, &env, clock)["output y"]);
         let mut cut = g.clone();
-        cut.cut_axis("batch", PIECES).unwrap();
+        cut.cut_axis("batch", Cutter::Time, PIECES).unwrap();
         for piece in 0..PIECES {
             // Elements of this piece, in their order in the whole.
             let of = |i: usize| if outer { i / 11 / 4 } else { i % 12 / 4 };

@@ -116,7 +116,7 @@ impl Loaded {
             let bytes = bytes_of(g.ty(i.value).dtype, &env[&i.name].data);
             self.device.write_input(section, &i.name, &bytes).unwrap();
         }
-        self.device.run(section, clock).unwrap();
+        self.device.run(section, clock, 0).unwrap();
         let mut all = Bytes::new();
         let space = |v: ValueId| vec![0; g.ty(v).bytes(g.axes()) as usize];
         for (name, v) in &g.outputs {

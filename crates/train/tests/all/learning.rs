@@ -58,7 +58,7 @@ fn bits_where(
         device.write_input(section, "tokens", bytemuck::cast_slice(&rows)).unwrap();
         device.write_input(section, "targets", bytemuck::cast_slice(&rows)).unwrap();
         device.write_input(section, "weights", bytemuck::cast_slice(&weights)).unwrap();
-        device.run(section, Clock::default()).unwrap();
+        device.run(section, Clock::default(), 0).unwrap();
         let read = |name: &str| {
             let mut bytes = [0u8; 4];
             device.read_output(section, name, &mut bytes).unwrap();

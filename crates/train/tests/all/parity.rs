@@ -110,7 +110,7 @@ fn device(program: &Arc<Program>) -> CpuDevice {
     let mut device = CpuDevice::load(program.clone(), 2).unwrap();
     for s in program.states.iter().filter(|s| s.role == aerogel_graph::Role::Parameter) {
         assert_eq!(s.dtype, DType::F32, "{}", s.name);
-        let count: usize = s.axes.iter().map(|(_, size)| size).product();
+        let count: usize = s.axes.iter().map(|a| a.size).product();
         let values: Vec<f32> = (0..count).map(|i| weight(&s.name, i)).collect();
         device.write_state(&s.name, 0, bytemuck::cast_slice(&values)).unwrap();
     }
@@ -144,11 +144,13 @@ fn train(
             device.write_input(s, "tokens", bytemuck::cast_slice(&inputs)).unwrap();
             device.write_input(s, "targets", bytemuck::cast_slice(&targets)).unwrap();
             device.write_input(s, "weights", bytemuck::cast_slice(&weights)).unwrap();
-            device.run(s, Clock { seed: 1, step, micro: micro as u64 }).unwrap();
+            device
+                .run(s, Clock { seed: 1, step, micro: micro as u64, ..Clock::default() }, 0)
+                .unwrap();
         }
         let s = section("update");
         device.write_input(s, "rate", &rate.to_le_bytes()).unwrap();
-        device.run(s, Clock { seed: 1, step, micro: 0 }).unwrap();
+        device.run(s, Clock { seed: 1, step, micro: 0, ..Clock::default() }, 0).unwrap();
         let read = |name: &str| {
             let mut bytes = [0u8; 4];
             device.read_output(s, name, &mut bytes).unwrap();

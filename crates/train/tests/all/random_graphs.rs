@@ -317,7 +317,7 @@ fn seeds() -> std::ops::Range<u64> {
 fn of_all_ops() {
     let fails = |seed: u64| {
         let (g, env) = make(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        let clock = Clock { seed, step: 3, micro: 0 };
+        let clock = Clock { seed, step: 3, micro: 0, ..Clock::default() };
         let run = || check(&format!("AEROGEL_GRAPH={seed}"), &g, &env, clock);
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     };

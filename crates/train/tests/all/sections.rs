@@ -101,7 +101,7 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
         for (section, micro) in order(&asks) {
             let g = &asks[section].graph;
             inputs(g, &mut env, &mut rng);
-            let clock = Clock { seed: 3, step: 1, micro };
+            let clock = Clock { seed: 3, step: 1, micro, ..Clock::default() };
             let got = device.run(section, &env, clock);
             let what = format!("{name} {} of piece {micro}", asks[section].name);
             if threads == 1 {
