@@ -1,7 +1,6 @@
 //! The report of a plan: bytes by kind, what is alive at the peak, work and predicted time.
 
 use crate::live::{Live, Owner, Piece};
-use aerogel_graph::ops::View;
 use aerogel_graph::{Build, DType, Def, Graph, Op, Phase, Role, ValueId};
 use aerogel_machine::{Machine, Program, Section, Step};
 use serde::Serialize;
@@ -230,7 +229,7 @@ fn is_weight_cast(g: &Graph, v: ValueId) -> bool {
         && g.ty(v).dtype == DType::Bf16
 }
 
-fn value_kind(g: &Graph, live: &Live, v: ValueId) -> Kind {
+fn value_kind(g: &Graph, v: ValueId) -> Kind {
     let Def::Node(n, _) = g.value(v).def else { return Kind::Data };
     if g.outputs.iter().any(|o| o.1 == v) {
         return Kind::Data;
@@ -240,14 +239,14 @@ fn value_kind(g: &Graph, live: &Live, v: ValueId) -> Kind {
     }
     match g.node(n).phase {
         Phase::Update => Kind::Workspace,
-        _ if g.assigns.iter().any(|a| live.roots[a.1.index()] == v) => Kind::Gradients,
+        _ if g.assigns.iter().any(|a| a.1 == v) => Kind::Gradients,
         _ => Kind::Activations,
     }
 }
 
-fn piece_kind(g: &Graph, live: &Live, piece: &Piece) -> Kind {
+fn piece_kind(g: &Graph, piece: &Piece) -> Kind {
     match piece.owner {
-        Owner::Value(v) => value_kind(g, live, v),
+        Owner::Value(v) => value_kind(g, v),
         Owner::Workspace(_) => Kind::Workspace,
     }
 }
@@ -257,7 +256,7 @@ fn section_report(s: &Section, live: &Live, calls: u64, machine: &Machine) -> Se
     let data_bytes = caches.map(|x| s.graph.ty(x.value).bytes(s.axes())).sum();
     let mut alive = vec![Kinds { data_bytes, ..Kinds::default() }; live.steps + 1];
     for piece in &live.pieces {
-        let kind = piece_kind(&s.graph, live, piece);
+        let kind = piece_kind(&s.graph, piece);
         for moment in &mut alive[piece.from..=piece.to.min(live.steps)] {
             *moment.of(kind) += piece.bytes.next_multiple_of(aerogel_machine::ALIGN);
         }
@@ -312,17 +311,13 @@ fn peak_values(s: &Section, live: &Live, at: usize) -> Vec<Share> {
                     Def::Input(i) => g.inputs()[i as usize].name.clone(),
                     Def::Node(n, _) => {
                         let node = g.node(n);
-                        let name = match node.op {
-                            Op::View(View::Concat { .. }) => "concat",
-                            _ => node.op.name(),
-                        };
-                        format!("{} {name} {}", node.scope, g.ty(v).show(g.axes()))
+                        format!("{} {} {}", node.scope, node.op.name(), g.ty(v).show(g.axes()))
                     }
                     Def::State(_) => String::new(),
                 },
                 Owner::Workspace(_) => "workspace of the kernel".to_owned(),
             };
-            Share { name, kind: piece_kind(g, live, p), bytes: p.bytes }
+            Share { name, kind: piece_kind(g, p), bytes: p.bytes }
         })
         .collect();
     shares.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.name.cmp(&b.name)));
