@@ -290,6 +290,17 @@ impl Graph {
         Ok(())
     }
 
+    /// Declares an axis that counts the elements of a bucket, or finds it.
+    ///
+    /// # Errors
+    /// The name is another axis; the extent is 0.
+    pub fn storage_axis(&mut self, name: &str, size: usize) -> Result<AxisId, OpError> {
+        want_name("axis", name)?;
+        let axis = Axis { storage: true, ..Axis::whole(name, size) };
+        let taken = || OpError::new("axis", format!("`{name}` is another axis already"));
+        self.axes.intern(axis).filter(|_| size > 0).ok_or_else(taken)
+    }
+
     /// Declares an axis that is one of so many pieces of another.
     ///
     /// # Errors

@@ -89,10 +89,11 @@ pub fn print(g: &Graph) -> String {
 
 /// ` of 16` for pieces in time alone, ` of 16 by node:2 time:4 #3:8` for others.
 fn cuts(g: &Graph, axis: &Axis) -> String {
+    let mut text = if axis.storage { " storage".to_owned() } else { String::new() };
     if axis.cuts.is_empty() {
-        return String::new();
+        return text;
     }
-    let mut text = format!(" of {}", axis.global_size());
+    let _ = write!(text, " of {}", axis.global_size());
     if !matches!(axis.cuts.as_slice(), [Cut { by: Cutter::Time, .. }]) {
         text.push_str(" by");
         for cut in &axis.cuts {

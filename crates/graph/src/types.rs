@@ -67,12 +67,15 @@ pub struct Axis {
     /// is whole). Which piece is a fact of the clock, so that random numbers and `coord` see
     /// global coordinates.
     pub cuts: SmallVec<[Cut; 2]>,
+    /// It counts elements as they are stored in a bucket and not along a direction of a tensor:
+    /// views may take any axes to it and back, and nothing may ask for coordinates along it.
+    pub storage: bool,
 }
 
 impl Axis {
     /// A whole axis.
     pub fn whole(name: &str, size: usize) -> Axis {
-        Axis { name: name.to_owned(), size, cuts: SmallVec::new() }
+        Axis { name: name.to_owned(), size, cuts: SmallVec::new(), storage: false }
     }
 
     /// How many pieces the longer axis has.

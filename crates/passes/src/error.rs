@@ -55,6 +55,15 @@ pub enum PassError {
         /// Its type.
         got: String,
     },
+    /// A graph of the run reads a parameter as the training step does not.
+    #[error(
+        "bucket: the training step has no parameter `{parameter}`, or reads a copy of it in another \
+         dtype"
+    )]
+    Bucket {
+        /// The parameter.
+        parameter: String,
+    },
     /// There is nothing to update.
     #[error("update: the graph declares no parameter")]
     NoParameters,

@@ -11,15 +11,19 @@
 //! pass through the interpreter.
 
 mod backward;
+mod bucket;
 mod error;
 pub mod pipeline;
 mod precision;
 pub mod schedule;
+mod shards;
 mod tile;
 mod update;
 
 pub use backward::backward;
+pub use bucket::{Bucket, Buckets, Partials, Tensor};
 pub use error::PassError;
 pub use precision::{Compute, precision};
-pub use tile::{section_of, tile};
-pub use update::{Optimizer, UpdateConfig, update};
+pub use shards::Shards;
+pub use tile::{Order, accumulate, cut, section_of};
+pub use update::{Optimizer, Share, UpdateConfig, copies, update};

@@ -6,15 +6,30 @@
 //! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
 
 use crate::PassError;
-use aerogel_graph::{Build, Cutter, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
+use crate::shards::Shards;
+use aerogel_graph::{Build, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
 
 const PASS: &str = "tile";
 const AXIS: &str = "batch";
 
-/// The section that runs micro-batch `j` of `micro_batches`: `micro.last` for the last one, else
-/// `micro.K`, where K sums of earlier micro-batches are carried.
-pub fn section_of(j: usize, micro_batches: usize) -> String {
-    if j + 1 == micro_batches { "micro.last".to_owned() } else { format!("micro.{}", carries(j)) }
+/// In which order the micro-batches of a rank are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By the balanced tree, which is the same however micro-batches are dealt out.
+    Tree,
+    /// One after another, into one buffer.
+    Fold,
+}
+
+/// The section that runs micro-batch `j` of `micro_batches`. In a tree: `micro.last` for the last
+/// one, else `micro.K`, where K sums of earlier micro-batches are carried. In a fold: `micro.0` for
+/// the first, `micro.1` for the others.
+pub fn section_of(j: usize, micro_batches: usize, order: Order) -> String {
+    match order {
+        Order::Tree if j + 1 == micro_batches => "micro.last".to_owned(),
+        Order::Tree => format!("micro.{}", carries(j)),
+        Order::Fold => format!("micro.{}", j.min(1)),
+    }
 }
 
 /// How many levels micro-batch `j` completes.
@@ -27,27 +42,54 @@ fn levels(micro_batches: usize) -> u32 {
     (usize::BITS - (micro_batches - 1).leading_zeros()).max(1)
 }
 
-/// Cuts axis `batch` into micro-batches. The graph is that of the global batch; outputs `loss`,
-/// `tokens` and `grad.*` are sums over it, and become states `sum.L.NAME`: after the sections of
-/// [`section_of`] for j = 0, 1, ..., each under clock `micro = j`, `sum.0.*` holds the totals.
-/// Every section declares the same states in the same order.
+/// Cuts axis `batch` of the graph of the global batch, so that it is that of one micro-batch.
 ///
 /// # Errors
-/// `batch` does not divide, an output is missing or no f32 sum over the batch, or the graph does
-/// something to `batch` that a piece of it does not allow.
-pub fn tile(g: &Graph, micro_batches: usize) -> Result<Vec<(String, Graph)>, PassError> {
+/// `batch` does not divide, a state has it, or the graph does something to it that a piece of it
+/// does not allow.
+pub fn cut(g: &Graph, shards: &Shards, micro_batches: usize) -> Result<Graph, PassError> {
+    let over_batch = |v: ValueId| g.axes().find(AXIS).is_some_and(|a| g.ty(v).has(a));
+    if let Some(s) = g.states().iter().find(|s| over_batch(s.value)) {
+        return Err(PassError::OverBatch { name: s.name.clone() });
+    }
+    let mut cut = g.clone();
+    cut.set_mesh(shards.mesh.clone());
+    shards.cut_batch(&mut cut, micro_batches)?;
+    verify::verify(&cut).map_err(|source| PassError::Verify { pass: PASS, source })?;
+    Ok(cut)
+}
+
+/// The sections of a rank that runs `micro_batches` of them, one after another. Outputs `loss`,
+/// `tokens` and `grad.*` of `g`, as far as it has them, are sums over the batch, and become states
+/// `sum.L.NAME`: after the sections of [`section_of`] for j = 0, 1, ..., each under clock
+/// `micro = j`, `sum.0.*` holds the totals. Every section declares the same states in the same
+/// order.
+///
+/// # Errors
+/// There is no such output, or one is no f32 sum over the batch.
+pub fn accumulate(
+    g: &Graph,
+    micro_batches: usize,
+    order: Order,
+) -> Result<Vec<(String, Graph)>, PassError> {
     let sums = summed(g)?;
     let mut cut = g.clone();
-    cut.cut_axis(AXIS, Cutter::Time, micro_batches)?;
-    verify::verify(&cut).map_err(|source| PassError::Verify { pass: PASS, source })?;
     let is_sum = |name: &str| sums.iter().any(|(n, _)| n == name);
     cut.outputs.retain(|(name, _)| !is_sum(name));
+    let last = micro_batches - 1;
+    let mut sections = vec![];
+    if order == Order::Fold {
+        let stack = [declare(&mut cut, 0, &sums)?];
+        sections.push(("micro.0".to_owned(), section(&cut, &sums, &stack, &[], 0)?));
+        if last > 0 {
+            sections.push(("micro.1".to_owned(), section(&cut, &sums, &stack, &[0], 0)?));
+        }
+        return Ok(sections);
+    }
     let mut stack = vec![];
     for level in 0..levels(micro_batches) {
         stack.push(declare(&mut cut, level, &sums)?);
     }
-    let mut sections = vec![];
-    let last = micro_batches - 1;
     for level in (0..levels(micro_batches)).filter(|&l| (1usize << l) <= last) {
         let folds: Vec<u32> = (0..level).collect();
         sections.push((format!("micro.{level}"), section(&cut, &sums, &stack, &folds, level)?));
@@ -59,17 +101,12 @@ pub fn tile(g: &Graph, micro_batches: usize) -> Result<Vec<(String, Graph)>, Pas
 
 /// The outputs that are sums over the batch.
 fn summed(g: &Graph) -> Result<Vec<(String, ValueId)>, PassError> {
-    for name in ["loss", "tokens"] {
-        if g.find_output(name).is_none() {
-            return Err(PassError::MissingOutput { pass: PASS, name: name.to_owned() });
-        }
-    }
     let over_batch = |v: ValueId| g.axes().find(AXIS).is_some_and(|a| g.ty(v).has(a));
-    if let Some(s) = g.states().iter().find(|s| over_batch(s.value)) {
-        return Err(PassError::OverBatch { name: s.name.clone() });
-    }
     let is_sum = |name: &str| name == "loss" || name == "tokens" || name.starts_with("grad.");
     let sums: Vec<_> = g.outputs.iter().filter(|(name, _)| is_sum(name)).cloned().collect();
+    if sums.is_empty() {
+        return Err(PassError::MissingOutput { pass: PASS, name: "loss".to_owned() });
+    }
     for (name, v) in &sums {
         if over_batch(*v) {
             return Err(PassError::OverBatch { name: name.clone() });

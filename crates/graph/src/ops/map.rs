@@ -47,6 +47,12 @@ impl Rules for Map {
         if self.expr.any(&foreign) {
             return Err(OpError::new(Self::NAME, "coord() of an axis that the output lacks"));
         }
+        let stored = self.out.axes.iter().any(|&a| axes[a].storage);
+        if stored && self.expr.any(&|e| matches!(e, Expr::Coord(_) | Expr::Rand(_))) {
+            let got = self.out.show(axes);
+            let message = format!("the elements of a bucket have no coordinates, got {got}");
+            return Err(OpError::new(Self::NAME, message));
+        }
         let unnamed = |e: &Expr| matches!(e, Expr::Rand(stream) if !is_name(stream));
         if self.expr.any(&unnamed) {
             return Err(OpError::new(

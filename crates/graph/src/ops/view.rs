@@ -124,9 +124,8 @@ impl View {
             }),
             _ => false,
         };
-        // A flat range of a bucket that ranks share has no coordinates that a draw could read.
-        let flat = matches!(self, View::Slice { .. } | View::Concat { .. }) && whole(come);
-        if moved || fixed || flat || (whole(gone) && whole(come)) {
+        let stored = |list: &[AxisId]| list.iter().any(|&a| axes[a].storage);
+        if moved || fixed || stored(gone) || stored(come) || (whole(gone) && whole(come)) {
             return Ok(());
         }
         let message = format!(

@@ -107,16 +107,23 @@ impl Parser {
         let (name, size) = cut(rest, "=")?;
         let (size, by) = size.split_once(" by ").unwrap_or((size, ""));
         let (size, total) = match size.split_once(" of ") {
-            Some((s, t)) => (extent(s)?, extent(t)?),
-            None => (extent(size)?, extent(size)?),
+            Some((s, t)) => (s, Some(extent(t)?)),
+            None => (size, None),
         };
+        let (size, storage) = match size.strip_suffix(" storage") {
+            Some(size) => (extent(size)?, true),
+            None => (extent(size)?, false),
+        };
+        let total = total.unwrap_or(size);
         if self.g.axes().find(name).is_some() {
             return Err(format!("axis `{name}` is declared twice"));
         }
         if size == 0 || !total.is_multiple_of(size) {
             return Err(format!("an extent of {size} is no piece of {total}"));
         }
-        self.g.axis(name, total).map_err(|e| e.to_string())?;
+        let made =
+            if storage { self.g.storage_axis(name, total) } else { self.g.axis(name, total) };
+        made.map_err(|e| e.to_string())?;
         let by: Vec<(Cutter, usize)> = match by {
             "" if size == total => vec![],
             "" => vec![(Cutter::Time, total / size)],

@@ -1,0 +1,149 @@
+//! Which ranks share a batch, and over which of them a bucket is cut.
+//!
+//! The mesh axes of a batch are listed outermost first. What is cut is cut over the innermost ones,
+//! the very innermost first: so the pieces over fewer axes are made of those over more, and ranks
+//! that are near each other exchange most. Micro-batches are dealt out in the same order: axes over
+//! which gradients are cut run below time (a sum over them comes before one over time), the others
+//! above. Either way the sums make one tree, that of a binary counter over all micro-batches.
+
+use aerogel_graph::ops::{Collective, Exchange, Merge};
+use aerogel_graph::{AxisId, Build, Cutter, Graph, Mesh, OpError, ValueId};
+
+/// How the ranks that share a batch deal out buckets. Each list but `batch` is an end of `batch`,
+/// and `parameters` an end of `gradients`, which is one of `optimizer`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shards {
+    /// All ranks.
+    pub mesh: Mesh,
+    /// The mesh axes over which micro-batches are dealt out, outermost first.
+    pub batch: Vec<u8>,
+    /// Those over which the optimizer's memory is cut (ZeRO-1).
+    pub optimizer: Vec<u8>,
+    /// Those over which gradients are cut (ZeRO-2).
+    pub gradients: Vec<u8>,
+    /// Those over which parameters are cut (ZeRO-3).
+    pub parameters: Vec<u8>,
+}
+
+impl Shards {
+    /// The number of pieces over some axes.
+    pub fn pieces(&self, over: &[u8]) -> usize {
+        over.iter().map(|&m| self.mesh.size(m)).product()
+    }
+
+    /// Cuts axis `batch` into micro-batches: by the ranks above time, by time, and by the ranks
+    /// below it.
+    ///
+    /// # Errors
+    /// The batch does not divide.
+    pub fn cut_batch(&self, g: &mut Graph, micro_batches: usize) -> Result<(), OpError> {
+        let above = self.batch.len() - self.gradients.len();
+        for (i, &m) in self.batch.iter().enumerate() {
+            if i == above {
+                g.cut_axis("batch", Cutter::Time, micro_batches)?;
+            }
+            g.cut_axis("batch", Cutter::Mesh(m), self.mesh.size(m))?;
+        }
+        if self.gradients.is_empty() {
+            g.cut_axis("batch", Cutter::Time, micro_batches)?;
+        }
+        Ok(())
+    }
+
+    /// The axis of a bucket's piece over some axes, made if it is new.
+    pub(crate) fn piece(
+        &self,
+        g: &mut Graph,
+        whole: AxisId,
+        over: &[u8],
+    ) -> Result<AxisId, OpError> {
+        let mut axis = whole;
+        for &m in over.iter().rev() {
+            let (mesh, size) = self.mesh.0[m as usize].clone();
+            let name = format!("{}/{mesh}", g.axes()[axis].name);
+            axis = g.piece_of(axis, &name, Cutter::Mesh(m), size)?;
+        }
+        Ok(axis)
+    }
+
+    /// Puts the pieces over `from` together to pieces over `to`, which is an end of `from`.
+    pub(crate) fn gather(
+        &self,
+        g: &mut Graph,
+        mut v: ValueId,
+        whole: AxisId,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<ValueId, OpError> {
+        for i in 0..from.len() - to.len() {
+            let axis = self.piece(g, whole, &from[i..])?;
+            let into = self.piece(g, whole, &from[i + 1..])?;
+            v = exchange(g, v, Exchange::AllGather { axis, into }, from[i])?;
+        }
+        Ok(v)
+    }
+
+    /// The inverse: sums pieces over `from`, and keeps the piece over `to`, of which `from` is an
+    /// end.
+    pub(crate) fn scatter(
+        &self,
+        g: &mut Graph,
+        mut v: ValueId,
+        whole: AxisId,
+        to: &[u8],
+        from: &[u8],
+    ) -> Result<ValueId, OpError> {
+        for i in (0..to.len() - from.len()).rev() {
+            let axis = self.piece(g, whole, &to[i + 1..])?;
+            let into = self.piece(g, whole, &to[i..])?;
+            v = exchange(g, v, Exchange::ReduceScatter { axis, into }, to[i])?;
+        }
+        Ok(v)
+    }
+
+    /// The piece over `to` of what all ranks along the axes that `from` lacks have alike.
+    pub(crate) fn keep(
+        &self,
+        g: &mut Graph,
+        mut v: ValueId,
+        whole: AxisId,
+        to: &[u8],
+        from: &[u8],
+    ) -> Result<ValueId, OpError> {
+        for i in (0..to.len() - from.len()).rev() {
+            let axis = self.piece(g, whole, &to[i + 1..])?;
+            let into = self.piece(g, whole, &to[i..])?;
+            v = exchange(g, v, Exchange::Keep { axis, into }, to[i])?;
+        }
+        Ok(v)
+    }
+
+    /// The sum over some axes, the innermost first.
+    pub(crate) fn sum(
+        &self,
+        g: &mut Graph,
+        mut v: ValueId,
+        over: &[u8],
+    ) -> Result<ValueId, OpError> {
+        for &m in over.iter().rev() {
+            v = all_reduce(g, v, m)?;
+        }
+        Ok(v)
+    }
+}
+
+/// A collective over one mesh axis.
+pub(crate) fn exchange(
+    g: &mut Graph,
+    v: ValueId,
+    exchange: Exchange,
+    over: u8,
+) -> Result<ValueId, OpError> {
+    let op = Collective { exchange, over: [over].into_iter().collect() };
+    Ok(g.emit(op.into(), &[v])?[0])
+}
+
+/// The sum over the ranks along one mesh axis.
+pub(crate) fn all_reduce(g: &mut Graph, v: ValueId, over: u8) -> Result<ValueId, OpError> {
+    exchange(g, v, Exchange::AllReduce(Merge::Sum), over)
+}
