@@ -5,12 +5,14 @@ use crate::exchange::Exchanged;
 use crate::kernel::{Kernel, Ptr, Scalars};
 use crate::lower::{BlockLists, Call, Source, lower};
 use crate::pool::Pool;
+use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
 use aerogel_machine::{
     ALIGN, Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
     Uses,
 };
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Memory of a program: allocated once, zeroed, never moved.
@@ -195,12 +197,17 @@ impl Loading<'_> {
         let (lists, place) = (self.lists, self.place);
         let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists, place };
         let mut list = vec![];
+        // Ranks are told apart by what they come to: the n-th collective of a group in a section.
+        let mut counts: HashMap<&[u8], usize> = HashMap::new();
         for step in &s.steps {
             match step {
-                Step::Kernel { claim, .. } if is_collective(s, claim) => {
-                    list.push(Prepared::Exchange(self.exchange(s, claim)?));
-                }
                 Step::Kernel { claim, workspace } => {
+                    if let Some(op) = collective(s, claim) {
+                        let count = counts.entry(&op.over).or_default();
+                        list.push(Prepared::Exchange(self.exchange(s, claim, op, *count)?));
+                        *count += 1;
+                        continue;
+                    }
                     let calls =
                         lower(&source, &claim.nodes).map_err(|e| unsupported(e.to_string()))?;
                     for call in calls {
@@ -266,28 +273,29 @@ impl Loading<'_> {
         Ok(Some(Prepared::Run { kernel, ptrs, scratch: (workspace, scratch), draws, position }))
     }
 
-    fn exchange(&self, s: &Section, claim: &Claim) -> Result<Exchanged, DeviceError> {
+    fn exchange(
+        &self,
+        s: &Section,
+        claim: &Claim,
+        op: &Collective,
+        count: usize,
+    ) -> Result<Exchanged, DeviceError> {
         let node = s.graph.node(claim.nodes[0]);
         let ends = [self.address(s, node.ins[0])?, self.address(s, node.outs[0])?];
         if ends.iter().any(|a| a.copies > 1) {
             return Err(unsupported("a collective on an activation in flight".to_owned()));
         }
-        let Op::Collective(op) = &node.op else {
-            return Err(unsupported(format!("a collective in {}", claim.kernel)));
-        };
-        let site = format!(
-            "node {} of section {} ({} {})",
-            claim.nodes[0].index(),
-            s.name,
-            op.kind_name(),
-            node.scope
-        );
+        let (kind, scope) = (op.kind_name(), &node.scope);
+        let site = format!("{kind} {count} of section {} at `{scope}`", s.name);
         Ok(Exchanged::new(s, node, op, self.place, ends.map(|a| a.offset), &site))
     }
 }
 
-fn is_collective(s: &Section, claim: &Claim) -> bool {
-    matches!(s.graph.node(claim.nodes[0]).op, Op::Collective(_))
+fn collective<'a>(s: &'a Section, claim: &Claim) -> Option<&'a Collective> {
+    match &s.graph.node(claim.nodes[0]).op {
+        Op::Collective(op) => Some(op),
+        _ => None,
+    }
 }
 
 /// Whether the first two operands are in one place.

@@ -1,9 +1,9 @@
-//! States to a checkpoint and back.
+//! Tensors to a checkpoint and back.
 
 use crate::error::TrainError;
 use crate::session::Session;
+use crate::tensors::Tensor;
 use aerogel_graph::DType;
-use aerogel_machine::{Device, StateSlot};
 use aerogel_store::{Checkpoint, Checkpoints, CommitInfo, Committed, Dtype, FillError, TensorSpec};
 
 /// What is committed with the tensors.
@@ -13,36 +13,37 @@ pub(crate) struct Stamp<'a> {
     pub sequences: u64,
 }
 
-fn spec(state: &StateSlot) -> TensorSpec {
+fn spec(tensor: &Tensor) -> TensorSpec {
     TensorSpec {
-        name: state.name.clone(),
-        dtype: match state.dtype {
+        name: tensor.name.clone(),
+        dtype: match tensor.dtype {
             DType::F32 => Dtype::F32,
             DType::Bf16 => Dtype::Bf16,
             DType::U32 => Dtype::U32,
         },
-        axes: state.axes.iter().map(|a| (a.name.clone(), a.size as u64)).collect(),
+        axes: tensor.axes.clone(),
     }
 }
 
-/// Commits all parameters and the optimizer's memory; gives the bytes written.
+/// Commits all parameters and the optimizer's memory, each value once whatever the ranks hold;
+/// gives the bytes written.
 pub(crate) fn save(
     session: &Session,
     to: &Checkpoints,
     stamp: &Stamp<'_>,
 ) -> Result<u64, TrainError> {
-    let specs: Vec<TensorSpec> = session.lasting().map(spec).collect();
+    let specs: Vec<TensorSpec> = session.tensors.iter().map(spec).collect();
     let info = CommitInfo {
         step: stamp.step,
         run_hash: stamp.run_hash.to_owned(),
-        plan_hash: session.plan.program.hash.clone(),
+        plan_hash: session.plan.hash(),
         extra: serde_json::json!({ "sequences": stamp.sequences }),
     };
     let read = |spec: &TensorSpec, offset: u64, out: &mut [u8]| {
-        session
-            .device
-            .read_state(&spec.name, offset, out)
-            .map_err(|e| FillError::from(e.to_string()))
+        let found = session.tensors.find(&spec.name);
+        let tensor = found.ok_or_else(|| FillError::from(format!("no tensor {}", spec.name)))?;
+        let first = offset / tensor.dtype.bytes() as u64;
+        tensor.read(&session.ranks, first, out).map_err(|e| FillError::from(e.to_string()))
     };
     match to.commit(&info, &specs, read)? {
         Committed::Written { size_bytes, .. } => Ok(size_bytes),
@@ -50,31 +51,25 @@ pub(crate) fn save(
     }
 }
 
-/// Loads all lasting states from a checkpoint; every byte is verified on the way.
+/// Loads all tensors from a checkpoint, whatever layout wrote it; every byte is verified on the
+/// way.
 pub(crate) fn load(session: &mut Session, from: &Checkpoint) -> Result<(), TrainError> {
-    let program = session.plan.program.clone();
-    let wanted: Vec<&StateSlot> = {
-        let names: Vec<String> = session.lasting().map(|s| s.name.clone()).collect();
-        program.states.iter().filter(|s| names.contains(&s.name)).collect()
-    };
-    for state in wanted {
-        let mismatch = |problem: String| TrainError::Mismatch {
-            step: from.step(),
-            name: state.name.clone(),
-            problem,
+    let entries = &from.manifest().tensors;
+    for tensor in session.tensors.iter() {
+        let Some(entry) = entries.get(&tensor.name) else {
+            let (name, problem) = (tensor.name.clone(), "is missing".to_owned());
+            return Err(TrainError::Mismatch { step: from.step(), name, problem });
         };
-        let tensors = &from.manifest().tensors;
-        let Some(entry) = tensors.get(&state.name) else {
-            return Err(mismatch("is missing".to_owned()));
-        };
-        let own = spec(state);
         let axes: Vec<_> = entry.axes.iter().cloned().zip(entry.shape.iter().copied()).collect();
-        if entry.dtype != own.dtype || axes != own.axes {
-            return Err(mismatch(format!("has axes {axes:?}, the model {:?}", own.axes)));
-        }
-        let mut bytes = vec![0u8; state.bytes as usize];
-        from.read(&state.name, &mut bytes)?;
-        session.device.write_state(&state.name, 0, &bytes)?;
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::Bf16,
+            _ => DType::U32,
+        };
+        tensor.check(from.step(), dtype, &axes)?;
+        let mut bytes = vec![0u8; tensor.count() as usize * tensor.dtype.bytes()];
+        from.read(&tensor.name, &mut bytes)?;
+        tensor.write(&mut session.ranks, 0, &bytes)?;
     }
-    Ok(())
+    session.refresh()
 }

@@ -1,9 +1,11 @@
 //! Evaluation: the mean loss over held-out sequences, in order.
 
 use crate::error::TrainError;
-use crate::feed::Feed;
+use crate::feed::{Feed, Inputs};
+use crate::plan::RunPlan;
 use crate::session::Session;
-use aerogel_data::{Dataset, Sampler};
+use aerogel_cpu::CpuDevice;
+use aerogel_data::{Dataset, Sampler, Tokens};
 use aerogel_graph::Clock;
 use aerogel_machine::Device;
 use aerogel_models::shifts_inside;
@@ -40,30 +42,14 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let started = Instant::now();
     let tokens = data.split(split)?;
-    let model = &session.plan.model;
-    let sampler = Sampler::in_order(tokens, model.context)?;
-    let section = session.section("eval");
-    let input = session.plan.program.sections[section].input("tokens");
-    let batch = input.map_or(1, |v| {
-        let s = &session.plan.program.sections[section];
-        let ty = &s.graph.value(v).ty;
-        s.axes().size(ty.axes[0])
-    });
-    let shifts = shifts_inside(model.family);
-    let mut feed = Feed::new(tokens, sampler, batch, model.context, shifts);
-    let end = match sequences {
-        0 => feed.sequences(),
-        n => n.min(feed.sequences()),
-    };
-    let (mut loss, mut count) = (0.0, 0.0);
-    for position in (0..end).step_by(batch) {
-        for (name, bytes) in feed.read(position, end)? {
-            session.device.write_input(section, name, bytes)?;
-        }
-        session.device.run(section, Clock::default(), 0)?;
-        loss += f64::from(session.scalar(section, "loss")?);
-        count += f64::from(session.scalar(section, "tokens")?);
-    }
+    let sampler = Sampler::in_order(tokens, session.plan.model.context)?;
+    let available = sampler.sequences();
+    let end = if sequences == 0 { available } else { sequences.min(available) };
+    let mut scored = score(session, tokens, end)?;
+    // In the order of the data, whoever scored what: the sum does not depend on the ranks.
+    scored.sort_by_key(|s| s.position);
+    let loss: f64 = scored.iter().map(|s| s.loss).sum();
+    let count: f64 = scored.iter().map(|s| s.tokens).sum();
     let nats = loss / count;
     let bits_per_token = nats / std::f64::consts::LN_2;
     let index = data.index();
@@ -85,4 +71,72 @@ pub fn evaluate(
         tokens: count as u64,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// One batch, scored.
+struct Scored {
+    position: u64,
+    loss: f64,
+    tokens: f64,
+}
+
+/// Scores sequences up to `end`: the ranks that share a batch take turns.
+fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>, TrainError> {
+    let plan = &session.plan;
+    let batch = plan.eval_batch as u64;
+    let shifts = shifts_inside(plan.model.family);
+    let context = plan.model.context;
+    let mut feeds = (0..session.ranks.len())
+        .map(|_| {
+            let sampler = Sampler::in_order(tokens, context)?;
+            Ok(Feed::new(tokens, sampler, batch as usize, context, shifts))
+        })
+        .collect::<Result<Vec<_>, TrainError>>()?;
+    let scored = session.each_with(&mut feeds, |plan, rank, device, feed| {
+        let shards = &plan.layout.shards;
+        let turns = shards.pieces(&shards.batch) as u64;
+        let place = plan.mesh.place(rank);
+        let turn = shards.batch.iter().fold(0, |turn, &m| {
+            turn * shards.mesh.size(m) as u64 + u64::from(place.0[m as usize])
+        });
+        // Everybody runs as often, since ranks may need each other's weights.
+        let rounds = end.div_ceil(batch * turns);
+        let mut mine = vec![];
+        for round in 0..rounds {
+            let position = (round * turns + turn) * batch;
+            let inputs = feed.read(position, end)?;
+            if let Some((loss, tokens)) = forward(plan, rank, device, &inputs)? {
+                mine.push(Scored { position, loss, tokens });
+            }
+        }
+        Ok(mine)
+    })?;
+    // Ranks that work on the same batch have the same numbers: one of them counts.
+    let counts = |rank: &usize| {
+        let place = session.plan.mesh.place(*rank);
+        session.plan.layout.tensor.is_none_or(|t| place.0[t.axis as usize] == 0)
+    };
+    let ranks = scored.into_iter().enumerate().filter(|(rank, _)| counts(rank));
+    Ok(ranks.flat_map(|(_, mine)| mine).filter(|s| s.position < end).collect())
+}
+
+/// Loss and tokens of one batch, on a rank that has them.
+fn forward(
+    plan: &RunPlan,
+    rank: usize,
+    device: &mut CpuDevice,
+    inputs: &Inputs<'_>,
+) -> Result<Option<(f64, f64)>, TrainError> {
+    let program = plan.program(rank);
+    let section = program.section("eval").expect("the plan has all sections");
+    for (name, bytes) in inputs {
+        device.write_input(section, name, bytes)?;
+    }
+    device.run(section, Clock::default(), 0)?;
+    let scalar = |name: &str| {
+        let mut bytes = [0u8; 4];
+        device.read_output(section, name, &mut bytes)?;
+        Ok::<f64, TrainError>(f64::from(f32::from_le_bytes(bytes)))
+    };
+    Ok(Some((scalar("loss")?, scalar("tokens")?)))
 }

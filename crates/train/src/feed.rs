@@ -39,11 +39,6 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Sequences of one epoch.
-    pub fn sequences(&self) -> u64 {
-        self.sampler.sequences()
-    }
-
     /// Reads the sequences from `position` on; those from `end` on count for nothing.
     pub fn read(&mut self, position: u64, end: u64) -> Result<Inputs<'_>, TrainError> {
         let t = self.context;

@@ -1,13 +1,16 @@
-//! One training step: the micro-batches, then the update.
+//! One training step of one rank: its micro-batches, then the update.
 
 use crate::error::TrainError;
 use crate::feed::Feed;
-use crate::session::Session;
-use aerogel_graph::Clock;
-use aerogel_machine::Device;
+use crate::pipe::Pipe;
+use crate::plan::RunPlan;
+use aerogel_cpu::CpuDevice;
+use aerogel_graph::{Clock, Place};
+use aerogel_machine::{Device, Program};
 use aerogel_passes::section_of;
+use std::sync::Arc;
 
-/// What an update reports.
+/// What an update reports; the same on all ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Updated {
     /// Mean loss of a token, nats.
@@ -18,45 +21,116 @@ pub(crate) struct Updated {
     pub finite: bool,
 }
 
-/// The sections of a step, looked up once.
-pub(crate) struct Stepper {
+/// One rank's sections, looked up once, and its data.
+pub(crate) struct Stepper<'a> {
+    program: Arc<Program>,
+    /// The sections of its micro-batches in order, where one section is a whole micro-batch.
     micros: Vec<usize>,
+    pipe: Option<Pipe>,
     update: usize,
+    place: Place,
     micro_batch: u64,
+    /// Micro-batches of all ranks in one step.
+    all: u64,
     seed: u64,
+    feed: Feed<'a>,
 }
 
-impl Stepper {
-    pub fn new(session: &Session, micro_batch: usize, seed: u64) -> Stepper {
-        let count = session.plan.micro_batches;
-        let micros = (0..count).map(|j| session.section(&section_of(j, count))).collect();
-        Stepper { micros, update: session.section("update"), micro_batch: micro_batch as u64, seed }
+impl<'a> Stepper<'a> {
+    pub fn new(
+        plan: &RunPlan,
+        rank: usize,
+        feed: Feed<'a>,
+        micro_batch: usize,
+        seed: u64,
+    ) -> Stepper<'a> {
+        let program = plan.program(rank).clone();
+        let layout = &plan.layout;
+        let section = |name: &str| program.section(name).expect("the plan has all sections");
+        let pipe = Pipe::new(plan, rank);
+        let count = layout.micro_batches;
+        let micros = match &pipe {
+            Some(_) => vec![],
+            None => (0..count).map(|j| section(&section_of(j, count, layout.order))).collect(),
+        };
+        Stepper {
+            micros,
+            pipe,
+            update: section("update"),
+            place: plan.mesh.place(rank),
+            micro_batch: micro_batch as u64,
+            all: (count * layout.shards.pieces(&layout.shards.batch)) as u64,
+            seed,
+            feed,
+            program,
+        }
     }
 
     /// Runs the step with number `index`, counted from 0.
     pub fn step(
-        &self,
-        session: &mut Session,
-        feed: &mut Feed<'_>,
+        &mut self,
+        device: &mut CpuDevice,
         index: u64,
         rate: f64,
     ) -> Result<Updated, TrainError> {
-        let clock = |micro: u64| Clock { seed: self.seed, step: index, micro, ..Clock::default() };
-        let first = index * self.micro_batch * self.micros.len() as u64;
-        for (micro, &section) in (0u64..).zip(&self.micros) {
-            let inputs = feed.read(first + micro * self.micro_batch, u64::MAX)?;
-            for (name, bytes) in inputs {
-                session.device.write_input(section, name, bytes)?;
-            }
-            session.device.run(section, clock(micro), 0)?;
+        let clock = |micro| Clock { seed: self.seed, step: index, micro, place: self.place };
+        let first = index * self.all;
+        if let Some(pipe) = &mut self.pipe {
+            let (program, feed, size, place) =
+                (&self.program, &mut self.feed, self.micro_batch, self.place);
+            pipe.run(device, &clock, &mut |device, section, micro| {
+                let position = (first + global(program, section, micro, place)) * size;
+                write_inputs(program, device, section, feed, position)
+            })?;
         }
-        let rate = (rate as f32).to_le_bytes();
-        session.device.write_input(self.update, "rate", &rate)?;
-        session.device.run(self.update, clock(0), 0)?;
-        Ok(Updated {
-            loss: session.scalar(self.update, "loss")?,
-            grad_norm: session.scalar(self.update, "grad_norm")?,
-            finite: session.scalar(self.update, "finite")? != 0.0,
-        })
+        for (micro, &section) in (0u64..).zip(&self.micros) {
+            let position = first + global(&self.program, section, micro, self.place);
+            let position = position * self.micro_batch;
+            write_inputs(&self.program, device, section, &mut self.feed, position)?;
+            device.run(section, clock(micro), 0)?;
+        }
+        device.write_input(self.update, "rate", &(rate as f32).to_le_bytes())?;
+        device.run(self.update, clock(0), 0)?;
+        let scalar = |name: &str| {
+            let mut bytes = [0u8; 4];
+            device.read_output(self.update, name, &mut bytes)?;
+            Ok::<f32, TrainError>(f32::from_le_bytes(bytes))
+        };
+        let updated = Updated {
+            loss: scalar("loss")?,
+            grad_norm: scalar("grad_norm")?,
+            finite: scalar("finite")? != 0.0,
+        };
+        if let Some(pipe) = &mut self.pipe {
+            pipe.renew(device)?;
+        }
+        Ok(updated)
     }
+}
+
+/// The number of a rank's micro-batch among those of all ranks.
+fn global(program: &Program, section: usize, micro: u64, place: Place) -> u64 {
+    let axes = program.sections[section].axes();
+    axes.find("batch").map_or(0, |a| axes[a].piece(micro, place))
+}
+
+/// Gives a section what it reads of the data.
+fn write_inputs(
+    program: &Program,
+    device: &mut CpuDevice,
+    section: usize,
+    feed: &mut Feed<'_>,
+    position: u64,
+) -> Result<(), TrainError> {
+    let graph = &program.sections[section].graph;
+    let wanted = |name: &str| graph.find_input(name).is_some();
+    if !["tokens", "targets", "weights"].into_iter().any(wanted) {
+        return Ok(());
+    }
+    for (name, bytes) in feed.read(position, u64::MAX)? {
+        if wanted(name) {
+            device.write_input(section, name, bytes)?;
+        }
+    }
+    Ok(())
 }

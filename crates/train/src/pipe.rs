@@ -1,0 +1,228 @@
+//! A rank's part of a pipeline: its actions in their order, and the messages between stages.
+
+use crate::error::TrainError;
+use crate::plan::RunPlan;
+use aerogel_cpu::CpuDevice;
+use aerogel_graph::Clock;
+use aerogel_machine::{Device, DeviceError, Program};
+use aerogel_passes::pipeline::{Action, Pass};
+use aerogel_passes::section_of;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A message of this rank, as the sections at both of its ends know it.
+struct Line {
+    name: String,
+    tag: u64,
+    /// The rank at the other end; this one where both stages are here.
+    peer: usize,
+    bytes: usize,
+}
+
+/// A section of an action, and what it gets and gives.
+struct Work {
+    section: usize,
+    receives: Vec<Line>,
+    sends: Vec<Line>,
+}
+
+/// One action, ready to run.
+struct Ready {
+    action: Action,
+    work: usize,
+    slot: u32,
+}
+
+/// A state that another stage updates, or that another stage reads.
+struct Copied {
+    state: String,
+    bytes: usize,
+    tag: u64,
+    /// Where it goes.
+    to: Vec<usize>,
+    /// Where it comes from.
+    from: Option<usize>,
+}
+
+/// A rank's actions of one step.
+pub(crate) struct Pipe {
+    actions: Vec<Ready>,
+    works: Vec<Work>,
+    copied: Vec<Copied>,
+    /// Messages between two stages of this rank.
+    kept: Vec<VecDeque<Vec<u8>>>,
+    buffer: Vec<u8>,
+}
+
+/// Writes what a section reads of the data of a micro-batch.
+pub(crate) type WriteInputs<'a> =
+    dyn FnMut(&mut CpuDevice, usize, u64) -> Result<(), TrainError> + 'a;
+
+impl Pipe {
+    /// `None` where there is no pipeline.
+    pub fn new(plan: &RunPlan, rank: usize) -> Option<Pipe> {
+        let schedule = plan.schedule.as_ref()?;
+        let axis = plan.layout.pipe?;
+        let place = plan.mesh.place(rank);
+        let stage = usize::from(place.0[axis as usize]);
+        // The rank that has a virtual stage, with the same place along all other axes.
+        let peer = |virtual_stage: usize| {
+            let mut there = place;
+            there.0[axis as usize] = schedule.place(virtual_stage).0 as u16;
+            plan.mesh.rank(there)
+        };
+        let program = plan.program(rank);
+        let mut pipe = Pipe {
+            actions: vec![],
+            works: vec![],
+            copied: copied(plan, program, rank, stage, &peer),
+            kept: plan.messages.iter().map(|_| VecDeque::new()).collect(),
+            buffer: vec![],
+        };
+        let mut names: Vec<(usize, Pass, String)> = vec![];
+        for action in &schedule.actions[stage] {
+            let micros = plan.layout.micro_batches;
+            let part = section_of(action.micro, micros, plan.layout.order);
+            let name = match action.pass {
+                Pass::Forward => format!("forward.{}", action.chunk),
+                _ => format!("backward.{}.{part}", action.chunk),
+            };
+            let own = schedule.stage(stage, action.chunk);
+            let key = (own, action.pass, name);
+            let work = names.iter().position(|n| *n == key).unwrap_or_else(|| {
+                pipe.works.push(work(plan, program, &key, &peer));
+                names.push(key);
+                names.len() - 1
+            });
+            let slot = action.micro % schedule.slots(stage, action.chunk);
+            pipe.actions.push(Ready { action: *action, work, slot: slot as u32 });
+        }
+        Some(pipe)
+    }
+
+    /// Runs the actions of one step.
+    pub fn run(
+        &mut self,
+        device: &mut CpuDevice,
+        clock: &dyn Fn(u64) -> Clock,
+        inputs: &mut WriteInputs<'_>,
+    ) -> Result<(), TrainError> {
+        let own = device.ties().rank();
+        for ready in &self.actions {
+            let work = &self.works[ready.work];
+            let micro = ready.action.micro as u64;
+            for line in &work.receives {
+                self.buffer.resize(line.bytes, 0);
+                if line.peer == own {
+                    let kept = self.kept[line.tag as usize].pop_front();
+                    self.buffer = kept.unwrap_or_default();
+                } else {
+                    let site = line.site("receive", micro);
+                    device.ties().receive(line.peer, line.tag, &site, &mut self.buffer).map_err(DeviceError::from)?;
+                }
+                let name = format!("receive.{}", line.name);
+                device.write_input(work.section, &name, &self.buffer)?;
+            }
+            inputs(device, work.section, micro)?;
+            device.run(work.section, clock(micro), ready.slot)?;
+            for line in &work.sends {
+                self.buffer.resize(line.bytes, 0);
+                let name = format!("send.{}", line.name);
+                device.read_output(work.section, &name, &mut self.buffer)?;
+                if line.peer == own {
+                    self.kept[line.tag as usize].push_back(self.buffer.clone());
+                } else {
+                    let site = line.site("send", micro);
+                    device.ties().send(line.peer, line.tag, &site, &self.buffer).map_err(DeviceError::from)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings states that this rank reads and another updates up to date.
+    pub fn renew(&mut self, device: &mut CpuDevice) -> Result<(), TrainError> {
+        for c in &self.copied {
+            self.buffer.resize(c.bytes, 0);
+            let site = format!("copy of `{}`", c.state);
+            if !c.to.is_empty() {
+                device.read_state(&c.state, 0, &mut self.buffer)?;
+            }
+            for &to in &c.to {
+                device.ties().send(to, c.tag, &site, &self.buffer).map_err(DeviceError::from)?;
+            }
+            if let Some(from) = c.from {
+                device.ties().receive(from, c.tag, &site, &mut self.buffer).map_err(DeviceError::from)?;
+                device.write_state(&c.state, 0, &self.buffer)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn site(&self, what: &str, micro: u64) -> String {
+        format!("{what} of `{}` for micro-batch {micro}", self.name)
+    }
+}
+
+fn work(
+    plan: &RunPlan,
+    program: &Program,
+    (own, pass, name): &(usize, Pass, String),
+    peer: &dyn Fn(usize) -> usize,
+) -> Work {
+    let section = program.section(name).expect("the plan has all sections");
+    let line = |(tag, m): (usize, &aerogel_passes::pipeline::Message), other: usize| Line {
+        name: m.name.clone(),
+        tag: tag as u64,
+        peer: peer(other),
+        bytes: m.bytes as usize,
+    };
+    let messages = || plan.messages.iter().enumerate();
+    Work {
+        section,
+        receives: messages()
+            .filter(|(_, m)| m.to == (*own, *pass))
+            .map(|m| line(m, m.1.from.0))
+            .collect(),
+        sends: messages()
+            .filter(|(_, m)| m.from == (*own, *pass))
+            .map(|m| line(m, m.1.to.0))
+            .collect(),
+    }
+}
+
+/// The states of a rank that have copies elsewhere, or are copies.
+fn copied(
+    plan: &RunPlan,
+    program: &Arc<Program>,
+    rank: usize,
+    stage: usize,
+    peer: &dyn Fn(usize) -> usize,
+) -> Vec<Copied> {
+    let schedule = plan.schedule.as_ref();
+    let stage_of = |v: usize| schedule.map_or(0, |s| s.place(v).0);
+    let mut list: Vec<Copied> = vec![];
+    for (i, r) in plan.replicas.iter().enumerate() {
+        let (owner, user) = (stage_of(r.owner), stage_of(r.user));
+        if owner == user || (owner != stage && user != stage) {
+            continue;
+        }
+        let Some(slot) = program.state(&r.state) else { continue };
+        let (tag, bytes) = ((plan.messages.len() + i) as u64, slot.bytes as usize);
+        let (mut to, mut from) = (vec![], None);
+        if owner == stage {
+            to.push(peer(r.user));
+        } else {
+            from = Some(peer(r.owner));
+        }
+        // A user of several chunks is sent one copy.
+        let twin = |c: &Copied| c.state == r.state && c.to == to && c.from == from;
+        if !list.iter().any(twin) {
+            list.push(Copied { state: r.state.clone(), bytes, tag, to, from });
+        }
+    }
+    debug_assert!(list.iter().all(|c| c.from != Some(rank)), "a rank copies nothing from itself");
+    list
+}

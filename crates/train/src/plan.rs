@@ -1,0 +1,220 @@
+//! A run's plan: what `plan` shows and `train` executes, for every rank.
+
+use crate::error::TrainError;
+use crate::layout::Layout;
+use crate::sections::{Sections, StageAsks};
+use crate::setup;
+use aerogel_cpu::CpuTarget;
+use aerogel_graph::Mesh;
+use aerogel_machine::{Machine, Program};
+use aerogel_models::{self as models, ModelConfig, ParameterCounts, PositionInput};
+use aerogel_passes::pipeline::Schedule;
+use aerogel_plan::{PlanError, Report, plan};
+use aerogel_recipe::Recipe;
+use std::sync::Arc;
+
+/// What ranks of one pipeline stage run. Without a pipeline there is one stage.
+pub struct Stage {
+    /// The program, the same for all ranks of the stage.
+    pub program: Arc<Program>,
+    /// What a user reads, of one rank.
+    pub report: Report,
+}
+
+/// What `plan` shows and `train` runs.
+pub struct RunPlan {
+    /// The model.
+    pub model: ModelConfig,
+    /// How many numbers are trained.
+    pub counts: ParameterCounts,
+    /// The ranks.
+    pub mesh: Mesh,
+    /// The stages of the pipeline.
+    pub stages: Vec<Stage>,
+    /// Who runs which stage when, where there is a pipeline.
+    pub schedule: Option<Schedule>,
+    /// Tokens of one update, of all ranks.
+    pub tokens_per_step: u64,
+    /// Micro-batches of one rank in one update.
+    pub micro_batches: usize,
+    /// Worker threads that the ranks of this machine share.
+    pub threads: usize,
+    /// Memory that one rank may take: the recipe's budget, or its share of what the machine has.
+    pub budget_bytes: u64,
+    /// Names of the parameters in the order of the model.
+    pub parameters: Vec<String>,
+    pub(crate) layout: Layout,
+    pub(crate) messages: Vec<aerogel_passes::pipeline::Message>,
+    pub(crate) replicas: Vec<aerogel_passes::pipeline::Replica>,
+    pub(crate) positions: Vec<PositionInput>,
+    pub(crate) samples: usize,
+}
+
+impl RunPlan {
+    /// Builds the model's graphs, runs the passes and plans all sections of all stages.
+    ///
+    /// # Errors
+    /// The model cannot be built. Whether the plan fits is asked of [`RunPlan::fits`], so that one
+    /// that does not can be looked at.
+    pub fn new(recipe: &Recipe, vocab: usize) -> Result<RunPlan, TrainError> {
+        RunPlan::of_stages(recipe, vocab, None)
+    }
+
+    /// The same with the program of one stage alone planned, the one that `rank` runs; it stands
+    /// for all others, so that one rank of thousands can be looked at.
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`].
+    pub fn of_rank(recipe: &Recipe, vocab: usize, rank: usize) -> Result<RunPlan, TrainError> {
+        RunPlan::of_stages(recipe, vocab, Some(rank))
+    }
+
+    fn of_stages(
+        recipe: &Recipe,
+        vocab: usize,
+        rank: Option<usize>,
+    ) -> Result<RunPlan, TrainError> {
+        let model = setup::model(recipe, vocab);
+        let layout = Layout::of(recipe);
+        let forward = models::train_graph(&model, recipe.train.batch)?;
+        let counts = models::parameter_counts(&forward);
+        let parameters = forward.states().iter().map(|s| s.name.clone()).collect();
+        let mesh = layout.shards.mesh.clone();
+        let only = rank.map(|r| layout.stage(r));
+        let sections = Sections::new(recipe, &model, &layout, forward, only)?;
+        let machine = machine(recipe.parallel.threads);
+        let target = CpuTarget::new(machine.clone());
+        let mut stages = vec![];
+        for StageAsks { asks } in sections.stages {
+            let planned = plan(asks, &target, &machine)?;
+            stages.push(Stage { program: Arc::new(planned.program), report: planned.report });
+        }
+        let share = machine.memory_bytes / mesh.ranks() as u64;
+        Ok(RunPlan {
+            tokens_per_step: (recipe.train.batch * model.context) as u64,
+            model,
+            counts,
+            mesh,
+            stages,
+            schedule: sections.schedule,
+            micro_batches: layout.micro_batches,
+            threads: machine.threads,
+            budget_bytes: recipe.memory.budget_bytes.unwrap_or(share),
+            parameters,
+            layout,
+            messages: sections.messages,
+            replicas: sections.replicas,
+            positions: sections.positions,
+            samples: recipe.sample.count.max(1),
+        })
+    }
+
+    /// The stage that a rank runs.
+    pub fn stage(&self, rank: usize) -> &Stage {
+        // A plan of one rank has one stage, which is that rank's.
+        &self.stages[self.layout.stage(rank).min(self.stages.len() - 1)]
+    }
+
+    /// The program that a rank runs.
+    pub fn program(&self, rank: usize) -> &Arc<Program> {
+        &self.stage(rank).program
+    }
+
+    /// What there is to say of rank 0.
+    pub fn report(&self) -> &Report {
+        &self.stage(0).report
+    }
+
+    /// Names all programs: equal hashes run the same instructions at the same places.
+    pub fn hash(&self) -> String {
+        if let [one] = self.stages.as_slice() {
+            return one.program.hash.clone();
+        }
+        let mut hasher = blake3::Hasher::new();
+        self.stages.iter().for_each(|s| drop(hasher.update(s.program.hash.as_bytes())));
+        hasher.finalize().to_hex()[..16].to_owned()
+    }
+
+    /// Bytes that all ranks allocate.
+    pub fn total_bytes(&self) -> u64 {
+        (0..self.mesh.ranks()).map(|r| self.program(r).arena_bytes).sum()
+    }
+
+    /// FLOPs of one update, of all ranks.
+    pub fn flops_per_step(&self) -> u64 {
+        (0..self.mesh.ranks()).map(|r| self.stage(r).report.flops_per_step).sum()
+    }
+
+    /// The bytes of the rank that needs most.
+    pub fn largest_bytes(&self) -> u64 {
+        self.stages.iter().map(|s| s.program.arena_bytes).max().unwrap_or(0)
+    }
+
+    /// Whether each rank may have the memory that it needs.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and the change that makes it
+    /// fit, as planned.
+    pub fn fits(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        let need_bytes = self.largest_bytes();
+        let largest = self.stages.iter().find(|s| s.program.arena_bytes == need_bytes);
+        let Some(stage) = largest.filter(|_| need_bytes > self.budget_bytes) else { return Ok(()) };
+        let list = stage.report.peak_values.iter().take(5);
+        let largest: Vec<_> =
+            list.map(|s| format!("{} ({} bytes)", s.name.trim(), s.bytes)).collect();
+        Err(PlanError::DoesNotFit {
+            need_bytes,
+            have_bytes: self.budget_bytes,
+            largest: largest.join(", "),
+            advice: self.smaller(recipe)?,
+        }
+        .into())
+    }
+
+    /// The largest micro-batch that fits, found by planning it; or what else to shrink.
+    fn smaller(&self, recipe: &Recipe) -> Result<String, TrainError> {
+        let batch = recipe.train.batch;
+        let mut sizes = (1..recipe.train.micro_batch).rev().filter(|m| batch.is_multiple_of(*m));
+        let mut last = None;
+        while let Some(micro_batch) = sizes.next() {
+            let mut less = recipe.clone();
+            less.train.micro_batch = micro_batch;
+            let plan = RunPlan::new(&less, self.model.vocab)?;
+            let bytes = plan.largest_bytes();
+            if bytes <= self.budget_bytes {
+                return Ok(format!("train.micro_batch = {micro_batch} fits, with {bytes} bytes"));
+            }
+            last = Some(bytes);
+            // Halving is enough to find out; a plan of each divisor would take its time.
+            while sizes.clone().next().is_some_and(|next| next * 2 > micro_batch) {
+                sizes.next();
+            }
+        }
+        let least = last.unwrap_or(self.largest_bytes());
+        Ok(format!(
+            "one sequence at a time still needs {least} bytes: lower model.context, model.layers \
+             or model.embed"
+        ))
+    }
+
+    /// The plan of a recipe whose data may not be prepared yet.
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`]; or the recipe's tokenizer cannot be read.
+    pub fn of(recipe: &Recipe, workspace: &setup::Workspace) -> Result<RunPlan, TrainError> {
+        RunPlan::new(recipe, setup::vocabulary(recipe, workspace)?)
+    }
+}
+
+fn machine(threads: usize) -> Machine {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Machine::cpu(if threads == 0 { cores } else { threads }, memory_bytes())
+}
+
+/// Memory of this machine; all there can be where the system does not tell.
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("MemTotal:"));
+    let kib = line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |k| k * 1024)
+}
