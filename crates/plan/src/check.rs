@@ -1,9 +1,15 @@
 //! The checker: runs a section's memory without its arithmetic, and refuses a program in which a
 //! step reads what it should not. It knows slots and steps, not how they were chosen.
+//!
+//! A view that no step runs renames memory. Of a split, merge, rename or slice the output must be
+//! the window of the input that the view is; of a concatenation each input must be the window of
+//! the output that it becomes, and the output's bytes are then those that the inputs' producers
+//! wrote. In either case the bytes themselves are followed, from who wrote them last to who reads.
 
 use crate::error::PlanError;
 use crate::layout::window;
-use aerogel_graph::{Build, Def, Graph, NodeId, Op, Role, StateId, ValueId};
+use aerogel_graph::ops::View;
+use aerogel_graph::{AxisId, Build, Def, Graph, Node, NodeId, Op, Role, StateId, ValueId};
 use aerogel_machine::{Claim, Program, Section, StateSlot, Step, Uses};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -169,12 +175,13 @@ impl<'a> Walk<'a> {
         let new: HashMap<StateId, ValueId> = g.assigns.iter().copied().collect();
         for (id, state) in g.states().iter().enumerate() {
             let id = StateId(id as u32);
-            let wanted = match new.get(&id) {
-                Some(_) if self.copied.contains(&id) => Owner::Copied(id),
-                Some(v) => Owner::Value(*v),
-                None => Owner::Value(state.value),
+            let range = self.extent(state.value)?;
+            let holds = match new.get(&id) {
+                Some(_) if self.copied.contains(&id) => self.holds(range, Owner::Copied(id)),
+                Some(&v) => self.is_at(v, range.0) && self.read(v) == Ok(range),
+                None => self.holds(range, Owner::Value(state.value)),
             };
-            if !self.holds(self.extent(state.value)?, wanted) {
+            if !holds {
                 return Err(format!("state `{}` does not hold its value at the end", state.name));
             }
         }
@@ -186,21 +193,94 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Where a value lies, if its producer's bytes are still there.
+    /// Whether a value lies row-major without gaps from an offset on.
+    fn is_at(&self, v: ValueId, offset: u64) -> bool {
+        let (axes, ty) = (self.graph.axes(), self.graph.ty(v));
+        self.section.slot(v).is_some_and(|s| s.offset == offset && s.is_contiguous(axes, ty))
+    }
+
+    /// Where a value lies, if its producers' bytes are still there.
     fn read(&self, v: ValueId) -> Result<Range, String> {
-        let (range, root) = (self.extent(v)?, self.root(v)?);
-        if self.holds(range, Owner::Value(root)) {
+        let range = self.extent(v)?;
+        let mut writers = vec![];
+        self.writers(v, range, &mut writers)?;
+        if writers.iter().all(|&(range, owner)| self.holds(range, Owner::Value(owner))) {
             return Ok(range);
         }
         Err(format!("reads {v:?}, whose bytes are not there or were written over"))
     }
 
+    /// Who must have written the bytes of a range of a value: one value, unless the bytes are those
+    /// of a concatenation that no step runs.
+    fn writers(
+        &self,
+        v: ValueId,
+        range: Range,
+        list: &mut Vec<(Range, ValueId)>,
+    ) -> Result<(), String> {
+        let root = self.root(v)?;
+        let Some((node, axes, into)) = self.joined(root) else {
+            list.push((range, root));
+            return Ok(());
+        };
+        let mut start = 0;
+        for (&part, &axis) in node.ins.iter().zip(axes) {
+            if !self.is_part(part, axis, root, into, start)? {
+                return Err(format!("reads {v:?}, whose part {part:?} lies elsewhere"));
+            }
+            start += self.graph.axes().size(axis);
+            let own = self.extent(part)?;
+            if overlap(own, range) {
+                self.writers(part, (own.0.max(range.0), own.1.min(range.1)), list)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The concatenation that makes the value, if no step runs it.
+    fn joined(&self, v: ValueId) -> Option<(&'a Node, &'a [AxisId], AxisId)> {
+        let Def::Node(n, _) = self.graph.value(v).def else { return None };
+        match &self.graph.node(n).op {
+            Op::View(View::Concat { axes, into }) if !self.run.contains(&n) => {
+                Some((self.graph.node(n), axes, *into))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a part lies in the whole where the concatenation has it: from index `start` of axis
+    /// `into`, at the strides of the whole.
+    fn is_part(
+        &self,
+        part: ValueId,
+        axis: AxisId,
+        whole: ValueId,
+        into: AxisId,
+        start: usize,
+    ) -> Result<bool, String> {
+        let g = self.graph;
+        let (Some(own), Some(of)) = (self.section.slot(part), self.section.slot(whole)) else {
+            return Err(format!("reads {whole:?}, and it or its part {part:?} has no slot"));
+        };
+        let stride = |a: AxisId| {
+            let list = &g.ty(whole).axes;
+            list.iter().position(|&x| x == a).map(|p| of.strides[p])
+        };
+        let first = stride(into).unwrap_or(0) * start as isize;
+        let offset = of.offset + first as u64 * g.ty(whole).dtype.bytes() as u64;
+        let alike = |(&a, &s): (&AxisId, &isize)| {
+            g.axes().size(a) == 1 || stride(if a == axis { into } else { a }) == Some(s)
+        };
+        Ok(own.offset == offset && g.ty(part).axes.iter().zip(&own.strides).all(alike))
+    }
+
     /// The value whose producer wrote the bytes: through views that are windows, each of which must
-    /// be the window that its view is.
+    /// be the window that its view is; up to a concatenation that no step runs.
     fn root(&self, mut v: ValueId) -> Result<ValueId, String> {
         let g = self.graph;
         while let Def::Node(n, _) = g.value(v).def
             && !self.run.contains(&n)
+            && self.joined(v).is_none()
         {
             let node = g.node(n);
             let Op::View(op) = &node.op else {

@@ -1,14 +1,14 @@
 //! The ends of a section: what outputs and assignments read must be there when the section is over.
 
 use crate::error::PlanError;
-use crate::layout::{View, is_row_major, layout};
+use crate::layout::{View, is_row_major, windows};
 use aerogel_graph::{Build, Def, Expr, Graph, Phase, Type, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// The graph with copies of what leaves it and could not be read in place at the end: a window with
 /// gaps, which neither host nor state can take, and the old value of a state that gets a new one.
 pub(crate) fn copied(mut g: Graph) -> Result<Graph, PlanError> {
-    let views = layout(&g);
+    let views = windows(&g);
     let new: HashSet<ValueId> = g.assigns.iter().map(|a| g.states()[a.0.index()].value).collect();
     let needs = |g: &Graph, v: ValueId| {
         let view: &View = &views[v.index()];

@@ -1,8 +1,7 @@
 //! Selection: a target claims regions of the graph until every node belongs to one.
 
 use crate::error::PlanError;
-use crate::layout::View;
-use crate::moves_nothing;
+use crate::layout::Layout;
 use aerogel_graph::{Graph, NodeId};
 use aerogel_machine::{Claim, Sight, Target, Uses};
 
@@ -14,16 +13,22 @@ pub(crate) struct Selected {
     pub uses: Uses,
 }
 
+/// Whether step `a` is over when step `b` starts.
+pub(crate) fn happens_before(a: usize, b: usize) -> bool {
+    a < b
+}
+
 /// Asks the target from the first node on, and takes its best offer that can be scheduled.
 pub(crate) fn select(
     g: &Graph,
-    layout: &[View],
+    layout: &Layout,
     target: &dyn Target,
     section: &str,
 ) -> Result<Selected, PlanError> {
     let uses = Uses::new(g);
-    let mut taken: Vec<bool> = g.nodes().iter().map(|n| moves_nothing(g, layout, n)).collect();
-    let strides: Vec<_> = layout.iter().map(|view| view.strides.clone()).collect();
+    let mut taken: Vec<bool> =
+        (0..g.nodes().len() as u32).map(|n| layout.is_idle(NodeId(n))).collect();
+    let strides = layout.strides();
     let mut claims = vec![];
     for n in 0..g.nodes().len() {
         if taken[n] {

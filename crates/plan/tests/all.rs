@@ -2,6 +2,8 @@
 
 #[path = "all/broken.rs"]
 mod broken;
+#[path = "all/concat.rs"]
+mod concat;
 #[path = "all/packing.rs"]
 mod packing;
 #[path = "all/planning.rs"]
