@@ -14,6 +14,7 @@ mod backward;
 mod error;
 pub mod pipeline;
 mod precision;
+pub mod recompute;
 pub mod schedule;
 mod tile;
 mod update;
