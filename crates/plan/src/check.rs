@@ -23,7 +23,7 @@ enum Owner {
     Value(ValueId),
     /// A state's new value, copied there.
     Copied(StateId),
-    /// A state's of another section, by position.
+    /// A state's of another section, by position; or those of a state's further copies.
     Foreign(usize),
     /// Nobody's: a workspace.
     Scratch,
@@ -32,6 +32,10 @@ enum Owner {
 /// Checks one section: each read finds the bytes that its value's producer wrote, no kernel writes
 /// over an operand that its claim does not allow, every state ends with its new value or keeps its
 /// old one, and everything lies inside of the arena.
+///
+/// Of a state with several copies, one for each micro-batch in flight, the section is run on the
+/// first: the others, which lie at equal strides after it, must stay as they are. What host and
+/// ranks exchange must not lie in such a state, for its place would depend on the run.
 ///
 /// # Errors
 /// The first step at which that fails.
@@ -89,8 +93,9 @@ impl<'a> Walk<'a> {
     /// States of all sections are in their places, and the host has written the inputs.
     fn begin(&mut self) -> Result<(), String> {
         let g = self.graph;
-        for (i, state) in self.foreign() {
-            self.write((state.offset, state.offset + state.bytes), Owner::Foreign(i))?;
+        let mut several = None;
+        for (i, range) in self.foreign() {
+            self.write(range, Owner::Foreign(i))?;
         }
         for state in g.states() {
             let ty = g.ty(state.value);
@@ -100,22 +105,44 @@ impl<'a> Walk<'a> {
             let there = self.section.slot(state.value).is_some_and(|slot| {
                 slot.offset == wanted.offset && slot.is_contiguous(g.axes(), ty)
             });
-            if !there || ty.bytes(g.axes()) != wanted.bytes {
+            if !there || ty.bytes(g.axes()) != wanted.bytes || state.copies != wanted.copies {
                 return Err(format!("state `{}` is not where the program has it", state.name));
+            }
+            if state.copies > 1 && *several.get_or_insert(state.copies) != state.copies {
+                let (name, copies) = (&state.name, state.copies);
+                return Err(format!("of state `{name}` there are {copies} copies, unlike others"));
             }
         }
         let given = g.states().iter().map(|s| s.value).chain(g.inputs().iter().map(|i| i.value));
         given.into_iter().try_for_each(|v| self.write(self.extent(v)?, Owner::Value(v)))
     }
 
-    /// States that this section does not declare. Caches end where another section begins.
-    fn foreign(&self) -> Vec<(usize, &'a StateSlot)> {
+    /// What this section may not touch, by state: those that it does not declare, and all copies
+    /// but the first of those that it does. Caches end where another section begins.
+    fn foreign(&self) -> Vec<(usize, Range)> {
         let own: HashSet<&str> = self.graph.states().iter().map(|s| s.name.as_str()).collect();
-        let other =
-            |s: &&(usize, &StateSlot)| s.1.role != Role::Cache && !own.contains(s.1.name.as_str());
-        let mut list: Vec<_> = self.states.values().filter(other).copied().collect();
-        list.sort_by_key(|s| s.0);
+        let mut list = vec![];
+        for &(i, s) in self.states.values() {
+            let declared = own.contains(s.name.as_str());
+            let first = match declared || s.role == Role::Cache {
+                true => 1,
+                false => 0,
+            };
+            for copy in first..u64::from(s.copies) {
+                let from = s.offset + copy * s.stride_bytes;
+                list.push((i, (from, from + s.bytes)));
+            }
+        }
+        list.sort_unstable();
         list
+    }
+
+    /// Whether a range lies in a state of several copies.
+    fn is_in_flight(&self, range: Range) -> bool {
+        self.states.values().any(|(_, s)| {
+            let end = s.offset + u64::from(s.copies) * s.stride_bytes;
+            s.copies > 1 && overlap(range, (s.offset, end))
+        })
     }
 
     fn kernel(&mut self, claim: &Claim, workspace: u64) -> Result<(), String> {
@@ -140,6 +167,7 @@ impl<'a> Walk<'a> {
             written.push(range);
             self.write(range, Owner::Value(v))?;
         }
+        self.collective(claim)?;
         let scratch = (workspace, workspace + claim.workspace_bytes);
         if read.iter().any(|r| overlap(r.1, scratch))
             || written.iter().any(|&w| overlap(w, scratch))
@@ -149,18 +177,40 @@ impl<'a> Walk<'a> {
         self.write(scratch, Owner::Scratch)
     }
 
+    /// A collective is run alone, out of place, and on bytes without gaps.
+    fn collective(&self, claim: &Claim) -> Result<(), String> {
+        let g = self.graph;
+        let is = |n: &&NodeId| matches!(g.node(**n).op, Op::Collective(_));
+        let Some(node) = claim.nodes.iter().find(is).map(|n| g.node(*n)) else { return Ok(()) };
+        if claim.nodes.len() > 1 || !claim.in_place.is_empty() {
+            return Err(format!("{} does not run alone and out of place", claim.kernel));
+        }
+        for &v in node.ins.iter().chain(&node.outs) {
+            let range = self.extent(v)?;
+            if !self.is_at(v, range.0) {
+                return Err(format!("{} takes {v:?}, which has gaps", claim.kernel));
+            }
+            if self.is_in_flight(range) {
+                return Err(format!("{} takes {v:?}, of which there are copies", claim.kernel));
+            }
+        }
+        Ok(())
+    }
+
     fn assign(&mut self, from: ValueId, to: StateId) -> Result<(), String> {
         let state = &self.graph.states()[to.index()];
         if !self.graph.assigns.contains(&(to, from)) {
             return Err(format!("copies {from:?} into state `{}`, which is not so", state.name));
         }
         let (read, range) = (self.read(from)?, self.extent(state.value)?);
-        let slot = self.section.slot(from);
-        if !slot.is_some_and(|s| s.is_contiguous(self.graph.axes(), self.graph.ty(from))) {
+        if !self.is_at(from, read.0) {
             return Err(format!("copies {from:?}, a window with gaps, as if it had none"));
         }
         if overlap(read, range) {
             return Err(format!("copies {from:?} into state `{}` over itself", state.name));
+        }
+        if self.is_in_flight(read) {
+            return Err(format!("copies {from:?}, of which there are copies"));
         }
         self.copied.insert(to);
         self.write(range, Owner::Copied(to))
@@ -170,7 +220,10 @@ impl<'a> Walk<'a> {
     fn end(&self) -> Result<(), String> {
         let g = self.graph;
         for (name, v) in &g.outputs {
-            self.read(*v).map_err(|m| format!("output `{name}`: {m}"))?;
+            let range = self.read(*v).map_err(|m| format!("output `{name}`: {m}"))?;
+            if self.is_in_flight(range) {
+                return Err(format!("output `{name}` lies in a state of several copies"));
+            }
         }
         let new: HashMap<StateId, ValueId> = g.assigns.iter().copied().collect();
         for (id, state) in g.states().iter().enumerate() {
@@ -185,9 +238,10 @@ impl<'a> Walk<'a> {
                 return Err(format!("state `{}` does not hold its value at the end", state.name));
             }
         }
-        for (i, state) in self.foreign() {
-            if !self.holds((state.offset, state.offset + state.bytes), Owner::Foreign(i)) {
-                return Err(format!("state `{}` of another section was written", state.name));
+        for (i, range) in self.foreign() {
+            if !self.holds(range, Owner::Foreign(i)) {
+                let state = self.states.values().find(|s| s.0 == i).map_or("", |s| &s.1.name);
+                return Err(format!("state `{state}` of another section or copy was written"));
             }
         }
         Ok(())

@@ -2,15 +2,17 @@
 //!
 //! The one function to know is [`plan`]: it needs a [`Target`](aerogel_machine::Target), which has
 //! no driver, so what it says is what a device will do, to the byte, before anything runs.
+//! What only rearranges memory costs nothing where placement can say it: views are windows, the
+//! parts of a concatenation are written where the whole lies, new values of states in their slots.
 //! Invariant: the crate imports no backend, and every program that it gives has passed the checker
 //! of [`check`], which knows nothing of how slots were chosen. Tests are in `tests/`.
 
 pub mod check;
-mod concat;
 mod ends;
 mod error;
 mod layout;
 mod live;
+mod operands;
 mod place;
 mod report;
 mod select;
@@ -19,7 +21,7 @@ mod stores;
 
 pub use error::PlanError;
 pub use place::pack;
-pub use report::{Kind, Kinds, Moment, Report, SectionReport, Share};
+pub use report::{Kind, Kinds, Message, Moment, Report, SectionReport, Share};
 
 use aerogel_graph::{Build, Graph, StateId, ValueId};
 use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, Step, Target};
@@ -53,10 +55,10 @@ pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Pl
     let started = std::time::Instant::now();
     let asks = each(asks, |ask| {
         let graph = ask.graph.expanded(|node| target.expands(&node.op))?.pruned()?;
-        Ok(Ask { graph: ends::copied(concat::copied(graph)?)?, ..ask })
+        Ok(Ask { graph: ends::copied(operands::copied(graph)?)?, ..ask })
     })?;
     let states = States::place(&asks)?;
-    let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target))?;
+    let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target, machine))?;
     let (sections, lives): (Vec<Section>, Vec<live::Live>) = sections.into_iter().unzip();
     let end = lives.iter().map(|l| l.end_bytes).max().unwrap_or(0).max(states.end_bytes);
     let mut program = Program {
@@ -92,10 +94,11 @@ fn plan_section(
     ask: &Ask,
     states: &States,
     target: &dyn Target,
+    machine: &Machine,
 ) -> Result<(Section, live::Live), PlanError> {
     let g = &ask.graph;
     let layout = Layout::of(g);
-    let selected = select::select(g, &layout, target, &ask.name)?;
+    let selected = select::select(g, &layout, target, machine, &ask.name)?;
     let mut live = live::live(g, &layout, &selected);
     let offsets = place::place(&mut live, states.transient_base(g), |id: StateId| {
         states.offset(&g.states()[id.index()].name)

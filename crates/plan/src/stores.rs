@@ -1,8 +1,9 @@
 //! Which new values of states are written straight into their slots.
 
 use crate::layout::Layout;
+use crate::operands::is_multiple;
 use crate::select::{Selected, happens_before};
-use aerogel_graph::{Def, Graph, StateId, ValueId};
+use aerogel_graph::{Def, Graph, Op, StateId, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// How a state gets its new value.
@@ -40,6 +41,7 @@ pub(crate) fn stores(
         add(&mut reads, selected.uses.imports(g, &claim.nodes));
         add(&mut writes, selected.uses.exports(g, &claim.nodes));
     }
+    let still = standing(g, layout);
     let mut used = HashSet::new();
     let mut of = |(state, v): (StateId, ValueId)| {
         let (old, root) = (g.states()[state.index()].value, layout.root(v));
@@ -48,6 +50,7 @@ pub(crate) fn stores(
         let (old, new) = (reads.get(&old).unwrap_or(&none), writes.get(&root).unwrap_or(&none));
         let sound = made
             && !used.contains(&root)
+            && !(is_multiple(g, state) && still.contains(&root))
             && new.iter().all(|write| may_write(g, layout, selected, old, *write));
         if sound {
             used.insert(root);
@@ -55,6 +58,18 @@ pub(crate) fn stores(
         (v, state, if sound { Store::InPlace } else { Store::Copied })
     };
     g.assigns.iter().map(|&a| of(a)).collect()
+}
+
+/// What must lie in one place whichever micro-batch a section runs on: what the host reads, what
+/// ranks exchange, and what is copied into a second state.
+fn standing(g: &Graph, layout: &Layout) -> HashSet<ValueId> {
+    let outputs = g.outputs.iter().map(|o| layout.root(o.1));
+    let messages = g.nodes().iter().filter(|n| matches!(n.op, Op::Collective(_)));
+    let messages = messages.flat_map(|n| n.ins.iter().chain(&n.outs)).map(|v| layout.root(*v));
+    let mut once = HashSet::new();
+    let again = g.assigns.iter().map(|a| layout.root(a.1)).filter(|root| !once.insert(*root));
+    let again: Vec<ValueId> = again.collect();
+    outputs.chain(messages).chain(again).collect()
 }
 
 /// Whether one write of a new value may go over the old one: what it covers must not be read

@@ -1,37 +1,18 @@
 //! Concatenations that move nothing: parts are written where the whole lies, in the slot of a state
 //! where that is sound; what cannot be placed is copied; and the checker refuses what is broken.
 
-use super::support::{ask, planned};
+use super::support::{kernels, offset, plan_of};
 use aerogel_graph::{
     AxisId, Build, DType, Graph, Init, Op, OpError, Role, StateId, Type, ValueId, ops::View,
 };
 use aerogel_machine::{Program, Section, Step};
-use aerogel_plan::{Kind, Plan, PlanError, check};
-
-fn plan_of(build: impl Fn(&mut Graph) -> Result<(), OpError>) -> Plan {
-    let mut g = Graph::new();
-    build(&mut g).unwrap();
-    planned(vec![ask("one", g)]).unwrap()
-}
-
-/// The names of the kernels that run, copies into states as `assign`.
-fn kernels(s: &Section) -> Vec<&'static str> {
-    let name = |step: &Step| match step {
-        Step::Kernel { claim, .. } => claim.kernel,
-        Step::Assign { .. } => "assign",
-    };
-    s.steps.iter().map(name).collect()
-}
+use aerogel_plan::{Kind, PlanError, check};
 
 /// The inputs of the nth concatenation, and its output.
 fn joined(s: &Section, nth: usize) -> (Vec<ValueId>, ValueId) {
     let concat = |n: &&aerogel_graph::Node| matches!(n.op, Op::View(View::Concat { .. }));
     let node = s.graph.nodes().iter().filter(concat).nth(nth).expect("a concatenation");
     (node.ins.clone(), node.outs[0])
-}
-
-fn offset(s: &Section, v: ValueId) -> u64 {
-    s.slot(v).expect("a slot").offset
 }
 
 /// First bytes of the parts, counted from the whole.
