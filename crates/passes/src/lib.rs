@@ -15,6 +15,7 @@ mod bucket;
 mod error;
 pub mod pipeline;
 mod precision;
+pub mod recompute;
 pub mod schedule;
 mod shards;
 mod tile;
