@@ -316,8 +316,9 @@ fn kept_bytes(g: &Graph, stage_of: &dyn Fn(&str) -> usize, stages: usize) -> Vec
             read[stage_of(&node.scope)][pass].extend(ins);
         }
     }
-    for name in ["loss", "tokens"] {
-        read[stages - 1][1].insert(g.find_output(name).unwrap());
+    // The output layer makes its gradient in the forward, and that is the only one.
+    for (_, v) in g.outputs.iter().filter(|o| maker.contains_key(&o.1)) {
+        read[stages - 1][1].insert(*v);
     }
     let bytes = |stage: usize| {
         let [forward, backward] = &read[stage];
@@ -388,4 +389,78 @@ fn sent_as_received(split: &Split, m: &Message) {
     let received = to.ty(to.find_input(&format!("receive.{}", m.name)).unwrap().value);
     assert_eq!(sent, received);
     assert_eq!(sent.bytes(from.axes()), m.bytes);
+}
+
+/// A bucket in pieces on two ranks, gathered by each section that reads it; a slice of an
+/// activation, all that the second stage reads of it; and gradients of buckets that span no layer.
+fn bucketed() -> Result<Graph, OpError> {
+    let mut g = Graph::new();
+    g.set_mesh(Mesh(vec![("data".to_owned(), 2)]));
+    let (batch, wide) = (g.axis("batch", 3)?, g.axis("wide", 8)?);
+    let (narrow, inner) = (g.axis("narrow", 2)?, g.axis("inner", 2)?);
+    let (flat, used) = (g.axis("flat", 24)?, g.axis("used", 16)?);
+    let piece = g.piece_of(flat, "flat.piece", Cutter::Mesh(0), 2)?;
+    let x = g.input("x", DType::F32, &[batch, wide])?;
+    let mut weights = vec![];
+    let mut gathered = vec![];
+    for (layer, axes) in [(0, [wide, inner]), (1, [inner, wide])] {
+        let bucket = format!("bucket.{layer}");
+        let ty = Type::new(DType::F32, [piece]);
+        let state = g.state(&bucket, ty, Role::Parameter, None, Init::Normal(0.5))?;
+        let name = format!("h.{layer}.weight");
+        let part = Part {
+            name,
+            class: None,
+            init: Init::Normal(0.5),
+            axes: axes.into_iter().collect(),
+            first: 0,
+        };
+        g.set_parts(&bucket, vec![part])?;
+        g.at(&bucket.as_str().into(), Phase::Forward);
+        let op = Collective {
+            exchange: Exchange::AllGather { axis: piece, into: flat },
+            over: [0].into_iter().collect(),
+        };
+        let whole = g.emit(op.into(), &[state])?[0];
+        gathered.push(whole);
+        let cut = g.slice(whole, flat, 0, used)?;
+        weights.push(g.split(cut, used, &axes)?);
+    }
+    g.at(&"h.0".into(), Phase::Forward);
+    let y = g.einsum(&[x, weights[0]], &[batch, inner])?;
+    let h = g.einsum(&[y, weights[0]], &[batch, wide])?;
+    let h = g.map(&[h], &|v| v[0].tanh())?;
+    let loss_of_0 = g.einsum(&[h, h], &[])?;
+    g.at(&"h.1".into(), Phase::Forward);
+    let some = g.slice(h, wide, 2, narrow)?;
+    let row = g.rename(some, narrow, inner)?;
+    let z = g.einsum(&[row, weights[1]], &[batch, wide])?;
+    let z = g.map(&[z], &|v| v[0].exp())?;
+    let loss_of_1 = g.sum(z, &[batch, wide])?;
+    g.at(&"head".into(), Phase::Forward);
+    let loss = g.add(loss_of_0, loss_of_1)?;
+    g.output("loss", loss);
+    let grads = gradients(&mut g, loss, &gathered)?;
+    for (layer, grad) in grads.into_iter().enumerate() {
+        g.at(&format!("bucket.{layer}").as_str().into(), Phase::Backward);
+        let op = Collective {
+            exchange: Exchange::ReduceScatter { axis: flat, into: piece },
+            over: [0].into_iter().collect(),
+        };
+        let grad = g.emit(op.into(), &[grad.expect("the loss depends on it")])?[0];
+        g.output(&format!("grad.bucket.{layer}"), grad);
+    }
+    Ok(g)
+}
+
+#[test]
+fn dump() {
+    let g = bucketed().unwrap();
+    println!("{}", text::print(&g));
+    let split = split(&g, &layer_stages(&[0..1, 1..2]), 2, &[2, 1]).unwrap();
+    for (at, g) in sections(&split) {
+        println!("# {at:?}\n{}", text::print(g));
+    }
+    println!("{:#?}", split.messages);
+    println!("{:#?}", split.replicas);
 }
