@@ -77,4 +77,53 @@ pub enum PassError {
         /// What was asked for.
         got: f64,
     },
+    /// The graph is more than the step of one micro-batch.
+    #[error("split: {what}; split the graph of one micro-batch, as `backward` gives it")]
+    NotAMicroBatch {
+        /// What is too much.
+        what: String,
+    },
+    /// Every stage needs room for the micro-batches that it has in flight.
+    #[error("split: {stages} stages need one positive number of slots each, got {got:?}")]
+    Slots {
+        /// Virtual stages.
+        stages: usize,
+        /// The numbers.
+        got: Vec<u32>,
+    },
+    /// A node belongs to no stage.
+    #[error(
+        "split: `{scope}` is of stage {stage}, and the last of {stages} stages is counted {}; \
+         give its layers to a stage",
+        stages.saturating_sub(1)
+    )]
+    NoSuchStage {
+        /// The node's scope.
+        scope: String,
+        /// What was said.
+        stage: usize,
+        /// Virtual stages.
+        stages: usize,
+    },
+    /// A stage has nothing to do.
+    #[error("split: the {section} of stage {stage} has no node; use fewer stages")]
+    EmptyStage {
+        /// The virtual stage.
+        stage: usize,
+        /// Forward or backward.
+        section: &'static str,
+    },
+    /// A stage would wait for one that waits for it.
+    #[error(
+        "split: `{scope}`, in {reader}, reads what {maker} makes, which runs later; deal out the \
+         layers in the order in which they run, and recompute none of them across two stages"
+    )]
+    ReadsAhead {
+        /// The reading node's scope.
+        scope: String,
+        /// Its section.
+        reader: String,
+        /// The section of what it reads.
+        maker: String,
+    },
 }

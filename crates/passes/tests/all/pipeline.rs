@@ -3,6 +3,8 @@
 
 #[path = "pipeline/cut.rs"]
 mod cut;
+#[path = "pipeline/split.rs"]
+mod split;
 #[path = "pipeline/timeline.rs"]
 mod timeline;
 
