@@ -12,6 +12,7 @@
 
 mod backward;
 mod error;
+mod partition;
 pub mod pipeline;
 mod precision;
 pub mod schedule;
@@ -20,6 +21,7 @@ mod update;
 
 pub use backward::backward;
 pub use error::PassError;
+pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};
 pub use tile::{section_of, tile};
 pub use update::{Optimizer, UpdateConfig, update};
