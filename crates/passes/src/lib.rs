@@ -15,6 +15,7 @@ mod error;
 mod partition;
 pub mod pipeline;
 mod precision;
+pub mod recompute;
 pub mod schedule;
 mod tile;
 mod update;

@@ -2,6 +2,8 @@
 //!
 //! The one function to know is [`plan`]: it needs a [`Target`](aerogel_machine::Target), which has
 //! no driver, so what it says is what a device will do, to the byte, before anything runs.
+//! What only rearranges memory costs nothing where placement can say it: views are windows, the
+//! parts of a concatenation are written where the whole lies, new values of states in their slots.
 //! Invariant: the crate imports no backend, and every program that it gives has passed the checker
 //! of [`check`], which knows nothing of how slots were chosen. Tests are in `tests/`.
 
@@ -10,17 +12,20 @@ mod ends;
 mod error;
 mod layout;
 mod live;
+mod operands;
 mod place;
 mod report;
 mod select;
 mod states;
+mod stores;
 
 pub use error::PlanError;
 pub use place::pack;
-pub use report::{Kind, Kinds, Moment, Report, SectionReport, Share};
+pub use report::{Kind, Kinds, Message, Moment, Report, SectionReport, Share};
 
-use aerogel_graph::{Build, Def, Graph, Op, StateId};
+use aerogel_graph::{Build, Graph, StateId, ValueId};
 use aerogel_machine::{ALIGN, Machine, Program, Section, Slot, Step, Target};
+use layout::Layout;
 use states::States;
 
 /// A section to plan, and how often a step runs it.
@@ -50,10 +55,10 @@ pub fn plan(asks: Vec<Ask>, target: &dyn Target, machine: &Machine) -> Result<Pl
     let started = std::time::Instant::now();
     let asks = each(asks, |ask| {
         let graph = ask.graph.expanded(|node| target.expands(&node.op))?.pruned()?;
-        Ok(Ask { graph: ends::copied(graph)?, ..ask })
+        Ok(Ask { graph: ends::copied(operands::copied(graph)?)?, ..ask })
     })?;
     let states = States::place(&asks)?;
-    let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target))?;
+    let sections = each(asks.iter().collect(), |ask| plan_section(ask, &states, target, machine))?;
     let (sections, lives): (Vec<Section>, Vec<live::Live>) = sections.into_iter().unzip();
     let end = lives.iter().map(|l| l.end_bytes).max().unwrap_or(0).max(states.end_bytes);
     let mut program = Program {
@@ -89,17 +94,18 @@ fn plan_section(
     ask: &Ask,
     states: &States,
     target: &dyn Target,
+    machine: &Machine,
 ) -> Result<(Section, live::Live), PlanError> {
     let g = &ask.graph;
-    let layout = layout::layout(g);
-    let selected = select::select(g, &layout, target, &ask.name)?;
+    let layout = Layout::of(g);
+    let selected = select::select(g, &layout, target, machine, &ask.name)?;
     let mut live = live::live(g, &layout, &selected);
     let offsets = place::place(&mut live, states.transient_base(g), |id: StateId| {
         states.offset(&g.states()[id.index()].name)
     });
     let slots = (0..g.values().len())
         .map(|v| {
-            let view = &layout[v];
+            let view = layout.view(ValueId(v as u32));
             let offset = offsets[view.root.index()]?;
             let bytes = (view.first * g.ty(view.root).dtype.bytes()) as u64;
             Some(Slot { offset: offset + bytes, strides: view.strides.clone() })
@@ -108,15 +114,6 @@ fn plan_section(
     let steps = live.steps(&selected);
     let section = Section { name: ask.name.clone(), graph: g.clone(), slots, steps };
     Ok((section, live))
-}
-
-/// Whether a node only renames memory: a view whose output is a strided window of its input.
-fn moves_nothing(g: &Graph, layout: &[layout::View], node: &aerogel_graph::Node) -> bool {
-    matches!(node.op, Op::View(_))
-        && node
-            .outs
-            .iter()
-            .all(|v| layout[v.index()].root != *v && matches!(g.value(*v).def, Def::Node(..)))
 }
 
 /// Of all that decides what is run where; what a step is predicted to cost does not.

@@ -3,15 +3,11 @@
 //! A section runs on one queue, so happens-before is the order of the steps; everything that asks
 //! goes through [`happens_before`], which is where more queues will come in.
 
-use crate::layout::View;
-use crate::select::Selected;
+use crate::layout::Layout;
+use crate::select::{Selected, happens_before};
+use crate::stores::{Store, stores};
 use aerogel_graph::{Build, Def, Graph, StateId, ValueId};
 use aerogel_machine::Step;
-
-/// Whether step `a` is over when step `b` starts.
-pub(crate) fn happens_before(a: usize, b: usize) -> bool {
-    a < b
-}
 
 /// What owns a piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,19 +31,14 @@ pub(crate) struct Piece {
     pub offset: u64,
 }
 
-/// How a state gets its new value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Store {
-    InPlace,
-    Copied,
-}
-
 /// Liveness of one section.
 pub(crate) struct Live {
     /// Transient memory.
     pub pieces: Vec<Piece>,
     /// For each value: the piece it lies in, or the state.
     pub home: Vec<Home>,
+    /// For each value: the one that owns its memory.
+    pub roots: Vec<ValueId>,
     /// Number of steps, copies included.
     pub steps: usize,
     /// First byte after the last piece; set by the placer.
@@ -96,11 +87,11 @@ struct Span {
 }
 
 /// Works out homes and spans.
-pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
+pub(crate) fn live(g: &Graph, layout: &Layout, selected: &Selected) -> Live {
     let count = selected.claims.len();
     let mut spans = spans(g, layout, selected);
     let mut home = vec![Home::Nowhere; g.values().len()];
-    let stores = stores(g, layout, selected, &spans);
+    let stores = stores(g, layout, selected);
     for (v, value) in g.values().iter().enumerate() {
         if let Def::State(s) = value.def {
             home[v] = Home::State(s);
@@ -108,13 +99,13 @@ pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
     }
     for &(v, s, store) in &stores {
         if store == Store::InPlace {
-            home[v.index()] = Home::State(s);
+            home[layout.root(v).index()] = Home::State(s);
         }
     }
     let copies = stores.iter().filter(|s| s.2 == Store::Copied);
     let mut steps = count;
     for &(v, _, _) in copies {
-        if let Some(span) = &mut spans[layout[v.index()].root.index()] {
+        if let Some(span) = &mut spans[layout.root(v).index()] {
             span.to = span.to.max(steps);
         }
         steps += 1;
@@ -125,60 +116,63 @@ pub(crate) fn live(g: &Graph, layout: &[View], selected: &Selected) -> Live {
         // A piece is taken over once: two results cannot lie in one place.
         let mut followed: Vec<usize> = vec![];
         for v in selected.uses.exports(g, &claim.nodes) {
-            let Some(span) = &spans[v.index()] else { continue };
-            if home[v.index()] != Home::Nowhere {
+            // The piece of a concatenation lasts from the first of its parts on.
+            let root = layout.root(v);
+            let Some(span) = &spans[root.index()] else { continue };
+            if home[root.index()] != Home::Nowhere {
                 continue;
             }
-            let bytes = g.ty(v).bytes(g.axes());
+            let bytes = g.ty(root).bytes(g.axes());
             let follows = claim
                 .in_place
                 .iter()
-                .filter(|p| p.1 == v && reads_once(g, layout, selected, i, p.0))
+                .filter(|p| p.1 == root && reads_once(g, layout, selected, i, p.0))
                 .filter_map(|(read, _)| follow(g, layout, &home, &pieces, *read, i, bytes))
                 .find(|p| !followed.contains(p));
             followed.extend(follows);
             let piece = follows.unwrap_or_else(|| {
-                pieces.push(Piece { owner: Owner::Value(v), bytes, from: i, to: i, offset: 0 });
+                pieces.push(Piece { owner: Owner::Value(root), bytes, from: i, to: i, offset: 0 });
                 pieces.len() - 1
             });
             pieces[piece].to = span.to.max(i);
-            home[v.index()] = Home::Piece(piece);
+            home[root.index()] = Home::Piece(piece);
         }
         if claim.workspace_bytes > 0 {
             let (owner, bytes) = (Owner::Workspace(i), claim.workspace_bytes);
             pieces.push(Piece { owner, bytes, from: i, to: i, offset: 0 });
         }
     }
-    Live { pieces, home, steps, end_bytes: 0, stores }
+    let roots = (0..g.values().len() as u32).map(|v| layout.root(ValueId(v))).collect();
+    Live { pieces, home, roots, steps, end_bytes: 0, stores }
 }
 
 /// Whether the claim reads the root of `read` through that one value only: a second window of the
 /// same memory would see what is written in place.
 fn reads_once(
     g: &Graph,
-    layout: &[View],
+    layout: &Layout,
     selected: &Selected,
     claim: usize,
     read: ValueId,
 ) -> bool {
-    let root = layout[read.index()].root;
+    let root = layout.root(read);
     let imports = selected.uses.imports(g, &selected.claims[claim].nodes);
-    imports.iter().filter(|v| layout[v.index()].root == root).count() == 1
+    imports.iter().filter(|v| layout.root(**v) == root).count() == 1
 }
 
 /// The piece of `read`, if it ends with this step and the written value may take it over.
 fn follow(
     g: &Graph,
-    layout: &[View],
+    layout: &Layout,
     home: &[Home],
     pieces: &[Piece],
     read: ValueId,
     step: usize,
     bytes: u64,
 ) -> Option<usize> {
-    let view = &layout[read.index()];
-    let Home::Piece(p) = home[view.root.index()] else { return None };
-    let whole = view.root == read && g.ty(read).bytes(g.axes()) == bytes;
+    let root = layout.root(read);
+    let Home::Piece(p) = home[root.index()] else { return None };
+    let whole = root == read && g.ty(read).bytes(g.axes()) == bytes;
     (whole
         && pieces[p].bytes == bytes
         && pieces[p].to == step
@@ -187,10 +181,10 @@ fn follow(
 }
 
 /// From definition to last reader, by root; `None` for values that nobody outside a region reads.
-fn spans(g: &Graph, layout: &[View], selected: &Selected) -> Vec<Option<Span>> {
+fn spans(g: &Graph, layout: &Layout, selected: &Selected) -> Vec<Option<Span>> {
     let mut spans: Vec<Option<Span>> = (0..g.values().len()).map(|_| None).collect();
     let mut touch = |v: ValueId, step: usize| {
-        let span = &mut spans[layout[v.index()].root.index()];
+        let span = &mut spans[layout.root(v).index()];
         match span {
             Some(s) => s.to = s.to.max(step),
             None => *span = Some(Span { to: step }),
@@ -214,40 +208,4 @@ fn own_inputs(g: &Graph, spans: &[Option<Span>], pieces: &mut Vec<Piece>, home: 
         pieces.push(Piece { owner: Owner::Value(v), bytes, from: 0, to, offset: 0 });
         home[v.index()] = Home::Piece(pieces.len() - 1);
     }
-}
-
-/// Which new values can be written straight into their state's slot: the old value must not be
-/// read afterwards, and only element by element by the step that writes.
-fn stores(
-    g: &Graph,
-    layout: &[View],
-    selected: &Selected,
-    spans: &[Option<Span>],
-) -> Vec<(ValueId, StateId, Store)> {
-    let mut made_by = vec![usize::MAX; g.values().len()];
-    for (i, claim) in selected.claims.iter().enumerate() {
-        for n in &claim.nodes {
-            g.node(*n).outs.iter().for_each(|v| made_by[v.index()] = i);
-        }
-    }
-    let mut used = std::collections::HashSet::new();
-    g.assigns
-        .iter()
-        .map(|&(state, v)| {
-            let old = g.states()[state.index()].value;
-            let step = made_by[v.index()];
-            let owns = layout[v.index()].root == v && step != usize::MAX && used.insert(v);
-            let sound = owns
-                && match &spans[old.index()] {
-                    None => true,
-                    Some(s) if happens_before(s.to, step) => true,
-                    Some(s) => {
-                        s.to == step
-                            && selected.claims[step].in_place.contains(&(old, v))
-                            && reads_once(g, layout, selected, step, old)
-                    }
-                };
-            (v, state, if sound { Store::InPlace } else { Store::Copied })
-        })
-        .collect()
 }

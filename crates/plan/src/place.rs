@@ -1,6 +1,7 @@
 //! Placement: one byte offset for every piece, largest first, each at the lowest free place.
 
-use crate::live::{Home, Live, happens_before};
+use crate::live::{Home, Live};
+use crate::select::happens_before;
 use aerogel_graph::StateId;
 use aerogel_machine::ALIGN;
 

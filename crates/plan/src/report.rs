@@ -1,7 +1,8 @@
 //! The report of a plan: bytes by kind, what is alive at the peak, work and predicted time.
 
 use crate::live::{Live, Owner, Piece};
-use aerogel_graph::{Build, DType, Def, Graph, Op, Phase, Role, ValueId};
+use aerogel_graph::ops::View;
+use aerogel_graph::{Build, DType, Def, Graph, Node, NodeId, Op, Phase, Role, ValueId};
 use aerogel_machine::{Machine, Program, Section, Step};
 use serde::Serialize;
 
@@ -114,6 +115,27 @@ pub struct SectionReport {
     pub largest_live_bytes: u64,
     /// Memory over the section, step by step.
     pub timeline: Vec<Moment>,
+    /// What ranks exchange, in order.
+    pub messages: Vec<Message>,
+}
+
+/// A collective that a section runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// Position among the steps.
+    pub step: usize,
+    /// `all_reduce`, `all_gather`, ...
+    pub kind: &'static str,
+    /// The mesh axes along which the members of a group differ, outermost first.
+    pub over: Vec<String>,
+    /// What a rank brings.
+    pub input_bytes: u64,
+    /// What a rank leaves with.
+    pub output_bytes: u64,
+    /// What a rank sends to others, and receives from them, in a ring.
+    pub wire_bytes: u64,
+    /// Place in the model.
+    pub scope: String,
 }
 
 /// What there is to say of a plan.
@@ -153,7 +175,7 @@ pub(crate) fn report(
     let cast = program.sections.iter().any(|s| casts_weights(&s.graph));
     // Caches are transient: the sections that have them count them.
     for s in program.states.iter().filter(|s| s.role != Role::Cache) {
-        *kinds.of(state_kind(s.role, cast)) += s.bytes;
+        *kinds.of(state_kind(s.role, cast)) += u64::from(s.copies) * s.bytes;
     }
     let state_bytes = kinds.total();
     let sections: Vec<SectionReport> = program
@@ -229,7 +251,7 @@ fn is_weight_cast(g: &Graph, v: ValueId) -> bool {
         && g.ty(v).dtype == DType::Bf16
 }
 
-fn value_kind(g: &Graph, v: ValueId) -> Kind {
+fn value_kind(g: &Graph, live: &Live, v: ValueId) -> Kind {
     let Def::Node(n, _) = g.value(v).def else { return Kind::Data };
     if g.outputs.iter().any(|o| o.1 == v) {
         return Kind::Data;
@@ -239,14 +261,21 @@ fn value_kind(g: &Graph, v: ValueId) -> Kind {
     }
     match g.node(n).phase {
         Phase::Update => Kind::Workspace,
-        _ if g.assigns.iter().any(|a| a.1 == v) => Kind::Gradients,
+        _ if g.assigns.iter().any(|a| live.roots[a.1.index()] == v) => Kind::Gradients,
+        Phase::Backward if is_sent_bucket(g, live, n, v) => Kind::Gradients,
         _ => Kind::Activations,
     }
 }
 
-fn piece_kind(g: &Graph, piece: &Piece) -> Kind {
+/// Whether ranks exchange a value that is joined of several: a bucket of gradients.
+fn is_sent_bucket(g: &Graph, live: &Live, node: NodeId, v: ValueId) -> bool {
+    let sends = |n: &Node| matches!(n.op, Op::Collective(_)) && live.roots[n.ins[0].index()] == v;
+    matches!(g.node(node).op, Op::View(View::Concat { .. })) && g.nodes().iter().any(sends)
+}
+
+fn piece_kind(g: &Graph, live: &Live, piece: &Piece) -> Kind {
     match piece.owner {
-        Owner::Value(v) => value_kind(g, v),
+        Owner::Value(v) => value_kind(g, live, v),
         Owner::Workspace(_) => Kind::Workspace,
     }
 }
@@ -256,7 +285,7 @@ fn section_report(s: &Section, live: &Live, calls: u64, machine: &Machine) -> Se
     let data_bytes = caches.map(|x| s.graph.ty(x.value).bytes(s.axes())).sum();
     let mut alive = vec![Kinds { data_bytes, ..Kinds::default() }; live.steps + 1];
     for piece in &live.pieces {
-        let kind = piece_kind(&s.graph, piece);
+        let kind = piece_kind(&s.graph, live, piece);
         for moment in &mut alive[piece.from..=piece.to.min(live.steps)] {
             *moment.of(kind) += piece.bytes.next_multiple_of(aerogel_machine::ALIGN);
         }
@@ -298,7 +327,31 @@ fn section_report(s: &Section, live: &Live, calls: u64, machine: &Machine) -> Se
             .zip(alive)
             .map(|(step, alive)| Moment { step, alive })
             .collect(),
+        messages: messages(s),
     }
+}
+
+fn messages(s: &Section) -> Vec<Message> {
+    let g = &s.graph;
+    let message = |(step, node): (usize, &Node)| {
+        let Op::Collective(op) = &node.op else { return None };
+        let name = |m: &u8| g.axes().mesh.0[usize::from(*m)].0.clone();
+        let bytes = |v: ValueId| g.ty(v).bytes(g.axes());
+        Some(Message {
+            step,
+            kind: op.kind_name(),
+            over: op.over.iter().map(name).collect(),
+            input_bytes: bytes(node.ins[0]),
+            output_bytes: bytes(node.outs[0]),
+            wire_bytes: op.wire_bytes(g.axes(), g.ty(node.ins[0])),
+            scope: node.scope.to_string(),
+        })
+    };
+    let node = |(i, step): (usize, &_)| match step {
+        Step::Kernel { claim, .. } => Some((i, g.node(claim.nodes[0]))),
+        Step::Assign { .. } => None,
+    };
+    s.steps.iter().enumerate().filter_map(node).filter_map(message).collect()
 }
 
 fn peak_values(s: &Section, live: &Live, at: usize) -> Vec<Share> {
@@ -311,13 +364,17 @@ fn peak_values(s: &Section, live: &Live, at: usize) -> Vec<Share> {
                     Def::Input(i) => g.inputs()[i as usize].name.clone(),
                     Def::Node(n, _) => {
                         let node = g.node(n);
-                        format!("{} {} {}", node.scope, node.op.name(), g.ty(v).show(g.axes()))
+                        let name = match node.op {
+                            Op::View(View::Concat { .. }) => "concat",
+                            _ => node.op.name(),
+                        };
+                        format!("{} {name} {}", node.scope, g.ty(v).show(g.axes()))
                     }
                     Def::State(_) => String::new(),
                 },
                 Owner::Workspace(_) => "workspace of the kernel".to_owned(),
             };
-            Share { name, kind: piece_kind(g, p), bytes: p.bytes }
+            Share { name, kind: piece_kind(g, live, p), bytes: p.bytes }
         })
         .collect();
     shares.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.name.cmp(&b.name)));

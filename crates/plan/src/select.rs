@@ -1,10 +1,9 @@
 //! Selection: a target claims regions of the graph until every node belongs to one.
 
 use crate::error::PlanError;
-use crate::layout::View;
-use crate::moves_nothing;
-use aerogel_graph::{Graph, NodeId};
-use aerogel_machine::{Claim, Sight, Target, Uses};
+use crate::layout::Layout;
+use aerogel_graph::{Build, Graph, NodeId, Op};
+use aerogel_machine::{Claim, Machine, Sight, Sums, Target, Uses};
 
 /// The claims, in the order in which they run, and who reads what.
 pub(crate) struct Selected {
@@ -14,17 +13,44 @@ pub(crate) struct Selected {
     pub uses: Uses,
 }
 
-/// Asks the target from the first node on, and takes its best offer that can be scheduled.
+/// Whether step `a` is over when step `b` starts.
+pub(crate) fn happens_before(a: usize, b: usize) -> bool {
+    a < b
+}
+
+/// A collective alone: the device runs it, whatever kernels a target has.
+fn collective(g: &Graph, n: NodeId, machine: &Machine) -> Option<Claim> {
+    let node = g.node(n);
+    let Op::Collective(op) = &node.op else { return None };
+    // What crosses between ranks; at least, what is written here.
+    let wire = op.wire_bytes(g.axes(), g.ty(node.ins[0]));
+    let bytes = wire.max(g.ty(node.outs[0]).bytes(g.axes()));
+    Some(Claim {
+        kernel: op.kind_name(),
+        nodes: vec![n],
+        workspace_bytes: 0,
+        in_place: vec![],
+        sums: Sums::Fixed,
+        nanoseconds: machine.launch_nanoseconds + 1e9 * bytes as f64 / machine.bytes_per_second,
+    })
+}
+
+/// Claims collectives; then asks the target from the first node on, and takes its best offer that
+/// can be scheduled.
 pub(crate) fn select(
     g: &Graph,
-    layout: &[View],
+    layout: &Layout,
     target: &dyn Target,
+    machine: &Machine,
     section: &str,
 ) -> Result<Selected, PlanError> {
     let uses = Uses::new(g);
-    let mut taken: Vec<bool> = g.nodes().iter().map(|n| moves_nothing(g, layout, n)).collect();
-    let strides: Vec<_> = layout.iter().map(|view| view.strides.clone()).collect();
-    let mut claims = vec![];
+    let mut taken: Vec<bool> =
+        (0..g.nodes().len() as u32).map(|n| layout.is_idle(NodeId(n))).collect();
+    let strides = layout.strides();
+    let nodes = (0..g.nodes().len() as u32).map(NodeId);
+    let mut claims: Vec<Claim> = nodes.filter_map(|n| collective(g, n, machine)).collect();
+    claims.iter().for_each(|c| taken[c.nodes[0].index()] = true);
     for n in 0..g.nodes().len() {
         if taken[n] {
             continue;

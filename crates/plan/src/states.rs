@@ -91,6 +91,7 @@ fn agrees(slot: &StateSlot, g: &Graph, state: &State) -> bool {
     let ty = g.ty(state.value);
     let named = |(a, axis): (&AxisId, &Axis)| g.axes()[*a] == *axis;
     slot.dtype == ty.dtype
+        && slot.copies == state.copies
         && slot.axes.len() == ty.axes.len()
         && ty.axes.iter().zip(&slot.axes).all(named)
 }

@@ -2,6 +2,12 @@
 
 #[path = "all/broken.rs"]
 mod broken;
+#[path = "all/concat.rs"]
+mod concat;
+#[path = "all/copies.rs"]
+mod copies;
+#[path = "all/messages.rs"]
+mod messages;
 #[path = "all/packing.rs"]
 mod packing;
 #[path = "all/planning.rs"]

@@ -1,7 +1,7 @@
 //! A target that runs every node alone, maps in place where they can be; and a small section.
 
 use aerogel_graph::{Build, DType, Graph, Init, NodeId, Op, OpError, Role, StateId, Type, ValueId};
-use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
+use aerogel_machine::{Claim, Machine, Section, Sight, Step, Sums, Target};
 use aerogel_plan::{Ask, Plan, PlanError, plan};
 
 pub struct Plain;
@@ -16,6 +16,9 @@ impl Target for Plain {
         let n = g.node(node);
         if matches!(n.op, Op::Norm(_)) {
             return Err("it does not normalise".to_owned());
+        }
+        if matches!(n.op, Op::Collective(_)) {
+            return Err("it is asked for what the planner decides".to_owned());
         }
         let same = |v: &&ValueId| g.ty(**v) == g.ty(n.outs[0]) && matches!(n.op, Op::Map(_));
         Ok(vec![Claim {
@@ -39,6 +42,27 @@ pub fn planned(asks: Vec<Ask>) -> Result<Plan, PlanError> {
 
 pub fn ask(name: &str, graph: Graph) -> Ask {
     Ask { name: name.to_owned(), graph, calls: 1 }
+}
+
+/// The only section of a plan.
+pub fn plan_of(build: impl Fn(&mut Graph) -> Result<(), OpError>) -> Plan {
+    let mut g = Graph::new();
+    build(&mut g).unwrap();
+    planned(vec![ask("one", g)]).unwrap()
+}
+
+/// The names of the kernels that run, copies into states as `assign`.
+pub fn kernels(s: &Section) -> Vec<&'static str> {
+    let name = |step: &Step| match step {
+        Step::Kernel { claim, .. } => claim.kernel,
+        Step::Assign { .. } => "assign",
+    };
+    s.steps.iter().map(name).collect()
+}
+
+/// First byte of a value.
+pub fn offset(s: &Section, v: ValueId) -> u64 {
+    s.slot(v).expect("a slot").offset
 }
 
 /// y = tanh x; z = y + x; s' = 0.9 s + Σ z; t' = s'; outputs z and a window of y.

@@ -1,0 +1,337 @@
+//! The schedule of a chain with the fewest recomputed FLOPs under a budget of bytes.
+//!
+//! A dynamic program over ranges of segments and bytes, as Beaumont et al., "Optimal checkpointing
+//! for heterogeneous chains" (2019), have it; with equal segments that are never kept whole it is
+//! the binomial schedule of Griewank and Walther, "Revolve" (2000). For the segments s..=t, whose
+//! input is there, one of these is done first: s runs and is kept whole or lean; or s..k run, only
+//! the last of their outputs is kept, k..=t is done, and then s..k is done with all of the bytes.
+//! The optimum is over schedules that hold what they keep until its backward. In the first sweep
+//! running forward is free, for it is done once in any case.
+
+use super::chain::{Action, Keep, Schedule, Segment};
+
+/// Additions that the table may cost; they bound the units into which a budget is cut.
+const WORK: u64 = 300_000_000;
+/// Units that a long chain gets even so, and units that a short one has no use for.
+const UNITS: [u64; 2] = [512, 1 << 16];
+/// A cost of no schedule; three of them can be added.
+const NEVER: u64 = u64::MAX / 4;
+
+/// No schedule of the chain has so small a peak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a budget of {budget_bytes} bytes for activations is too small: give at least {least_bytes}"
+)]
+pub struct TooSmall {
+    /// What was given.
+    pub budget_bytes: u64,
+    /// What would do.
+    pub least_bytes: u64,
+}
+
+/// The schedule with the fewest recomputed FLOPs whose peak is within the budget.
+///
+/// Exact where the greatest common divisor of all sizes cuts the budget into few enough units (at
+/// least 512; 4,500 for 64 segments, 65,536 for up to 25). Else sizes are rounded up to a unit of
+/// about that part of the budget, which is sound: the schedule fits, but one of fewer FLOPs may
+/// fit as well.
+///
+/// # Errors
+/// The budget is below [`least_bytes`].
+pub fn optimal(chain: &[Segment], budget_bytes: u64) -> Result<Schedule, TooSmall> {
+    let sizes = Sizes::exact(chain);
+    if chain.is_empty() || sizes.whole(0, chain.len() - 1) <= budget_bytes {
+        return Ok(super::chain::keep_all(chain));
+    }
+    let least = Least::new(chain, &sizes);
+    let least_bytes = least.first[0].0;
+    if least_bytes > budget_bytes {
+        return Err(TooSmall { budget_bytes, least_bytes });
+    }
+    let unit = sizes.unit(budget_bytes);
+    let sizes = sizes.in_units(unit);
+    let table = Table::new(chain, &sizes, budget_bytes / unit);
+    let mut actions = vec![];
+    let all = Range { first: true, s: 0, t: chain.len() - 1 };
+    if table.fits() {
+        trace(&|range, m| table.best(range, m), all, budget_bytes / unit, &mut actions);
+    } else {
+        // Rounded up, not even the smallest schedule fits; as it is, it does.
+        trace(&|range, _| least.best(range), all, budget_bytes, &mut actions);
+    }
+    Ok(Schedule::counted(chain, actions))
+}
+
+/// The smallest peak that a schedule of the chain can have, in bytes.
+pub fn least_bytes(chain: &[Segment]) -> u64 {
+    if chain.is_empty() { 0 } else { Least::new(chain, &Sizes::exact(chain)).first[0].0 }
+}
+
+/// Segments s..=t, in the first sweep (then t is the last of the chain) or again.
+#[derive(Clone, Copy)]
+struct Range {
+    first: bool,
+    s: usize,
+    t: usize,
+}
+
+/// What is done first in a range of two segments or more.
+#[derive(Clone, Copy)]
+struct Choice {
+    /// `Boundary`: s..next run and the last output is kept. Else s is kept, and `next` is s + 1.
+    keep: Keep,
+    next: usize,
+    /// The size below which the choice does not fit.
+    need: u64,
+    /// The size that it takes from the range `next..=t`.
+    charge: u64,
+    /// FLOPs of the choice itself.
+    flops: u64,
+}
+
+/// Sizes of the chain's parts, in bytes or in units.
+struct Sizes {
+    boundary: Vec<u64>,
+    all: Vec<u64>,
+    lean: Vec<Option<u64>>,
+    backward: Vec<u64>,
+}
+
+impl Sizes {
+    fn exact(chain: &[Segment]) -> Self {
+        Sizes {
+            boundary: chain.iter().map(|s| s.boundary_bytes).collect(),
+            all: chain.iter().map(|s| s.all.bytes).collect(),
+            lean: chain.iter().map(|s| s.lean.map(|v| v.bytes)).collect(),
+            backward: chain.iter().map(Segment::backward_bytes).collect(),
+        }
+    }
+
+    /// The unit that cuts the budget: the greatest common divisor where that makes few enough.
+    fn unit(&self, budget: u64) -> u64 {
+        let lean = self.lean.iter().flatten();
+        let parts = || self.boundary.iter().chain(&self.all).chain(lean.clone());
+        let gcd = parts().fold(0, |a, &b| gcd(a, b)).max(1);
+        let n = self.boundary.len() as u64;
+        let units = (6 * WORK / (n * n * n)).clamp(UNITS[0], UNITS[1]);
+        if budget / gcd <= units {
+            return gcd;
+        }
+        // Of the units about as fine, the one that all sizes together are rounded up least by.
+        let waste = |unit: u64| parts().map(|p| p.next_multiple_of(unit) - p).sum::<u64>();
+        let candidates = (units / 2..=units).rev().map(|parts| budget.div_ceil(parts));
+        candidates.min_by_key(|&unit| waste(unit)).unwrap_or(gcd)
+    }
+
+    fn in_units(&self, unit: u64) -> Self {
+        let up = |list: &[u64]| list.iter().map(|x| x.div_ceil(unit)).collect::<Vec<_>>();
+        let (boundary, all) = (up(&self.boundary), up(&self.all));
+        let lean = self.lean.iter().map(|x| x.map(|x| x.div_ceil(unit))).collect();
+        let whole = |i: usize| self.backward[i] > self.all[i];
+        let both = |i: usize| all[i] + if whole(i) { boundary[i] } else { 0 };
+        let backward = (0..all.len()).map(both).collect();
+        Sizes { boundary, all, lean, backward }
+    }
+
+    /// More than any schedule of the range can hold at once.
+    fn whole(&self, s: usize, t: usize) -> u64 {
+        (s..=t).map(|i| self.all[i] + self.boundary[i]).sum()
+    }
+
+    /// What a single segment takes.
+    fn single(&self, first: bool, s: usize) -> u64 {
+        if first { self.all[s] + self.boundary[s] } else { self.backward[s] }
+    }
+
+    fn choices(&self, chain: &[Segment], Range { first, s, t }: Range) -> Vec<Choice> {
+        let again = |flops: u64| if first { 0 } else { flops };
+        let (need, next) = (self.backward[s], s + 1);
+        let kept = |keep, size, flops| {
+            let charge = size + self.boundary[s];
+            Choice { keep, next, need: need.max(charge), charge, flops }
+        };
+        let mut list = vec![kept(Keep::All, self.all[s], again(chain[s].all.again_flops))];
+        if let (Some(size), Some(v)) = (self.lean[s], chain[s].lean) {
+            list.push(kept(Keep::Lean, size, again(v.again_flops) + v.extra_flops));
+        }
+        let (mut need, mut flops) = (0, 0);
+        // The input of the range is not its own.
+        let mut input = 0;
+        for (k, segment) in chain.iter().enumerate().take(t).skip(s) {
+            let charge = self.boundary[k];
+            need = need.max(input + charge);
+            input = charge;
+            flops += again(segment.forward_flops);
+            list.push(Choice { keep: Keep::Boundary, next: k + 1, need, charge, flops });
+        }
+        list
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The fewest FLOPs of every range for every size up to the budget.
+struct Table<'a> {
+    chain: &'a [Segment],
+    sizes: &'a Sizes,
+    /// Ranges from s to the last segment, in the first sweep.
+    first: Vec<Vec<u64>>,
+    /// Ranges s..=t that run again, at s * n + t; by size.
+    again: Vec<Vec<u64>>,
+}
+
+impl<'a> Table<'a> {
+    fn new(chain: &'a [Segment], sizes: &'a Sizes, budget: u64) -> Self {
+        let n = chain.len();
+        let (first, again) = (vec![vec![]; n], vec![vec![]; n * n]);
+        let mut table = Table { chain, sizes, first, again };
+        for length in 1..n {
+            for s in 0..n - length {
+                let t = s + length - 1;
+                table.again[s * n + t] = table.filled(Range { first: false, s, t }, budget);
+            }
+        }
+        for s in (0..n).rev() {
+            table.first[s] = table.filled(Range { first: true, s, t: n - 1 }, budget);
+        }
+        table
+    }
+
+    fn row(&self, Range { first, s, t }: Range) -> &[u64] {
+        if first { &self.first[s] } else { &self.again[s * self.chain.len() + t] }
+    }
+
+    fn filled(&self, range: Range, budget: u64) -> Vec<u64> {
+        let Range { first, s, t } = range;
+        let mut row = vec![NEVER; budget as usize + 1];
+        // From here on a larger size changes nothing.
+        let enough = self.sizes.whole(s, t).min(budget) as usize;
+        if s == t {
+            let flops = if first { 0 } else { self.chain[s].replay_flops };
+            row.iter_mut().skip(self.sizes.single(first, s) as usize).for_each(|c| *c = flops);
+            return row;
+        }
+        for choice in self.sizes.choices(self.chain, range) {
+            let (from, charge) = (choice.need as usize, choice.charge as usize);
+            if from > enough {
+                continue;
+            }
+            let right = &self.row(Range { s: choice.next, ..range })[from - charge..];
+            let here = row[from..=enough].iter_mut();
+            if choice.keep == Keep::Boundary {
+                let left = Range { first: false, s, t: choice.next - 1 };
+                let left = &self.row(left)[from..];
+                for ((c, r), l) in here.zip(right).zip(left) {
+                    *c = (*c).min(choice.flops.wrapping_add(*r).wrapping_add(*l));
+                }
+            } else {
+                here.zip(right).for_each(|(c, r)| *c = (*c).min(choice.flops.wrapping_add(*r)));
+            }
+        }
+        let last = row[enough];
+        row[enough..].fill(last);
+        row
+    }
+
+    /// Whether the whole chain has a schedule.
+    fn fits(&self) -> bool {
+        self.first[0].last().is_some_and(|&cost| cost < NEVER)
+    }
+
+    /// The choice whose FLOPs the table holds.
+    fn best(&self, range: Range, size: u64) -> Choice {
+        let total = |c: &Choice| {
+            if c.need > size {
+                return NEVER;
+            }
+            let right = self.row(Range { s: c.next, ..range })[(size - c.charge) as usize];
+            let left = Range { first: false, s: range.s, t: c.next - 1 };
+            let left = if c.keep == Keep::Boundary { self.row(left)[size as usize] } else { 0 };
+            c.flops + right + left
+        };
+        least_of(self.sizes.choices(self.chain, range), total)
+    }
+}
+
+/// The smallest peak of every range and the FLOPs of a schedule that has it.
+struct Least<'a> {
+    chain: &'a [Segment],
+    sizes: &'a Sizes,
+    first: Vec<(u64, u64)>,
+    again: Vec<(u64, u64)>,
+}
+
+impl<'a> Least<'a> {
+    fn new(chain: &'a [Segment], sizes: &'a Sizes) -> Self {
+        let n = chain.len();
+        let mut least = Least { chain, sizes, first: vec![(0, 0); n], again: vec![(0, 0); n * n] };
+        for length in 1..n {
+            for s in 0..n - length {
+                let range = Range { first: false, s, t: s + length - 1 };
+                least.again[s * n + range.t] = least.filled(range);
+            }
+        }
+        for s in (0..n).rev() {
+            least.first[s] = least.filled(Range { first: true, s, t: n - 1 });
+        }
+        least
+    }
+
+    fn of(&self, Range { first, s, t }: Range) -> (u64, u64) {
+        if first { self.first[s] } else { self.again[s * self.chain.len() + t] }
+    }
+
+    fn filled(&self, range: Range) -> (u64, u64) {
+        if range.s == range.t {
+            let flops = if range.first { 0 } else { self.chain[range.s].replay_flops };
+            return (self.sizes.single(range.first, range.s), flops);
+        }
+        self.total(range, &self.best(range))
+    }
+
+    fn total(&self, range: Range, c: &Choice) -> (u64, u64) {
+        let right = self.of(Range { s: c.next, ..range });
+        let left = Range { first: false, s: range.s, t: c.next - 1 };
+        let left = if c.keep == Keep::Boundary { self.of(left) } else { (0, 0) };
+        (c.need.max(c.charge + right.0).max(left.0), c.flops + right.1 + left.1)
+    }
+
+    fn best(&self, range: Range) -> Choice {
+        least_of(self.sizes.choices(self.chain, range), |c| self.total(range, c))
+    }
+}
+
+/// The first choice of the smallest cost.
+fn least_of<T: Ord>(choices: Vec<Choice>, cost: impl Fn(&Choice) -> T) -> Choice {
+    choices.into_iter().min_by_key(cost).expect("a segment can always be kept whole")
+}
+
+/// The actions of a range, as `best` chooses them for a size.
+fn trace(best: &dyn Fn(Range, u64) -> Choice, range: Range, size: u64, actions: &mut Vec<Action>) {
+    let Range { first, s, t } = range;
+    if s == t {
+        actions.push(match first {
+            true => Action::Forward { segment: s, keep: Keep::All },
+            false => Action::Replay { segment: s },
+        });
+        actions.push(Action::Backward { segment: s });
+        return;
+    }
+    let choice = best(range, size);
+    for segment in s..choice.next {
+        let last = segment + 1 == choice.next;
+        let keep = if last { choice.keep } else { Keep::Nothing };
+        actions.push(Action::Forward { segment, keep });
+    }
+    let rest = Range { s: choice.next, ..range };
+    trace(best, rest, size.saturating_sub(choice.charge), actions);
+    if choice.keep == Keep::Boundary {
+        return trace(best, Range { first: false, s, t: choice.next - 1 }, size, actions);
+    }
+    if choice.keep == Keep::Lean {
+        actions.push(Action::Replay { segment: s });
+    }
+    actions.push(Action::Backward { segment: s });
+}
