@@ -39,7 +39,7 @@ pub struct Bucket {
     /// The layer, as scope of what is done with it.
     pub scope: Arc<str>,
     /// Its parameters.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<BucketTensor>,
     /// Elements, zeros between and after the tensors included.
     pub elements: usize,
     /// Elements up to the end of the last tensor, in whole chunks.
@@ -58,7 +58,7 @@ pub struct Bucket {
 
 /// A parameter in its bucket.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
+pub struct BucketTensor {
     /// The parameter's name.
     pub name: String,
     /// What it is.
@@ -133,7 +133,7 @@ impl Buckets {
     }
 
     /// The bucket and the tensor of a parameter.
-    fn find(&self, parameter: &str) -> Option<(usize, &Tensor)> {
+    fn find(&self, parameter: &str) -> Option<(usize, &BucketTensor)> {
         self.list
             .iter()
             .enumerate()
@@ -193,7 +193,7 @@ impl Bucket {
         let count = g.axes().count(&ty.axes);
         let step = if count >= self.chunk { self.chunk } else { ALIGN_ELEMENTS };
         let first = self.elements.next_multiple_of(step);
-        self.tensors.push(Tensor {
+        self.tensors.push(BucketTensor {
             name: state.name.clone(),
             class: state.class,
             init: state.init,

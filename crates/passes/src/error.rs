@@ -64,6 +64,16 @@ pub enum PassError {
         /// The parameter.
         parameter: String,
     },
+    /// An axis cannot lie over the ranks as it is asked to.
+    #[error("partition{}{}: {reason}", named(" of axis", axis), named(" at", scope))]
+    Layout {
+        /// The axis, of the graph or of the mesh.
+        axis: String,
+        /// Scope of the node or name of the state where that shows, if it is one of them.
+        scope: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// There is nothing to update.
     #[error("update: the graph declares no parameter")]
     NoParameters,
@@ -126,4 +136,9 @@ pub enum PassError {
         /// The section of what it reads.
         maker: String,
     },
+}
+
+/// ` word name` in quotes; nothing for no name.
+fn named(word: &str, name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("{word} `{name}`") }
 }

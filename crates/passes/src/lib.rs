@@ -13,6 +13,7 @@
 mod backward;
 mod bucket;
 mod error;
+mod partition;
 pub mod pipeline;
 mod precision;
 pub mod recompute;
@@ -22,8 +23,9 @@ mod tile;
 mod update;
 
 pub use backward::backward;
-pub use bucket::{Bucket, Buckets, Partials, Tensor};
+pub use bucket::{Bucket, BucketTensor, Buckets, Partials};
 pub use error::PassError;
+pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};
 pub use shards::Shards;
 pub use tile::{Order, accumulate, cut, section_of};

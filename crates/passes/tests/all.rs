@@ -4,6 +4,8 @@
 mod golden;
 #[path = "all/models.rs"]
 mod models;
+#[path = "all/partition.rs"]
+mod partition;
 #[path = "all/pipeline.rs"]
 mod pipeline;
 #[path = "all/precision.rs"]

@@ -4,14 +4,13 @@ use crate::error::TrainError;
 use crate::layout::Layout;
 use aerogel_graph::{Build, Graph, ValueId};
 use aerogel_models::{self as models, ModelConfig, PositionInput};
-use aerogel_passes::partition::{Tensor, partition};
 use aerogel_passes::pipeline::{
     Cost, Message, Replica, Schedule, cut as cut_layers, layer_stages, schedule, split,
 };
 use aerogel_passes::recompute::{Policy, recompute};
 use aerogel_passes::{
-    self as passes, Buckets, Compute, Optimizer, Partials, Share, UpdateConfig, accumulate,
-    section_of,
+    self as passes, Buckets, Compute, Optimizer, Partials, Share, Tensor, UpdateConfig, accumulate,
+    partition, section_of,
 };
 use aerogel_plan::Ask;
 use aerogel_recipe::{self as recipe, Recipe, RecomputePolicy};

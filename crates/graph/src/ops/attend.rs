@@ -81,6 +81,16 @@ impl Attend {
         per_batch * others as u64
     }
 
+    /// Whether each piece of axis `label`, as it is cut, has heads of the patterns that the first
+    /// piece has: a rank numbers its heads from 0.
+    pub fn pieces_alike(&self, axes: &Axes, label: AxisId) -> bool {
+        let kinds = self.pattern.head_kinds();
+        let outermost = self.heads.first() == Some(&label);
+        kinds == 1
+            || !self.heads.contains(&label)
+            || (outermost && axes.count(&self.heads).is_multiple_of(kinds))
+    }
+
     fn check_pattern(&self, axes: &Axes, q: &Type) -> Result<(), OpError> {
         if let Err(message) = self.pattern.check() {
             return Err(OpError::new(Self::NAME, message));
@@ -282,6 +292,11 @@ impl Rules for Attend {
     fn flops(&self, axes: &Axes, ins: &[&Type], _outs: &[Type]) -> u64 {
         let width = self.width(ins[1], ins[2]).map_or(0, |w| axes.size(w));
         self.pairs(axes, ins[0]) * (2 * (axes.size(self.dim) + width) + 4) as u64
+    }
+
+    fn sharding(&self, axes: &Axes, ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        let inner = [Some(self.query), Some(self.key), Some(self.dim), self.width(ins[1], ins[2])];
+        Sharding::whole_if(inner.contains(&Some(label)) || !self.pieces_alike(axes, label))
     }
 
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {

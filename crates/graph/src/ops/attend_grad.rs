@@ -45,6 +45,10 @@ impl Rules for AttendGrad {
         self.attend.pairs(axes, ins[0]) * (6 * dim + 4 * width + 6) as u64
     }
 
+    fn sharding(&self, axes: &Axes, ins: &[&Type], outs: &[Type], label: AxisId) -> Sharding {
+        self.attend.sharding(axes, ins, outs, label)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let (q, k, v) = (ins[0], ins[1], ins[2]);
         let at = Reference::new(&self.attend, site, q, k, v);

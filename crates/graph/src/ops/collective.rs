@@ -223,6 +223,10 @@ impl Rules for Collective {
         }
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], _label: AxisId) -> Sharding {
+        Sharding::Whole
+    }
+
     /// Of a group of one; [`interpret_mesh`](crate::interpret_mesh) runs larger ones.
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         assert_eq!(self.members(&site.axes.mesh), 1, "one rank alone cannot run a collective");

@@ -73,6 +73,10 @@ impl Rules for Einsum {
         2 * axes.count(&outs[0].axes) as u64 * axes.count(&self.contracted(ins)) as u64
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], _label: AxisId) -> Sharding {
+        Sharding::Parallel
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let mut out = Tensor::full(site.axes, &self.out.axes, 0.0);
         let mut labels = self.out.axes.clone();

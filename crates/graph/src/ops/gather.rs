@@ -40,6 +40,11 @@ impl Rules for Gather {
         0
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], _label: AxisId) -> Sharding {
+        // Rows of a table that is cut: other ranks' ids give zeros.
+        Sharding::Parallel
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let (table, ids) = (ins[0], ins[1]);
         let mut out = Tensor::full(site.axes, &site.outs[0].axes, 0.0);

@@ -76,6 +76,10 @@ impl Rules for LinearCe {
         logits * (2 * products * axes.size(self.embed) as u64 + 4)
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        Sharding::whole_if(label == self.embed || label == self.vocab)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let mut order = without(&ins[0].axes, self.embed);
         let tokens = order.clone();

@@ -79,6 +79,10 @@ impl Rules for Map {
         axes.count(&outs[0].axes) as u64 * self.expr.flops()
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], _label: AxisId) -> Sharding {
+        Sharding::Parallel
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let list = &self.out.axes;
         let mut out = Tensor::full(site.axes, list, 0.0);

@@ -52,6 +52,11 @@ impl Rules for MergeAttend {
         3 * axes.count(&ins[0].axes) as u64 + 6 * axes.count(&ins[1].axes) as u64
     }
 
+    fn sharding(&self, _axes: &Axes, ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        // The log-sum-exps of a piece of the width would be no sums.
+        Sharding::whole_if(!ins[1].has(label))
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let (mut o, mut lse) = (ins[0].clone(), ins[1].clone());
         let o_b = ins[2].permuted(site.axes, &o.axes);

@@ -94,6 +94,22 @@ pub struct RefSite<'a> {
     pub outs: &'a [Type],
 }
 
+/// Whether ranks can each run an op on a piece of an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharding {
+    /// Yes: of an output that has the axis each rank gets its piece; one that lacks it is the sum
+    /// of what the ranks get. Inputs that lack the axis are read whole.
+    Parallel,
+    /// No: the op reads, or makes, all of the axis.
+    Whole,
+}
+
+impl Sharding {
+    fn whole_if(condition: bool) -> Sharding {
+        if condition { Sharding::Whole } else { Sharding::Parallel }
+    }
+}
+
 /// All rules of one op.
 pub trait Rules: Sized {
     /// Name in the text form.
@@ -113,6 +129,9 @@ pub trait Rules: Sized {
 
     /// Floating-point operations (bytes follow from the types).
     fn flops(&self, axes: &Axes, ins: &[&Type], outs: &[Type]) -> u64;
+
+    /// What the op does with axis `label`, which an operand has and ranks may each hold a piece of.
+    fn sharding(&self, axes: &Axes, ins: &[&Type], outs: &[Type], label: AxisId) -> Sharding;
 
     /// The slow, obvious meaning, in f64.
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor>;
@@ -174,6 +193,15 @@ macro_rules! ops {
             }
             pub fn flops(&self, axes: &Axes, ins: &[&Type], outs: &[Type]) -> u64 {
                 match self { $(Op::$name(op) => op.flops(axes, ins, outs)),* }
+            }
+            pub fn sharding(
+                &self,
+                axes: &Axes,
+                ins: &[&Type],
+                outs: &[Type],
+                label: AxisId,
+            ) -> Sharding {
+                match self { $(Op::$name(op) => op.sharding(axes, ins, outs, label)),* }
             }
             pub fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
                 match self { $(Op::$name(op) => op.reference(site, ins)),* }

@@ -74,6 +74,10 @@ impl Rules for Norm {
         8 * axes.count(&ins[0].axes) as u64
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        Sharding::whole_if(label == self.axis)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let mut y = axis_last(site, ins[0], self.axis);
         let n = site.axes.size(self.axis);

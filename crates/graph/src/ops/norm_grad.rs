@@ -41,6 +41,10 @@ impl Rules for NormGrad {
         16 * axes.count(&ins[0].axes) as u64
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        Sharding::whole_if(label == self.norm.axis)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let norm = &self.norm;
         let n = site.axes.size(norm.axis);

@@ -57,6 +57,10 @@ impl Rules for Reduce {
         axes.count(&ins[0].axes) as u64
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        Sharding::whole_if(self.fold == Fold::Max && self.over.contains(&label))
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let start = if self.fold == Fold::Sum { 0.0 } else { f64::NEG_INFINITY };
         let mut out = Tensor::full(site.axes, &site.outs[0].axes, start);

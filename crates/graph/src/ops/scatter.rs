@@ -73,6 +73,11 @@ impl Rules for Scatter {
         if self.mode == ScatterMode::Add { axes.count(&rows.axes) as u64 } else { 0 }
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], outs: &[Type], label: AxisId) -> Sharding {
+        // Rows set by several ranks would be no sum with the base.
+        Sharding::whole_if(self.mode == ScatterMode::Set && !outs[0].has(label))
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let (base, ids, rows) = self.parts(ins);
         let mut out = match base {

@@ -93,17 +93,24 @@ impl View {
         }
     }
 
+    /// The axes that go, and those that come.
+    fn ends(&self) -> (&[AxisId], &[AxisId]) {
+        match self {
+            View::Split { axis, into } => (std::slice::from_ref(axis), into),
+            View::Merge { axes, into } => (axes, std::slice::from_ref(into)),
+            View::Rename { from, to } => (std::slice::from_ref(from), std::slice::from_ref(to)),
+            View::Slice { axis, into, .. } | View::Pad { axis, into, .. } => {
+                (std::slice::from_ref(axis), std::slice::from_ref(into))
+            }
+            View::Concat { axes, into } => (axes, std::slice::from_ref(into)),
+        }
+    }
+
     /// A view of an axis that is a piece must come to a piece cut alike, outermost: else global
     /// coordinates, and with them random numbers, would change. A slice may make a fixed piece, and
     /// a concatenation may put all fixed pieces together again.
     fn check_pieces(&self, axes: &Axes) -> Result<(), OpError> {
-        let (gone, come): (&[AxisId], &[AxisId]) = match self {
-            View::Split { axis, into } => (&[*axis], into),
-            View::Merge { axes, into } => (axes, &[*into]),
-            View::Rename { from, to } => (&[*from], &[*to]),
-            View::Slice { axis, into, .. } | View::Pad { axis, into, .. } => (&[*axis], &[*into]),
-            View::Concat { axes, into } => (axes, &[*into]),
-        };
+        let (gone, come) = self.ends();
         let whole = |list: &[AxisId]| list.iter().all(|&a| axes[a].cuts.is_empty());
         let as_one = matches!(self, View::Split { .. } | View::Merge { .. } | View::Rename { .. });
         let moved = as_one
@@ -114,7 +121,8 @@ impl View {
         let is_piece = |piece: &Axis, of: &Axis, start: usize| {
             let number = start / piece.size;
             let cut = Cut { by: Cutter::Fixed(number), pieces: of.size / piece.size };
-            start % piece.size == 0 && piece.cuts.split_last() == Some((&cut, of.cuts.as_slice()))
+            start.is_multiple_of(piece.size)
+                && piece.cuts.split_last() == Some((&cut, of.cuts.as_slice()))
         };
         let fixed = match self {
             View::Slice { axis, start, into } => is_piece(&axes[*into], &axes[*axis], *start),
@@ -230,6 +238,18 @@ impl Rules for View {
 
     fn flops(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type]) -> u64 {
         0
+    }
+
+    fn sharding(&self, axes: &Axes, ins: &[&Type], outs: &[Type], label: AxisId) -> Sharding {
+        let (gone, come) = self.ends();
+        if !gone.contains(&label) && !come.contains(&label) {
+            return Sharding::whole_if(!ins.iter().all(|t| t.has(label)) || !outs[0].has(label));
+        }
+        // A cut of the outermost factor on both sides leaves each rank its own elements.
+        let as_one = matches!(self, View::Split { .. } | View::Merge { .. } | View::Rename { .. });
+        Sharding::whole_if(
+            !as_one || axes[gone[0]].cuts.is_empty() || self.check_pieces(axes).is_err(),
+        )
     }
 
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
