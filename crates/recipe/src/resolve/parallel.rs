@@ -60,17 +60,17 @@ fn tensor(
     let shard = &parallel.shard;
     let cut = [
         ("heads", &shard.heads, "model.heads", Some(model.heads)),
-        ("mlp", &shard.mlp, "the feed-forward's width", Some(model.mlp_width())),
-        ("vocab", &shard.vocab, "the vocabulary", tokenizer.vocab),
+        ("mlp", &shard.mlp, "model.mlp_ratio", Some(model.mlp_width())),
+        ("vocab", &shard.vocab, "tokenizer.vocab", tokenizer.vocab),
         ("seq", &shard.seq, "model.context", Some(model.context)),
     ];
-    for (name, _, what, size) in cut.into_iter().filter(|(_, axes, ..)| !axes.is_empty()) {
+    for (name, _, key, size) in cut.into_iter().filter(|(_, axes, ..)| !axes.is_empty()) {
+        // A vocabulary that only a tokenizer file knows is not known here.
         let Some(size) = size.filter(|size| !size.is_multiple_of(ranks)) else { continue };
-        let key = match name {
-            "heads" => "model.heads",
-            "mlp" => "model.mlp_ratio",
-            "vocab" => "tokenizer.vocab",
-            _ => "model.context",
+        let what = match name {
+            "mlp" => "the feed-forward's width",
+            "vocab" => "the vocabulary",
+            _ => key,
         };
         let whole = format!("set {name} = [] in parallel.shard");
         let advice = match divisor_up_to(size, ranks) {
