@@ -40,12 +40,6 @@ impl Tie {
         Tie { hub, rank, own: Mutex::new(own) }
     }
 
-    /// This rank ends: whoever waits for it, or comes to wait for it, gets [`CommError::Gone`] with
-    /// the reason, a clause such as `its data ended`. Only the first reason counts.
-    pub fn leave(&self, reason: &str) {
-        self.hub.leave(self.rank, reason);
-    }
-
     /// Takes the rank's seat, after all that can be found without the others.
     fn enter(&self, call: &Call, input: usize, output: usize) -> Result<(usize, Seat), CommError> {
         self.alive(|| format!("{} at {}", call.pattern.name(), call.site))?;
@@ -216,6 +210,10 @@ impl Collectives for Tie {
         hub.lock().ranks[from].mail.give_back(letter);
         hub.signs[rank].set(Instant::now(), "after", "receive", site);
         Ok(())
+    }
+
+    fn leave(&self, reason: &str) {
+        self.hub.leave(self.rank, reason);
     }
 
     fn progress(&self, site: &Arc<str>) {
