@@ -126,7 +126,7 @@ pub enum PassError {
     /// A stage would wait for one that waits for it.
     #[error(
         "split: `{scope}`, in {reader}, reads what {maker} makes, which runs later; deal out the \
-         layers in the order in which they run, and recompute none of them across two stages"
+         layers in the order in which they run"
     )]
     ReadsAhead {
         /// The reading node's scope.

@@ -12,8 +12,10 @@
 //! is read; a cotangent with several terms is summed before it goes; and what is made of states and
 //! inputs alone by views, casts and collectives does not go at all, but is made in every section
 //! that reads it. Nothing else is computed twice, every op reads the values that it read before,
-//! and so the sections give the bits of the graph that was split.
+//! and so the sections give the bits of the graph that was split. Blocks that are recomputed
+//! together may lie in several stages: each of them starts from what it was sent.
 
+mod borders;
 mod crossings;
 mod section;
 mod sites;
@@ -21,6 +23,7 @@ mod sites;
 use super::schedule::Pass;
 use crate::PassError;
 use aerogel_graph::{Build, Graph};
+use borders::originals_across;
 use crossings::crossings;
 use section::Names;
 use sites::{Section, sites};
@@ -54,8 +57,8 @@ pub struct Message {
 pub struct Replica {
     /// Its name.
     pub state: String,
-    /// The stage whose backward has output `grad.NAME`; the first that reads the state, if no stage
-    /// has a gradient of it.
+    /// The stage whose backward has output `grad.NAME`, or that of the master if the state is its
+    /// copy `NAME.bf16`; the first that reads the state, if no stage has a gradient of it.
     pub owner: usize,
     /// Another stage, which reads it.
     pub user: usize,
@@ -122,7 +125,7 @@ pub fn split(
         return Err(PassError::NotAMicroBatch { what });
     }
     // Values count up in the order in which they are made, from here on.
-    let g = &g.pruned()?;
+    let g = &originals_across(g, stage_of)?;
     let sites = sites(g, stage_of, stages)?;
     let crossings = crossings(g, &sites, stages);
     let names = Names::new(g);
@@ -151,8 +154,11 @@ fn replicas(g: &Graph, stages: &[StageSections]) -> Vec<Replica> {
             [&s.forward, &s.backward].iter().any(|g| g.find_state(&state.name).is_some())
         };
         let users: Vec<usize> = (0..stages.len()).filter(|&s| reads(&stages[s])).collect();
-        let grad = format!("grad.{}", state.name);
-        let owner = stages.iter().position(|s| s.backward.find_output(&grad).is_some());
+        // A copy in bf16 is named after its master, which has the gradient.
+        let master = state.name.strip_suffix(".bf16").unwrap_or(&state.name);
+        let grads = [state.name.as_str(), master].map(|name| format!("grad.{name}"));
+        let owns = |s: &StageSections| grads.iter().any(|n| s.backward.find_output(n).is_some());
+        let owner = stages.iter().position(owns);
         let Some(owner) = owner.or(users.first().copied()) else { continue };
         let others = users.into_iter().filter(|user| *user != owner);
         list.extend(others.map(|user| Replica { state: state.name.clone(), owner, user }));

@@ -1,12 +1,15 @@
 //! Sections of a pipeline against the graph that was split: the same bits, nothing computed twice,
 //! nothing kept or sent that need not be.
 
-use super::super::support::{environment, network, piece};
-use aerogel_graph::ops::{Collective, Exchange, View};
+#[path = "split/small.rs"]
+mod small;
+
+use super::super::support::{environment, piece};
+use aerogel_graph::interpret::Run;
+use aerogel_graph::ops::View;
 use aerogel_graph::{
-    Build, Clock, Cutter, DType, Def, Env, Graph, Init, Mesh, Node, Op, OpError, Part, Phase, Role,
-    Rounding, StateId, Tensor, Type, ValueId, gradients, interpret, interpret_mesh, text,
-    verify::verify,
+    Build, Clock, Cutter, DType, Def, Env, Graph, Node, Op, Phase, Role, Rounding, StateId, Tensor,
+    ValueId, interpret_mesh, text, verify::verify,
 };
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
@@ -14,7 +17,8 @@ use aerogel_models::{
 use aerogel_passes::pipeline::{
     Kind, Message, Pass, Replica, Schedule, Split, check, layer_stages, schedule, split,
 };
-use aerogel_passes::{Compute, PassError, backward, precision};
+use aerogel_passes::recompute::{Policy, recompute};
+use aerogel_passes::{Compute, backward, precision};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
@@ -57,7 +61,17 @@ struct Case {
     micro: Graph,
     tied: bool,
     compute: Compute,
+    policy: Policy,
 }
+
+impl Case {
+    /// Whether blocks of several stages are recomputed together.
+    fn crosses(&self, stages: usize) -> bool {
+        self.policy == ACROSS && stages > 1
+    }
+}
+
+const ACROSS: Policy = Policy::Blocks { every: 3 };
 
 fn cases() -> Vec<Case> {
     let mut list = vec![];
@@ -67,52 +81,20 @@ fn cases() -> Vec<Case> {
         (Family::SparseTransformer, AttentionKind::Fixed),
     ] {
         for compute in [Compute::F32, Compute::Bf16] {
-            for again in [false, true] {
+            for policy in [Policy::None, Policy::Cheap, Policy::Blocks { every: 1 }, ACROSS] {
                 let forward = train_graph(&config(family, attention), MICROS).unwrap();
-                let mut global = backward(&precision(&forward, compute).unwrap()).unwrap();
-                if again {
-                    global = recomputed(&global);
-                }
+                let global = backward(&precision(&forward, compute).unwrap()).unwrap();
+                let bytes = |g: &Graph, v| g.ty(v).bytes(g.axes());
+                let global = recompute(&global, &policy, &bytes).unwrap().graph;
                 let mut micro = global.clone();
                 micro.cut_axis("batch", Cutter::Time, MICROS).unwrap();
-                let name = format!("{family:?} {attention:?} {compute:?}, recomputed: {again}");
-                list.push(Case { name, global, micro, tied: family == Family::Gpt2, compute });
+                let name = format!("{family:?} {attention:?} {compute:?}, recompute {policy:?}");
+                let tied = family == Family::Gpt2;
+                list.push(Case { name, global, micro, tied, compute, policy });
             }
         }
     }
     list
-}
-
-/// Every backward node reads a clone of what the forward of a block makes, down to the block's
-/// input.
-fn recomputed(g: &Graph) -> Graph {
-    fn again(out: &mut Graph, v: ValueId, clones: &mut HashMap<ValueId, ValueId>) -> ValueId {
-        let Def::Node(n, _) = out.value(v).def else { return v };
-        let node = out.node(n).clone();
-        let block = node.scope.starts_with("h.");
-        let stream = node.scope.ends_with(".mlp") && node.ins.len() == 3;
-        if node.phase == Phase::Backward || !block || stream {
-            return v;
-        }
-        if let Some(clone) = clones.get(&v) {
-            return *clone;
-        }
-        let ins: Vec<ValueId> = node.ins.iter().map(|v| again(out, *v, clones)).collect();
-        out.at(&node.scope, Phase::Backward);
-        let outs = out.emit(node.op, &ins).unwrap();
-        clones.extend(node.outs.into_iter().zip(outs));
-        clones[&v]
-    }
-    let mut clones = HashMap::new();
-    let result = g.rewrite(|out, node, ins| {
-        if node.phase == Phase::Forward {
-            return Ok(None);
-        }
-        let ins: Vec<ValueId> = ins.iter().map(|v| again(out, *v, &mut clones)).collect();
-        out.at(&node.scope, node.phase);
-        out.emit(node.op.clone(), &ins).map(Some)
-    });
-    result.unwrap().pruned().unwrap()
 }
 
 /// Layers of the stages, as even as it goes.
@@ -133,68 +115,82 @@ fn split_for(g: &Graph, schedule: &Schedule) -> Split {
     split(g, &layer_stages(&ranges(stages)), stages, &slots(schedule)).unwrap()
 }
 
-fn clock(micro: usize) -> Clock {
-    Clock { seed: 3, step: 1, micro: micro as u64, ..Clock::default() }
-}
-
 fn sections(split: &Split) -> impl Iterator<Item = ((usize, Pass), &Graph)> {
     split.stages.iter().enumerate().flat_map(|(s, stage)| {
         [((s, Pass::Forward), &stage.forward), ((s, Pass::Backward), &stage.backward)]
     })
 }
 
+/// The environment of each rank of a mesh; of one where there is none.
+type Ranks = Vec<Env>;
+
+fn run(g: &Graph, envs: &[Env], micro: usize) -> Vec<Run> {
+    let clock = Clock { seed: 3, step: 1, micro: micro as u64, ..Clock::default() };
+    interpret_mesh(g, envs, clock, Rounding::Declared).unwrap()
+}
+
 /// Runs the sections in the order of the checker's witness; gives the outputs of each micro-batch.
-fn execute(split: &Split, schedule: &Schedule, given: &[Env]) -> Vec<Env> {
-    let mut outputs = vec![Env::new(); given.len()];
-    let mut mail: HashMap<(String, (usize, Pass), usize), Tensor> = HashMap::new();
-    let mut saved: HashMap<(usize, usize), Env> = HashMap::new();
+fn execute(split: &Split, schedule: &Schedule, given: &[Ranks]) -> Vec<Ranks> {
+    let mut outputs = vec![vec![Env::new(); given[0].len()]; given.len()];
+    let mut mail: HashMap<(String, (usize, Pass), usize, usize), Tensor> = HashMap::new();
+    let mut saved: HashMap<(usize, usize, usize), Env> = HashMap::new();
     for (rank, action) in check(schedule).unwrap() {
         let (stage, micro) = (schedule.stage(rank, action.chunk), action.micro);
-        let slot = (stage, micro % schedule.slots(rank, action.chunk));
+        let slot = micro % schedule.slots(rank, action.chunk);
         let at = (stage, action.pass);
-        let mut env = given[micro].clone();
-        let section = match action.pass {
-            Pass::Forward => &split.stages[stage].forward,
-            _ => &split.stages[stage].backward,
-        };
-        let poison = section.states().iter().filter(|s| s.role == Role::Saved);
-        let poison = poison.map(|s| {
-            let nan = Tensor::full(section.axes(), &section.ty(s.value).axes, f64::NAN);
-            (s.name.clone(), nan)
-        });
-        env.extend(poison);
-        if action.pass == Pass::Backward {
-            env.extend(saved.remove(&slot).unwrap_or_default());
-        }
-        for m in split.messages.iter().filter(|m| m.to == at) {
-            let tensor = mail.remove(&(m.name.clone(), at, micro)).expect("sent before");
-            env.insert(format!("receive.{}", m.name), tensor);
-        }
-        let result = interpret(section, &env, clock(micro), Rounding::Declared).unwrap();
-        for (name, tensor) in result.outputs {
-            let Some(name) = name.strip_prefix("send.") else {
-                assert!(outputs[micro].insert(name.clone(), tensor).is_none(), "{name} twice");
-                continue;
-            };
-            for m in split.messages.iter().filter(|m| m.from == at && m.name == name) {
-                mail.insert((name.to_owned(), m.to, micro), tensor.clone());
+        let section = sections(split).find(|s| s.0 == at).unwrap().1;
+        let mut envs = given[micro].clone();
+        for (member, env) in envs.iter_mut().enumerate() {
+            // What the forward does not read may be anything.
+            for s in section.states().iter().filter(|s| s.role == Role::Saved) {
+                let nan = Tensor::full(section.axes(), &section.ty(s.value).axes, f64::NAN);
+                env.insert(s.name.clone(), nan);
+            }
+            if action.pass == Pass::Backward {
+                env.extend(saved.remove(&(stage, slot, member)).unwrap());
+            }
+            for m in split.messages.iter().filter(|m| m.to == at) {
+                let tensor = mail.remove(&(m.name.clone(), at, micro, member));
+                env.insert(format!("receive.{}", m.name), tensor.expect("sent before"));
             }
         }
-        if action.pass == Pass::Forward {
-            assert!(saved.insert(slot, result.assigned).is_none(), "slot {slot:?} is taken");
+        for (member, result) in run(section, &envs, micro).into_iter().enumerate() {
+            for (name, tensor) in result.outputs {
+                let Some(name) = name.strip_prefix("send.") else {
+                    let old = outputs[micro][member].insert(name.clone(), tensor);
+                    assert!(old.is_none(), "{name} twice");
+                    continue;
+                };
+                for m in split.messages.iter().filter(|m| m.from == at && m.name == name) {
+                    mail.insert((name.to_owned(), m.to, micro, member), tensor.clone());
+                }
+            }
+            if action.pass == Pass::Forward {
+                let old = saved.insert((stage, slot, member), result.assigned);
+                assert!(old.is_none(), "slot {slot} of stage {stage} is taken");
+            }
         }
     }
     assert!(mail.is_empty(), "nobody reads {:?}", mail.keys());
     outputs
 }
 
-fn assert_same(wanted: &Env, got: &Env, at: &str) {
-    let names = |env: &Env| env.keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(names(wanted), names(got), "{at}");
-    for (name, tensor) in wanted {
-        let bits = |t: &Tensor| t.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(tensor.axes, got[name].axes, "{at}, {name}");
-        assert_eq!(bits(tensor), bits(&got[name]), "{at}, {name}");
+/// Outputs of the graph that was split, for each micro-batch.
+fn whole(g: &Graph, given: &[Ranks]) -> Vec<Ranks> {
+    let of = |(j, envs): (usize, &Ranks)| run(g, envs, j).into_iter().map(|r| r.outputs).collect();
+    given.iter().enumerate().map(of).collect()
+}
+
+/// The same outputs, to the bit.
+fn assert_same(wanted: &[Ranks], got: &[Ranks], at: &str) {
+    for (wanted, got) in wanted.iter().flatten().zip(got.iter().flatten()) {
+        let names = |env: &Env| env.keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(names(wanted), names(got), "{at}");
+        for (name, tensor) in wanted {
+            let bits = |t: &Tensor| t.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(tensor.axes, got[name].axes, "{at}, {name}");
+            assert_eq!(bits(tensor), bits(&got[name]), "{at}, {name}");
+        }
     }
 }
 
@@ -210,16 +206,15 @@ const SCHEDULES: [(Kind, usize); 5] = [
 fn sections_give_the_bits_of_the_graph() {
     for case in cases() {
         let data = environment(&case.global);
-        let given: Vec<Env> = (0..MICROS).map(|j| piece(&case.global, &data, j, MICROS)).collect();
-        let run = |(j, env)| interpret(&case.micro, env, clock(j), Rounding::Declared).unwrap();
-        let wanted: Vec<Env> = given.iter().enumerate().map(run).map(|r| r.outputs).collect();
-        assert_ne!(wanted[0]["loss"], wanted[1]["loss"], "{}", case.name);
+        let given: Vec<Ranks> =
+            (0..MICROS).map(|j| vec![piece(&case.global, &data, j, MICROS)]).collect();
+        let wanted = whole(&case.micro, &given);
+        assert_ne!(wanted[0][0]["loss"], wanted[1][0]["loss"], "{}", case.name);
         for (kind, ranks) in SCHEDULES {
             let at = format!("{}, {kind} on {ranks}", case.name);
             let schedule = schedule(kind, ranks, MICROS).unwrap();
             let split = split_for(&case.micro, &schedule);
-            let got = execute(&split, &schedule, &given);
-            wanted.iter().zip(&got).for_each(|(wanted, got)| assert_same(wanted, got, &at));
+            assert_same(&wanted, &execute(&split, &schedule, &given), &at);
         }
     }
 }
@@ -257,7 +252,15 @@ fn sections_are_sound_and_compute_everything_once() {
                 assert_eq!(text::print(&pruned), text::print(g), "{at}, {pass:?} of {stage}");
                 declares_what_it_reads(&case.micro, g, slots(&schedule)[stage]);
             }
-            assert_eq!(work(sections(&split).map(|s| s.1)), wanted, "{at}");
+            let mut got = work(sections(&split).map(|s| s.1));
+            if case.crosses(split.stages.len()) {
+                // What the next stage starts from need not be made again for it.
+                got.retain(|key, count| wanted[key] != *count);
+                let fewer = got.iter().all(|(key, count)| *count < wanted[key]);
+                assert!(fewer && !got.is_empty(), "{at}: {got:?}");
+                continue;
+            }
+            assert_eq!(got, wanted, "{at}");
         }
     }
 }
@@ -334,7 +337,7 @@ fn kept_bytes(g: &Graph, stage_of: &dyn Fn(&str) -> usize, stages: usize) -> Vec
 fn a_stage_saves_what_its_backward_reads() {
     for case in cases() {
         let micro = case.micro.pruned().unwrap();
-        for stages in [1, 2, 4] {
+        for stages in [1, 2, 4].into_iter().filter(|s| !case.crosses(*s)) {
             let schedule = schedule(Kind::OneFOneB, stages, MICROS).unwrap();
             let split = split_for(&case.micro, &schedule);
             let saved = split.stages.iter().map(|s| {
@@ -389,78 +392,4 @@ fn sent_as_received(split: &Split, m: &Message) {
     let received = to.ty(to.find_input(&format!("receive.{}", m.name)).unwrap().value);
     assert_eq!(sent, received);
     assert_eq!(sent.bytes(from.axes()), m.bytes);
-}
-
-/// A bucket in pieces on two ranks, gathered by each section that reads it; a slice of an
-/// activation, all that the second stage reads of it; and gradients of buckets that span no layer.
-fn bucketed() -> Result<Graph, OpError> {
-    let mut g = Graph::new();
-    g.set_mesh(Mesh(vec![("data".to_owned(), 2)]));
-    let (batch, wide) = (g.axis("batch", 3)?, g.axis("wide", 8)?);
-    let (narrow, inner) = (g.axis("narrow", 2)?, g.axis("inner", 2)?);
-    let (flat, used) = (g.axis("flat", 24)?, g.axis("used", 16)?);
-    let piece = g.piece_of(flat, "flat.piece", Cutter::Mesh(0), 2)?;
-    let x = g.input("x", DType::F32, &[batch, wide])?;
-    let mut weights = vec![];
-    let mut gathered = vec![];
-    for (layer, axes) in [(0, [wide, inner]), (1, [inner, wide])] {
-        let bucket = format!("bucket.{layer}");
-        let ty = Type::new(DType::F32, [piece]);
-        let state = g.state(&bucket, ty, Role::Parameter, None, Init::Normal(0.5))?;
-        let name = format!("h.{layer}.weight");
-        let part = Part {
-            name,
-            class: None,
-            init: Init::Normal(0.5),
-            axes: axes.into_iter().collect(),
-            first: 0,
-        };
-        g.set_parts(&bucket, vec![part])?;
-        g.at(&bucket.as_str().into(), Phase::Forward);
-        let op = Collective {
-            exchange: Exchange::AllGather { axis: piece, into: flat },
-            over: [0].into_iter().collect(),
-        };
-        let whole = g.emit(op.into(), &[state])?[0];
-        gathered.push(whole);
-        let cut = g.slice(whole, flat, 0, used)?;
-        weights.push(g.split(cut, used, &axes)?);
-    }
-    g.at(&"h.0".into(), Phase::Forward);
-    let y = g.einsum(&[x, weights[0]], &[batch, inner])?;
-    let h = g.einsum(&[y, weights[0]], &[batch, wide])?;
-    let h = g.map(&[h], &|v| v[0].tanh())?;
-    let loss_of_0 = g.einsum(&[h, h], &[])?;
-    g.at(&"h.1".into(), Phase::Forward);
-    let some = g.slice(h, wide, 2, narrow)?;
-    let row = g.rename(some, narrow, inner)?;
-    let z = g.einsum(&[row, weights[1]], &[batch, wide])?;
-    let z = g.map(&[z], &|v| v[0].exp())?;
-    let loss_of_1 = g.sum(z, &[batch, wide])?;
-    g.at(&"head".into(), Phase::Forward);
-    let loss = g.add(loss_of_0, loss_of_1)?;
-    g.output("loss", loss);
-    let grads = gradients(&mut g, loss, &gathered)?;
-    for (layer, grad) in grads.into_iter().enumerate() {
-        g.at(&format!("bucket.{layer}").as_str().into(), Phase::Backward);
-        let op = Collective {
-            exchange: Exchange::ReduceScatter { axis: flat, into: piece },
-            over: [0].into_iter().collect(),
-        };
-        let grad = g.emit(op.into(), &[grad.expect("the loss depends on it")])?[0];
-        g.output(&format!("grad.bucket.{layer}"), grad);
-    }
-    Ok(g)
-}
-
-#[test]
-fn dump() {
-    let g = bucketed().unwrap();
-    println!("{}", text::print(&g));
-    let split = split(&g, &layer_stages(&[0..1, 1..2]), 2, &[2, 1]).unwrap();
-    for (at, g) in sections(&split) {
-        println!("# {at:?}\n{}", text::print(g));
-    }
-    println!("{:#?}", split.messages);
-    println!("{:#?}", split.replicas);
 }
