@@ -100,13 +100,19 @@ fn gelu(len: usize) -> Result<Map, KernelError> {
 fn linear_ce(rows: usize, width: usize, vocab: usize) -> Result<LinearCe, KernelError> {
     let row = width as isize;
     LinearCe::new(&LinearCeSpec {
-        rows,
+        rows: vec![rows],
         vocab,
+        first_row: 0,
+        all_rows: vocab,
         width,
         x: Operand::f32([row, 0, 1]),
         w: Operand::f32([0, row, 1]),
         targets: Operand::u32([0, 0, 0]),
         weights: None,
+        given: None,
+        ce: Some(Operand::f32([1, 0, 0])),
+        lse: None,
+        hit: None,
         dx: Some(Operand::f32([row, 0, 1])),
         dw: Some(Operand::f32([0, row, 1])),
     })
@@ -130,7 +136,7 @@ fn main() -> Outcome {
             println!("  its backward: {:.0} GFLOP/s", 10.0 * 64e-9 * pairs / time);
         }
         let (rows, width, vocab) = (1024, 256, 4096);
-        let floats = [rows * width, vocab * width, 1, 1, rows * width, vocab * width];
+        let floats = [rows * width, vocab * width, 1, rows, rows * width, vocab * width];
         let time = seconds(&pool, &linear_ce(rows, width, vocab)?, &floats);
         let flops = 6e-9 * (rows * width * vocab) as f64;
         println!("  linear_ce {rows}x{width}x{vocab}: {:.0} GFLOP/s", flops / time);

@@ -64,6 +64,8 @@ pub(crate) fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, Kerne
         Op::Gather(op) => Ok(vec![whole::gather(s, op, node)?]),
         Op::Scatter(op) => whole::scatter(s, op, node),
         Op::LinearCe(op) => Ok(vec![whole::linear_ce(s, op, node)?]),
+        Op::LinearLse(op) => Ok(vec![whole::linear_lse(s, op, node)?]),
+        Op::LinearCeGrad(op) => Ok(vec![whole::linear_ce_grad(s, op, node)?]),
         Op::Collective(_) => Err(KernelError::Unsupported {
             kernel: "collective",
             what: "is run by the device itself".to_owned(),

@@ -16,4 +16,5 @@ mod all {
     mod text;
     mod text_errors;
     mod verifier;
+    mod vocabulary;
 }

@@ -109,8 +109,10 @@ fn loss(g: &mut Graph, config: &ModelConfig, batch: usize, dropout: bool) -> Res
     let targets = g.input("targets", DType::U32, &[net.batch, net.seq])?;
     let weights = g.input("weights", DType::F32, &[net.batch, net.seq])?;
     let (hidden, head) = forward(g, &net, tokens)?;
-    let loss =
-        g.scope("head", |g| g.linear_ce(hidden, head, targets, weights, net.embed, net.vocab))?;
+    let loss = g.scope("head", |g| {
+        let ce = g.linear_ce(hidden, head, targets, weights, net.embed, net.vocab)?;
+        g.sum(ce, &[net.batch, net.seq])
+    })?;
     let count = g.scope("head", |g| g.sum(weights, &[net.batch, net.seq]))?;
     g.output("loss", loss);
     g.output("tokens", count);

@@ -2,12 +2,12 @@
 
 use crate::error::PlanError;
 use crate::layout::{View, is_row_major, part_axes, wholes, windows};
-use aerogel_graph::ops::View as ViewOp;
+use aerogel_graph::ops::{Map, View as ViewOp};
 use aerogel_graph::{Build, Def, Expr, Graph, Op, Type, ValueId};
 use std::collections::HashMap;
 
-/// The copies that a node's inputs need, by position: the type of each.
-type Wanted = Vec<Option<Type>>;
+/// The copies that a node's inputs need, by position: for each the op that makes it.
+type Wanted = Vec<Option<Op>>;
 
 /// The graph with identity maps before parts of concatenations and operands of collectives that do
 /// not lie as they should. No concatenation along the outermost axis is a kernel then: whoever
@@ -20,7 +20,7 @@ pub(crate) fn copied(g: Graph) -> Result<Graph, PlanError> {
     let mut wanted: HashMap<usize, Wanted> = parts(&g, &views);
     for (n, node) in g.nodes().iter().enumerate() {
         if matches!(node.op, Op::Collective(_)) && !is_message(&g, &views, node.ins[0]) {
-            wanted.insert(n, vec![Some(g.ty(node.ins[0]).clone())]);
+            wanted.insert(n, vec![Some(identity(g.ty(node.ins[0]).clone()))]);
         }
     }
     if wanted.is_empty() {
@@ -32,13 +32,22 @@ pub(crate) fn copied(g: Graph) -> Result<Graph, PlanError> {
         next += 1;
         let Some(copies) = copies else { return Ok(None) };
         let mut ins = ins.to_vec();
-        for (v, ty) in ins.iter_mut().zip(copies) {
-            if let Some(ty) = ty {
-                *v = out.map_to(&[*v], ty.clone(), &|x: &[Expr]| x[0].clone())?;
+        for (v, copy) in ins.iter_mut().zip(copies) {
+            if let Some(copy) = copy {
+                let reads = if is_constant(copy) { vec![] } else { vec![*v] };
+                *v = out.emit(copy.clone(), &reads)?[0];
             }
         }
         out.emit(node.op.clone(), &ins).map(Some)
     })?)
+}
+
+fn identity(out: Type) -> Op {
+    Map { expr: Expr::In(0), out, cotangent: None }.into()
+}
+
+fn is_constant(op: &Op) -> bool {
+    matches!(op, Op::Map(Map { expr: Expr::Const(_), .. }))
 }
 
 /// Parts of concatenations that lie in an input, in a state, or in the output of a concatenation
@@ -52,11 +61,20 @@ fn parts(g: &Graph, views: &[View]) -> HashMap<usize, Wanted> {
         if !out.dtype.is_float() || !whole.roots.contains(&None) {
             continue;
         }
-        let copy = |(root, &axis): (&Option<ValueId>, _)| match root {
-            Some(_) => None,
-            None => Some(Type::new(out.dtype, part_axes(out, *into, axis))),
+        let copy = |i: usize| {
+            if whole.roots[i].is_some() {
+                return None;
+            }
+            let ty = Type::new(out.dtype, part_axes(out, *into, axes[i]));
+            match g.op_of(node.ins[i]) {
+                // Made again: a copy would keep the whole that got the first one alive.
+                Some(Op::Map(Map { expr: expr @ Expr::Const(_), .. })) => {
+                    Some(Map { expr: expr.clone(), out: ty, cotangent: None }.into())
+                }
+                _ => Some(identity(ty)),
+            }
         };
-        wanted.insert(whole.node.index(), whole.roots.iter().zip(axes).map(copy).collect());
+        wanted.insert(whole.node.index(), (0..axes.len()).map(copy).collect());
     }
     wanted
 }

@@ -171,3 +171,59 @@ choices! {
         Bf16 = "bf16",
     }
 }
+
+choices! {
+    /// A usual way of spreading training state over ranks; fills in [`crate::layout::Shard`].
+    Preset {
+        /// Every rank holds all state (data parallelism).
+        Ddp = "ddp",
+        /// Optimizer state is cut (Rajbhandari et al. 2020, stage 1).
+        Zero1 = "zero1",
+        /// Gradients as well (stage 2).
+        Zero2 = "zero2",
+        /// Parameters as well (stage 3).
+        Zero3 = "zero3",
+        /// Stage 3 within a group of ranks, copies of it across groups (Zhao et al. 2023).
+        Hybrid = "hybrid",
+        /// The inside of every layer is cut (Shoeybi et al. 2019).
+        Megatron = "megatron",
+    }
+}
+
+choices! {
+    /// The order in which a pipeline runs forward and backward of its micro-batches.
+    PipelineSchedule {
+        /// All forwards, then all backwards (Huang et al. 2019).
+        GPipe = "gpipe",
+        /// One forward, one backward by turns, so that few micro-batches are in flight
+        /// (Narayanan et al. 2019).
+        OneForwardOneBackward = "1f1b",
+        /// The same with several chunks of layers on each rank, for a shorter bubble
+        /// (Narayanan et al. 2021).
+        Interleaved = "interleaved",
+    }
+}
+
+choices! {
+    /// What the order of sums over micro-batches may depend on.
+    Determinism {
+        /// A balanced tree over the micro-batches: any number of data ranks gives the same bits.
+        Bitwise = "bitwise",
+        /// Whatever order is quickest for the ranks at hand.
+        Fast = "fast",
+    }
+}
+
+choices! {
+    /// What backward computes again instead of keeping it.
+    RecomputeKind {
+        /// Nothing.
+        None = "none",
+        /// Maps and norms.
+        Cheap = "cheap",
+        /// Whole blocks.
+        Block = "block",
+        /// The cheapest set under a limit.
+        Budget = "budget",
+    }
+}

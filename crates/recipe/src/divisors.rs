@@ -16,6 +16,11 @@ pub(crate) fn divisor_up_to(n: usize, limit: usize) -> usize {
     divisors(n).filter(|d| *d <= limit).max().unwrap_or(1)
 }
 
+/// The largest divisor of `n` that is at most `limit` and that `fits`.
+pub(crate) fn divisor_where(n: usize, limit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    divisors(n).filter(|d| *d <= limit && fits(*d)).max()
+}
+
 /// The smallest divisor of `n` that is at least its square root.
 pub(crate) fn divisor_from_root(n: usize) -> usize {
     divisors(n).filter(|d| d.saturating_mul(*d) >= n).min().unwrap_or(n)

@@ -7,18 +7,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Place, Problem, RecipeError};
-use crate::schema::{self, Key, KeyType};
+use crate::schema::{self, Key};
 use crate::suggest;
-
-/// A value that fits its key's type and range.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
-    Integer(u64),
-    Number(f64),
-    Text(String),
-    Texts(Vec<String>),
-    Integers(Vec<u64>),
-}
+use crate::values::{Value, by_position, check, check_text, describe};
 
 /// A value and where it was given.
 #[derive(Clone, Debug)]
@@ -35,6 +26,9 @@ pub(crate) enum Layer {
     Tiny,
     Override,
 }
+
+/// The key that says how many ranks there are.
+const MESH: &str = "parallel.mesh";
 
 /// Everything that a recipe and its overrides say.
 #[derive(Debug)]
@@ -85,13 +79,35 @@ pub(crate) fn read(
     Ok(entries)
 }
 
-type Pair<'a, 'i> = (&'a Spanned<std::borrow::Cow<'i, str>>, &'a Spanned<DeValue<'i>>);
-
-/// A table's pairs in the order of the text, so that the first fault is the one reported.
-fn by_position<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Pair<'a, 'i>> {
-    let mut pairs: Vec<_> = table.iter().collect();
-    pairs.sort_by_key(|(name, _)| name.span().start);
-    pairs
+/// Lays the number of ranks of the command line over the recipe: a mesh has to have as many, and
+/// without one there is a single axis of data-parallel ranks.
+pub(crate) fn apply_ranks(ranks: usize, entries: &mut Entries) -> Result<(), RecipeError> {
+    let place = Place::Ranks(ranks);
+    let size = u64::try_from(ranks).unwrap_or(u64::MAX);
+    if !(1..=schema::MAX_AXIS_SIZE).contains(&size) {
+        let wanted = format!("an integer from 1 to {}", schema::MAX_AXIS_SIZE);
+        let problem = Problem::Range { key: "--ranks".into(), got: ranks.to_string(), wanted };
+        return Err(RecipeError::new(place, problem));
+    }
+    let Some(entry) = entries.values.get(MESH) else {
+        let value = Value::Sizes(vec![("data".into(), size)]);
+        entries.values.insert(MESH.into(), Entry { value, place, layer: Layer::Override });
+        return Ok(());
+    };
+    let Value::Sizes(mesh) = &entry.value else { unreachable!("the schema's type of the mesh") };
+    let product: u128 = mesh.iter().map(|(_, size)| u128::from(*size)).product();
+    if product == u128::from(size) {
+        return Ok(());
+    }
+    let problem = Problem::Contradiction {
+        what: format!("{MESH} has {product} ranks, and {ranks} are asked for"),
+        why: "the sizes of the mesh multiply to the number of ranks".into(),
+        advice: format!(
+            "give --ranks {product}, or another parallel.mesh (`{MESH}=` drops it, and the ranks \
+             form one axis \"data\")"
+        ),
+    };
+    Err(RecipeError::new(place, problem))
 }
 
 /// Knows the text, to turn byte offsets into lines.
@@ -211,10 +227,12 @@ fn known_key(section: &str, name: &str, place: &Place) -> Result<&'static Key, R
         .find(|key| key.name == name || suggest::synonym(name, &[key.name]).is_some());
     let near = suggest::synonym(name, &here).or_else(|| suggest::nearest(name, &here));
     let advice = match (near, elsewhere) {
-        (None, Some(key)) => format!("did you mean `{}` in [{}]?", key.name, key.section),
-        (None, None) if schema::sections().contains(&name) => {
-            format!("[{name}] is a section of its own")
+        (None, elsewhere) if schema::sections().contains(&name) => {
+            let also =
+                elsewhere.map(|key| format!(", and [{}] has a key `{}`", key.section, key.name));
+            format!("[{name}] is a section of its own{}", also.unwrap_or_default())
         }
+        (None, Some(key)) => format!("did you mean `{}` in [{}]?", key.name, key.section),
         _ => suggest::advice(name, &here, "keys"),
     };
     let problem = Problem::UnknownKey { section: section.into(), key: name.into(), advice };
@@ -245,188 +263,4 @@ fn apply_override(text: &str, entries: &mut Entries) -> Result<(), RecipeError> 
         check_text(key, value).map_err(|problem| RecipeError::new(place.clone(), problem))?;
     entries.values.insert(key.full_name(), Entry { value, place, layer: Layer::Override });
     Ok(())
-}
-
-/// Checks a value written as TOML or, as shells eat quotes, as bare text.
-pub(crate) fn check_text(key: &Key, text: &str) -> Result<Value, Problem> {
-    match DeValue::parse(text) {
-        Ok(value) if !is_bare_text(key, value.get_ref()) => check(key, value.get_ref()),
-        _ => check(key, &DeValue::String(text.into())),
-    }
-}
-
-/// Whether a text was meant where TOML reads something else, as in `sample.prompt=1984`.
-fn is_bare_text(key: &Key, value: &DeValue<'_>) -> bool {
-    matches!(key.key_type, KeyType::Text) && !value.is_str()
-}
-
-/// Checks type and range of one value.
-fn check(key: &Key, value: &DeValue<'_>) -> Result<Value, Problem> {
-    match key.key_type {
-        KeyType::Integer(min, max) => integer(key, value, min, max).map(Value::Integer),
-        KeyType::Number(range) => {
-            let x = number(value).ok_or_else(|| wrong_type(key, value))?;
-            match range.contains(x) {
-                true => Ok(Value::Number(x)),
-                false => Err(out_of_range(key, &plain(value), &range.to_string())),
-            }
-        }
-        KeyType::Text => text(key, value).map(|text| Value::Text(text.into())),
-        KeyType::Choice(words) => {
-            let word = value.as_str().ok_or_else(|| wrong_type(key, value))?;
-            choice(key, word, words).map(Value::Text)
-        }
-        KeyType::Choices(words) => {
-            let list = texts(key, value)?;
-            if list.is_empty() {
-                return Err(out_of_range(key, "[]", "a list of at least one entry"));
-            }
-            list.iter()
-                .map(|word| choice(key, word, words))
-                .collect::<Result<_, _>>()
-                .map(Value::Texts)
-        }
-        KeyType::Texts => {
-            let list = texts(key, value)?;
-            if list.iter().any(String::is_empty) {
-                return Err(out_of_range(key, &plain(value), "a list of texts that are not empty"));
-            }
-            Ok(Value::Texts(list))
-        }
-        KeyType::ImageShape => image_shape(key, value).map(Value::Integers),
-        KeyType::Bytes => bytes(key, value).map(Value::Integer),
-    }
-}
-
-fn integer(key: &Key, value: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Problem> {
-    let literal = value.as_integer().ok_or_else(|| wrong_type(key, value))?;
-    i128::from_str_radix(literal.as_str(), literal.radix())
-        .ok()
-        .and_then(|x| u64::try_from(x).ok())
-        .filter(|x| (min..=max).contains(x))
-        .ok_or_else(|| out_of_range(key, &plain(value), &KeyType::Integer(min, max).to_string()))
-}
-
-fn number(value: &DeValue<'_>) -> Option<f64> {
-    match value {
-        DeValue::Float(x) => x.as_str().parse().ok(),
-        DeValue::Integer(x) => i128::from_str_radix(x.as_str(), x.radix()).ok().map(|x| x as f64),
-        _ => None,
-    }
-}
-
-fn text<'a>(key: &Key, value: &'a DeValue<'_>) -> Result<&'a str, Problem> {
-    match value.as_str() {
-        None => Err(wrong_type(key, value)),
-        Some("") => Err(out_of_range(key, "\"\"", "a text that is not empty")),
-        Some(text) => Ok(text),
-    }
-}
-
-fn texts(key: &Key, value: &DeValue<'_>) -> Result<Vec<String>, Problem> {
-    let list = value.as_array().ok_or_else(|| wrong_type(key, value))?;
-    list.iter()
-        .map(|item| item.get_ref().as_str().map(str::to_string))
-        .collect::<Option<_>>()
-        .ok_or_else(|| wrong_type(key, value))
-}
-
-fn choice(key: &Key, word: &str, words: &[&str]) -> Result<String, Problem> {
-    if words.contains(&word) {
-        return Ok(word.into());
-    }
-    let advice = suggest::advice(word, words, "choices");
-    Err(Problem::Choice { key: key.full_name(), got: word.into(), advice })
-}
-
-fn image_shape(key: &Key, value: &DeValue<'_>) -> Result<Vec<u64>, Problem> {
-    let list = value.as_array().ok_or_else(|| wrong_type(key, value))?;
-    if list.len() != 3 {
-        return Err(out_of_range(
-            key,
-            &plain(value),
-            "[height, width, channels], as in [32, 32, 3]",
-        ));
-    }
-    let shape: Vec<u64> =
-        list.iter().map(|item| integer(key, item.get_ref(), 1, 4096)).collect::<Result<_, _>>()?;
-    match matches!(shape[2], 1 | 3) {
-        true => Ok(shape),
-        false => Err(out_of_range(key, &plain(value), "of 1 channel (grey) or 3 (colour)")),
-    }
-}
-
-const UNITS: &[(&str, u64)] = &[
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("TB", 1_000_000_000_000),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("kB", 1_000),
-    ("B", 1),
-];
-
-fn bytes(key: &Key, value: &DeValue<'_>) -> Result<u64, Problem> {
-    if value.is_integer() {
-        return integer(key, value, 1, i64::MAX as u64);
-    }
-    let text = value.as_str().ok_or_else(|| wrong_type(key, value))?;
-    let wrong = || {
-        let wanted =
-            "a number and a unit (KiB, MiB, GiB, TiB, kB, MB, GB, TB or B), as in \"8GiB\"";
-        out_of_range(key, &plain(value), wanted)
-    };
-    let (digits, unit) = UNITS
-        .iter()
-        .find_map(|(unit, size)| Some((text.strip_suffix(unit)?.trim(), *size as f64)))
-        .ok_or_else(wrong)?;
-    let size = digits.parse::<f64>().map_err(|_| wrong())? * unit;
-    match size >= 1.0 && size < i64::MAX as f64 {
-        true => Ok(size as u64),
-        false => Err(wrong()),
-    }
-}
-
-fn wrong_type(key: &Key, value: &DeValue<'_>) -> Problem {
-    Problem::Type {
-        key: key.full_name(),
-        wanted: key.key_type.to_string(),
-        got: describe(value),
-        doc: format!("it means: {}", key.doc),
-    }
-}
-
-fn out_of_range(key: &Key, got: &str, wanted: &str) -> Problem {
-    Problem::Range { key: key.full_name(), got: got.into(), wanted: wanted.into() }
-}
-
-fn describe(value: &DeValue<'_>) -> String {
-    let kind = match value {
-        DeValue::String(_) => "the text",
-        DeValue::Integer(_) => "the integer",
-        DeValue::Float(_) => "the number",
-        DeValue::Boolean(_) => "the boolean",
-        DeValue::Datetime(_) => "the date",
-        DeValue::Array(_) => "the list",
-        DeValue::Table(_) => return "a table".into(),
-    };
-    format!("{kind} {}", plain(value))
-}
-
-/// The value as a user would write it.
-fn plain(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("\"{text}\""),
-        DeValue::Integer(x) => x.to_string(),
-        DeValue::Float(x) => x.as_str().into(),
-        DeValue::Boolean(x) => x.to_string(),
-        DeValue::Datetime(x) => x.to_string(),
-        DeValue::Array(list) => {
-            let items: Vec<String> = list.iter().map(|item| plain(item.get_ref())).collect();
-            format!("[{}]", items.join(", "))
-        }
-        DeValue::Table(_) => "{...}".into(),
-    }
 }

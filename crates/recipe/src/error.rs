@@ -24,6 +24,11 @@ pub enum Place {
         /// The override, as the user wrote it.
         String,
     ),
+    /// The number of ranks on the command line.
+    Ranks(
+        /// Ranks, as the user wrote.
+        usize,
+    ),
 }
 
 impl fmt::Display for Place {
@@ -32,6 +37,7 @@ impl fmt::Display for Place {
             Place::Line { file, line } => write!(f, "{file}:{line}"),
             Place::File(file) => write!(f, "{file}"),
             Place::Override(text) => write!(f, "override `{text}`"),
+            Place::Ranks(ranks) => write!(f, "--ranks {ranks}"),
         }
     }
 }

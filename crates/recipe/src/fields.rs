@@ -1,10 +1,11 @@
 //! Typed access to the entries for the resolvers: given or default, missing, idle, contradictory.
 
 use crate::choices::Choice;
-use crate::entries::{self, Entries, Entry, Value};
+use crate::entries::{Entries, Entry};
 use crate::error::{Place, Problem, RecipeError};
 use crate::recipe::Derived;
 use crate::schema::{self, DefaultValue, Key};
+use crate::values::{self, Value};
 
 /// The entries under resolution, and the defaults derived so far. Keys are `section.key`, and
 /// name only keys of the schema; a slip is a bug of this crate that every test would hit.
@@ -35,6 +36,11 @@ from_value! {
     String: Value::Text(x) => x.clone();
     Vec<String>: Value::Texts(x) => x.clone();
     Vec<u64>: Value::Integers(x) => x.clone();
+    bool: Value::Boolean(x) => *x;
+    Vec<(String, usize)>: Value::Sizes(x) => {
+        x.iter().map(|(name, size)| (name.clone(), *size as usize)).collect()
+    };
+    Vec<(String, Vec<String>)>: Value::Lists(x) => x.clone();
 }
 
 impl Fields {
@@ -59,7 +65,7 @@ impl Fields {
             let DefaultValue::Value(text) = row.default else {
                 panic!("{key} has no fixed default")
             };
-            let value = entries::check_text(row, text).expect("a valid default");
+            let value = values::check_text(row, text).expect("a valid default");
             T::from_value(&value).expect("the schema's type of the key")
         })
     }
@@ -86,13 +92,15 @@ impl Fields {
     /// The value that was given, or `value`, which is noted with the reason for it.
     pub fn derive<T: FromValue>(&mut self, key: &str, value: T, shown: &str, reason: &str) -> T {
         self.given(key).unwrap_or_else(|| {
-            self.derived.push(Derived {
-                key: key.into(),
-                value: shown.into(),
-                reason: reason.into(),
-            });
+            self.note(key, shown, reason);
             value
         })
+    }
+
+    /// Notes that `key`, or a part of it, was derived.
+    pub fn note(&mut self, key: &str, shown: &str, reason: &str) {
+        let (key, value, reason) = (key.into(), shown.into(), reason.into());
+        self.derived.push(Derived { key, value, reason });
     }
 
     /// The choice that was given, or the schema's fixed default.
@@ -138,7 +146,7 @@ impl Fields {
 /// How to drop a key: where the file has it, an override can.
 fn dropping(key: &str, place: &Place) -> String {
     match place {
-        Place::Override(_) => String::new(),
+        Place::Override(_) | Place::Ranks(_) => String::new(),
         _ => format!(" (or override with `{key}=`, which drops it)"),
     }
 }

@@ -8,7 +8,7 @@
 //! to check a key again. This crate knows nothing of graphs, devices or the contents of data.
 //!
 //! The way through it: [`schema`] is the table of keys; `entries` reads text, `[tiny]` and
-//! overrides into checked single values; `resolve` turns those into typed sections and refuses
+//! overrides into checked single `values`; `resolve` turns those into typed sections and refuses
 //! contradictions; `print` writes the resolved form back. Tests are in `tests/all/`: broken
 //! recipes with their exact messages, round trips, overrides, the frozen set of keys, and the
 //! files of `recipes/`.
@@ -18,20 +18,23 @@ mod divisors;
 mod entries;
 mod error;
 mod fields;
+mod layout;
 mod parse;
 mod print;
 mod recipe;
 mod resolve;
 mod schema;
 mod suggest;
+mod values;
 
 pub use choices::{
-    AttentionKind, BinFormat, Combine, Compute, DataKind, Family, Init, OptimizerKind,
-    ScheduleKind, TokenizerKind,
+    AttentionKind, BinFormat, Combine, Compute, DataKind, Determinism, Family, Init, OptimizerKind,
+    PipelineSchedule, Preset, ScheduleKind, TokenizerKind,
 };
 pub use error::{Place, Problem, RecipeError};
+pub use layout::{Memory, Parallel, RecomputePolicy, Shard};
 pub use recipe::{
-    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, Memory, Model, Optimizer,
-    Parallel, Part, Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
+    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, Model, Optimizer, Part,
+    Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
 };
 pub use schema::{DefaultValue, Key, KeyType, Range, reference, schema};

@@ -1,6 +1,7 @@
 //! The resolved form, and the part of it that defines the numbers.
 
-use crate::choices::{AttentionKind, Combine, TokenizerKind};
+use crate::choices::{AttentionKind, Combine, PipelineSchedule, RecomputeKind, TokenizerKind};
+use crate::layout::{Memory, Parallel, RecomputePolicy, mesh_text};
 use crate::recipe::{Attention, Data, Model, Optimizer, Part, Recipe, Rule, Source};
 use crate::schema;
 
@@ -26,7 +27,8 @@ impl Recipe {
     /// run, so that a checkpoint of one recipe may continue under another with the same text.
     ///
     /// In: model, data, tokenizer, optimizer, schedule, precision, and of `[train]` the batch,
-    /// the micro-batch, the seed and the steps, on which the schedule depends. Out: what only
+    /// the micro-batch, the seed, the determinism and the steps, on which the schedule depends.
+    /// Out: what only
     /// watches or places the run (`log_every`, `[memory]`, `[parallel]`, `[eval]`, `[sample]`,
     /// `[checkpoint]`), the data's hint and checksum, the name, and whether the form is tiny,
     /// though not what that changed. The contents of the data are not known here: the caller
@@ -258,17 +260,14 @@ impl Lines {
         self.size("micro_batch", recipe.train.micro_batch);
         self.integer("seed", recipe.train.seed);
         self.integer("log_every", recipe.train.log_every);
+        self.text("determinism", recipe.train.determinism.name());
         self.section = "precision";
         self.text("compute", recipe.precision.compute.name());
     }
 
     fn running(&mut self, recipe: &Recipe) {
-        self.section = "memory";
-        if let Some(budget_bytes) = recipe.memory.budget_bytes {
-            self.integer("budget", budget_bytes);
-        }
-        self.section = "parallel";
-        self.size("threads", recipe.parallel.threads);
+        self.memory(&recipe.memory);
+        self.parallel(&recipe.parallel);
         self.section = "eval";
         self.integer("every", recipe.eval.every);
         if recipe.data.has_held_out() {
@@ -283,6 +282,43 @@ impl Lines {
         self.section = "checkpoint";
         self.integer("every", recipe.checkpoint.every);
         self.integer("keep", recipe.checkpoint.keep);
+    }
+
+    fn memory(&mut self, memory: &Memory) {
+        self.section = "memory";
+        if let Some(budget_bytes) = memory.budget_bytes {
+            self.integer("budget", budget_bytes);
+        }
+        let kind = match memory.recompute {
+            RecomputePolicy::None => RecomputeKind::None,
+            RecomputePolicy::Cheap => RecomputeKind::Cheap,
+            RecomputePolicy::Blocks { every } => {
+                self.size("recompute_every", every);
+                RecomputeKind::Block
+            }
+            RecomputePolicy::Budget { bytes } => {
+                self.integer("activations", bytes);
+                RecomputeKind::Budget
+            }
+        };
+        self.text("recompute", kind.name());
+        self.size("mlp_chunks", memory.mlp_chunks);
+        self.size("loss_chunks", memory.loss_chunks);
+        self.push("update_in_backward", memory.update_in_backward.to_string());
+    }
+
+    fn parallel(&mut self, parallel: &Parallel) {
+        self.section = "parallel";
+        self.size("threads", parallel.threads);
+        self.push("mesh", mesh_text(&parallel.mesh));
+        self.push("shard", parallel.shard.text());
+        if parallel.pipeline_ranks() > 1 {
+            self.text("schedule", parallel.schedule.name());
+            if parallel.schedule == PipelineSchedule::Interleaved {
+                self.size("chunks", parallel.chunks);
+            }
+        }
+        self.number("timeout_seconds", parallel.timeout_seconds);
     }
 
     fn drawing(&mut self, recipe: &Recipe) {

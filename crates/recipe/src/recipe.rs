@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::choices::{
-    AttentionKind, BinFormat, Combine, Compute, DataKind, Family, Init, OptimizerKind,
+    AttentionKind, BinFormat, Combine, Compute, DataKind, Determinism, Family, Init, OptimizerKind,
     ScheduleKind, TokenizerKind,
 };
+use crate::layout::{Memory, Parallel};
 
 /// A validated run: every value in its range, no two in contradiction.
 ///
@@ -88,6 +89,16 @@ impl Recipe {
     /// Micro-batches of one update.
     pub fn micro_batches(&self) -> usize {
         self.train.batch / self.train.micro_batch
+    }
+
+    /// Micro-batches of one update that one rank computes; at least 1.
+    pub fn micro_batches_per_rank(&self) -> usize {
+        self.micro_batches() / self.parallel.data_ranks()
+    }
+
+    /// The number of ranks: the product of the mesh.
+    pub fn ranks(&self) -> usize {
+        self.parallel.ranks()
     }
 }
 
@@ -431,6 +442,8 @@ pub struct Train {
     pub seed: u64,
     /// Steps between two lines of the log.
     pub log_every: u64,
+    /// What the order of sums over micro-batches may depend on.
+    pub determinism: Determinism,
 }
 
 /// Numeric formats.
@@ -438,20 +451,6 @@ pub struct Train {
 pub struct Precision {
     /// Dtype of products and activations.
     pub compute: Compute,
-}
-
-/// Limits on memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Memory that the plan must fit into, bytes.
-    pub budget_bytes: Option<u64>,
-}
-
-/// Use of the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Parallel {
-    /// Threads; 0 takes all cores.
-    pub threads: usize,
 }
 
 /// Evaluation on held-out data.

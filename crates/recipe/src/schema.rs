@@ -3,9 +3,10 @@
 use std::fmt;
 
 use crate::choices::{
-    AttentionKind, BinFormat, Combine, Compute, CycleEntry, DataKind, Family, Init, OptimizerKind,
-    ScheduleKind, TokenizerKind,
+    AttentionKind, BinFormat, Combine, Compute, CycleEntry, DataKind, Determinism, Family, Init,
+    OptimizerKind, PipelineSchedule, Preset, RecomputeKind, ScheduleKind, TokenizerKind,
 };
+use crate::layout::Shard;
 
 /// One key of the recipe.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,12 @@ pub enum KeyType {
     ImageShape,
     /// A size in bytes: an integer, or a text such as "8GiB".
     Bytes,
+    /// `true` or `false`.
+    Boolean,
+    /// A table of one to four named sizes, whose order counts.
+    Mesh,
+    /// A table that gives lists of mesh axes to some of a set of names.
+    AxisLists(&'static [&'static str]),
 }
 
 /// A range of finite numbers; `min_open` and `max_open` leave the bound itself out.
@@ -124,6 +131,13 @@ impl fmt::Display for KeyType {
             KeyType::Texts => write!(f, "a list of texts, as in [\"a.txt\", \"b/*.txt\"]"),
             KeyType::ImageShape => write!(f, "[height, width, channels], as in [32, 32, 3]"),
             KeyType::Bytes => write!(f, "a size, as in \"8GiB\""),
+            KeyType::Boolean => write!(f, "true or false"),
+            KeyType::Mesh => write!(f, "a table of named sizes, as in {{ data = 2, tensor = 4 }}"),
+            KeyType::AxisLists(names) => write!(
+                f,
+                "a table of lists of mesh axes, as in {{ batch = [\"data\"] }}, out of {}",
+                names.join(", ")
+            ),
         }
     }
 }
@@ -135,6 +149,8 @@ const BELOW_ONE: Range = Range { min: 0.0, min_open: false, max: 1.0, max_open: 
 const UP_TO_ONE: Range = Range { max_open: false, ..BELOW_ONE };
 const MLP_RATIO: Range = Range { min: 0.0, min_open: true, max: 64.0, max_open: false };
 const QK_RATIO: Range = Range { max: 4.0, ..MLP_RATIO };
+/// Thirty years, which is for ever, and a duration that every clock can add.
+const TIMEOUT: Range = Range { max: 1e9, ..MLP_RATIO };
 
 /// Bounds that keep products of a few extents within 64 bits, far above any real model.
 const MAX_LAYERS: u64 = 10_000;
@@ -142,6 +158,8 @@ const MAX_WIDTH: u64 = 1 << 20;
 const MAX_CONTEXT: u64 = 1 << 28;
 const MAX_BATCH: u64 = 1 << 20;
 const MAX_COUNT: u64 = 1 << 40;
+pub(crate) const MAX_AXES: usize = 4;
+pub(crate) const MAX_AXIS_SIZE: u64 = 1 << 16;
 const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Builds the table. The rows are long and read best as a table, which rustfmt leaves alone here.
@@ -162,7 +180,8 @@ macro_rules! keys {
 
 use self::DefaultValue::{Derived, Required, Unset, Value};
 use self::KeyType::{
-    Bytes, Choice, Choices, ImageShape, Integer as Int, Number as Num, Text, Texts,
+    AxisLists, Boolean, Bytes, Choice, Choices, ImageShape, Integer as Int, Mesh, Number as Num,
+    Text, Texts,
 };
 
 static SCHEMA: &[Key] = keys! {
@@ -257,11 +276,15 @@ static SCHEMA: &[Key] = keys! {
     "train" {
         "steps", Int(1, MAX_COUNT), Required, "steps", "updates in all";
         "batch", Int(1, MAX_BATCH), Required, "sequences", "sequences of one update";
-        "micro_batch", Int(1, MAX_BATCH), Derived("train.batch"), "sequences",
+        "micro_batch", Int(1, MAX_BATCH),
+            Derived("train.batch; in the tiny form a data rank's share of it"), "sequences",
             "sequences computed at a time; divides batch; part of what defines the numbers";
         "seed", Int(0, MAX_SEED), Value("0"), "",
             "seed of the weights, of dropout and of the order of the data";
         "log_every", Int(1, MAX_COUNT), Value("10"), "steps", "steps between two lines of the log";
+        "determinism", Choice(Determinism::NAMES), Value("\"bitwise\""), "",
+            "bitwise: gradients are summed by a balanced tree over the micro-batches, so that any \
+             number of data ranks gives the same bits; fast: in the order that is quickest";
     }
     "precision" {
         "compute", Choice(Compute::NAMES), Value("\"f32\""), "",
@@ -269,9 +292,45 @@ static SCHEMA: &[Key] = keys! {
     }
     "memory" {
         "budget", Bytes, Unset, "bytes", "memory that the plan must fit into";
+        "recompute", Choice(RecomputeKind::NAMES), Value("\"none\""), "",
+            "what backward computes again instead of keeping it: cheap takes maps and norms, block \
+             all of a block but its input, budget the cheapest set that fits activations; never \
+             changes a bit";
+        "recompute_every", Int(1, MAX_LAYERS), Value("1"), "blocks",
+            "recompute = \"block\": every n-th block is computed again";
+        "activations", Bytes, Unset, "bytes",
+            "recompute = \"budget\": limit of what forward keeps for backward";
+        "mlp_chunks", Int(1, MAX_CONTEXT), Value("1"), "chunks",
+            "the feed-forward runs over so many parts of the sequence, one after another; its \
+             inner width is what takes most memory; divides context";
+        "loss_chunks", Int(1, MAX_CONTEXT), Value("1"), "chunks",
+            "the output layer runs over so many parts of the sequence, so that the logits of all \
+             never exist at once; divides context";
+        "update_in_backward", Boolean, Value("false"), "",
+            "updates every weight as soon as its gradient is complete, whose memory is then free; \
+             needs optimizer.clip = 0 and one micro-batch a rank";
     }
     "parallel" {
         "threads", Int(0, 4096), Value("0"), "threads", "threads of the CPU; 0 takes all cores";
+        "mesh", Mesh, Derived("{ data = N } with --ranks N, { data = 1 } without"), "ranks",
+            "axes of ranks, the outermost first, 1 to 4 of any name, each of 1 to 65536 ranks; \
+             the sizes multiply to the number of ranks";
+        "preset", Choice(Preset::NAMES), Unset, "",
+            "fills in shard: zero1 cuts the optimizer's state over the data ranks, zero2 gradients \
+             too, zero3 parameters too, hybrid all three over the last batch axis, ddp nothing; \
+             megatron asks for an axis tensor";
+        "shard", AxisLists(Shard::NAMES),
+            Derived("tensor cuts heads, mlp, vocab, seq; pipe cuts layers; other axes cut batch"),
+            "mesh axes",
+            "what each mesh axis cuts; what is not listed every rank has whole; parameters, \
+             gradients and optimizer are cut by the last axes of batch";
+        "schedule", Choice(PipelineSchedule::NAMES), Value("\"1f1b\""), "",
+            "pipeline: gpipe runs all forwards, then all backwards; 1f1b takes turns and keeps \
+             fewer activations; interleaved gives each rank several chunks, for a shorter bubble";
+        "chunks", Int(1, 64), Value("1"), "chunks",
+            "interleaved: chunks of layers on each pipeline rank, 2 or more";
+        "timeout_seconds", Num(TIMEOUT), Value("60.0"), "seconds",
+            "how long ranks wait for a silent one before the run ends and names it";
     }
     "eval" {
         "every", Int(0, MAX_COUNT),

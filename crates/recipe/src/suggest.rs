@@ -30,6 +30,14 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("dtype", "compute"),
     ("vocab_size", "vocab"),
     ("max_tokens", "tokens"),
+    ("activation_checkpointing", "recompute"),
+    ("gradient_checkpointing", "recompute"),
+    ("gradient_accumulation_steps", "micro_batch"),
+    ("num_threads", "threads"),
+    ("sharding", "shard"),
+    ("strategy", "preset"),
+    ("virtual_stages", "chunks"),
+    ("zero_stage", "preset"),
 ];
 
 /// The name in `known` that another tool calls `word`.

@@ -4,6 +4,8 @@
 mod broken;
 #[path = "all/overrides.rs"]
 mod overrides;
+#[path = "all/parallel.rs"]
+mod parallel;
 #[path = "all/recipes.rs"]
 mod recipes;
 #[path = "all/resolved.rs"]

@@ -3,6 +3,8 @@
 //! The space of all three kernels is [batch axes..., row axes..., width]: `rows[b, r, w] =
 //! table[b, ids[b, r], w]`. Ids have stride 0 on width; a table has the stride of a table row on
 //! the last row axis and 0 on the others.
+//! A table may be a piece of a longer one that its ids count along: rows of other pieces are read as
+//! zeros and not written, so that a sum over the pieces is the whole.
 //! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are
 //! summed (or overwritten) in row order whoever does it.
 
@@ -28,6 +30,10 @@ pub struct RowsSpec {
     pub rows: Vec<usize>,
     /// Rows of the table.
     pub table_rows: usize,
+    /// The id of its first row.
+    pub first_row: usize,
+    /// Rows of the whole table, of which this one is a piece.
+    pub all_rows: usize,
     /// Elements of a row.
     pub width: usize,
 }
@@ -112,6 +118,11 @@ impl Layout {
         unsafe { *ids.at::<u32>(self.offset(IDS, batch, row)) as usize }
     }
 
+    /// The row here that an id names, if there is one.
+    fn own(&self, id: usize) -> Option<usize> {
+        id.checked_sub(self.spec.first_row).filter(|&row| row < self.spec.table_rows)
+    }
+
     unsafe fn load(&self, pool: &Pool, ptr: Ptr, which: usize, offset: isize, to: *mut f32) {
         let from = (ptr, self.dtypes[which]);
         // SAFETY: forwarded; `to` holds one row.
@@ -137,7 +148,7 @@ impl Layout {
     }
 }
 
-/// A prepared gather. Addresses: table, ids, rows. An id outside the table gives a row of NaN.
+/// A prepared gather. Addresses: table, ids, rows. An id outside the whole table gives a row of NaN.
 #[derive(Clone, Debug)]
 pub struct Gather(Layout);
 
@@ -177,10 +188,11 @@ impl Kernel for Gather {
                 // been compared with the table.
                 unsafe {
                     let id = own.id(ptrs[IDS], batch, row);
-                    if id < own.spec.table_rows {
-                        own.load(pool, ptrs[TABLE], TABLE, own.offset(TABLE, batch, id), work);
+                    if let Some(from) = own.own(id) {
+                        own.load(pool, ptrs[TABLE], TABLE, own.offset(TABLE, batch, from), work);
                     } else {
-                        std::slice::from_raw_parts_mut(work, own.spec.width).fill(f32::NAN);
+                        let missing = if id < own.spec.all_rows { 0.0 } else { f32::NAN };
+                        std::slice::from_raw_parts_mut(work, own.spec.width).fill(missing);
                     }
                     own.store(pool, ptrs[ROWS], ROWS, own.offset(ROWS, batch, row), work);
                 }
@@ -263,11 +275,9 @@ impl Kernel for ScatterRows {
                     }
                 }
                 for row in 0..own.rows.elements() {
-                    let id = own.id(ptrs[IDS], batch, row);
-                    if !table.contains(&id) {
-                        continue;
-                    }
-                    let offset = own.offset(TABLE, batch, id);
+                    let to = own.own(own.id(ptrs[IDS], batch, row));
+                    let Some(to) = to.filter(|row| table.contains(row)) else { continue };
+                    let offset = own.offset(TABLE, batch, to);
                     let from = own.offset(ROWS, batch, row);
                     own.load(pool, ptrs[ROWS], ROWS, from, source.as_mut_ptr());
                     if self.how == Scatter::Add {

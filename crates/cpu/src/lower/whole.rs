@@ -113,6 +113,8 @@ fn rows(
         // A row axis of its own carries the table's rows.
         rows: [g.axes().sizes(&id_axes), vec![1]].concat(),
         table_rows: g.axes().size(axis),
+        first_row: first_row(s, axis),
+        all_rows: g.axes()[axis].global_size(),
         width: g.axes().count(&rest[split..]),
     };
     let place = |v: ValueId, step: isize, col: isize| {
@@ -155,35 +157,94 @@ pub(super) fn scatter(
     Ok(calls)
 }
 
+/// The id of the first row that this rank holds of a table.
+fn first_row(s: &Source<'_>, axis: AxisId) -> usize {
+    let axis = &s.graph.axes()[axis];
+    // The op's rules let ranks alone cut it, so no micro-batch matters.
+    axis.piece(0, s.place) as usize * axis.size
+}
+
+/// The output layer: all outputs are asked for by whoever fills in their operands.
+struct Layer<'a> {
+    s: &'a Source<'a>,
+    /// Axes of x without the contracted one, then vocabulary and width.
+    space: Vec<AxisId>,
+    spec: LinearCeSpec,
+    values: Vec<ValueId>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(s: &'a Source<'a>, [embed, vocab]: [AxisId; 2], node: &Node) -> Layer<'a> {
+        let axes = s.graph.axes();
+        let tokens = s.graph.ty(node.ins[0]).axes.iter().copied().filter(|&a| a != embed);
+        let space: Vec<AxisId> = tokens.chain([vocab, embed]).collect();
+        let input = |i: usize| operand(s.graph, s.strides, node.ins[i], &space);
+        let spec = LinearCeSpec {
+            rows: axes.sizes(&space[..space.len() - 2]),
+            vocab: axes.size(vocab),
+            first_row: first_row(s, vocab),
+            all_rows: axes[vocab].global_size(),
+            width: axes.size(embed),
+            x: input(0),
+            w: input(1),
+            targets: input(2),
+            weights: None,
+            given: None,
+            ce: None,
+            lse: None,
+            hit: None,
+            dx: None,
+            dw: None,
+        };
+        Layer { s, space, spec, values: node.ins[..3].to_vec() }
+    }
+
+    /// A further operand, in the kernel's order.
+    fn also(&mut self, v: ValueId) -> Option<Operand> {
+        self.values.push(v);
+        Some(operand(self.s.graph, self.s.strides, v, &self.space))
+    }
+
+    fn call(self) -> Result<Call, KernelError> {
+        Ok(Call::new(LinearCe::new(&self.spec)?, self.values))
+    }
+}
+
 pub(super) fn linear_ce(
     s: &Source<'_>,
     op: &ops::LinearCe,
     node: &Node,
 ) -> Result<Call, KernelError> {
-    let g = s.graph;
-    let [x, w, targets, weights] = [0, 1, 2, 3].map(|i| node.ins[i]);
-    let tokens: Vec<AxisId> = g.ty(x).axes.iter().copied().filter(|&a| a != op.embed).collect();
-    // Operands have strides over [row, vocabulary, width].
-    let place = |v: ValueId, rows: bool| {
-        let Some(row) = merged(s, v, if rows { &tokens } else { &[] }) else {
-            return refuse("linear_ce", "the tokens' axes cannot be walked as one");
-        };
-        let inner = along(g, s.strides, v, &[op.vocab, op.embed]);
-        Ok(with(s, v, vec![if rows { row } else { 0 }, inner[0], inner[1]]))
-    };
-    let grads = op.grad.then(|| (node.outs[1], node.outs[2]));
-    let spec = LinearCeSpec {
-        rows: g.axes().count(&tokens),
-        vocab: g.axes().size(op.vocab),
-        width: g.axes().size(op.embed),
-        x: place(x, true)?,
-        w: place(w, false)?,
-        targets: place(targets, true)?,
-        weights: Some(place(weights, true)?),
-        dx: grads.map(|(dx, _)| place(dx, true)).transpose()?,
-        dw: grads.map(|(_, dw)| place(dw, false)).transpose()?,
-    };
-    let outs = grads.into_iter().flat_map(|(dx, dw)| [dx, dw]);
-    let values = [x, w, targets, node.outs[0], weights].into_iter().chain(outs);
-    Ok(Call::new(LinearCe::new(&spec)?, values))
+    let mut layer = Layer::new(s, [op.embed, op.vocab], node);
+    layer.spec.weights = layer.also(node.ins[3]);
+    layer.spec.ce = layer.also(node.outs[0]);
+    if op.grad {
+        layer.spec.dx = layer.also(node.outs[1]);
+        layer.spec.dw = layer.also(node.outs[2]);
+    }
+    layer.call()
+}
+
+pub(super) fn linear_lse(
+    s: &Source<'_>,
+    op: &ops::LinearLse,
+    node: &Node,
+) -> Result<Call, KernelError> {
+    let mut layer = Layer::new(s, [op.embed, op.vocab], node);
+    layer.spec.lse = layer.also(node.outs[0]);
+    layer.spec.hit = layer.also(node.outs[1]);
+    layer.call()
+}
+
+pub(super) fn linear_ce_grad(
+    s: &Source<'_>,
+    op: &ops::LinearCeGrad,
+    node: &Node,
+) -> Result<Call, KernelError> {
+    let mut layer = Layer::new(s, [op.embed, op.vocab], node);
+    layer.spec.weights = layer.also(node.ins[3]);
+    layer.spec.given = layer.also(node.ins[4]);
+    layer.spec.dx = layer.also(node.outs[0]);
+    layer.spec.dw = layer.also(node.outs[1]);
+    layer.call()
 }

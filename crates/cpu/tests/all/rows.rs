@@ -5,17 +5,27 @@ use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
 
-/// Table, ids (some outside the table if asked for) and rows over [batch, row, width].
+/// Table, ids (some outside the whole table if asked for) and rows over [batch, row, width]; the
+/// table may be a piece of a longer one.
 fn case(rng: &mut Rng, outside: bool) -> (RowsSpec, [Tensor; 3]) {
     let (batch, rows, width) = (rng.range(1, 3), rng.pick(&[1, 7, 300]), rng.pick(&[1, 5, 130]));
     let table_rows = rng.pick(&[1, 4, 90, 400]);
+    let first_row = rng.pick(&[0, 0, 3, 200]);
+    let all_rows = first_row + table_rows + if first_row > 0 { rng.pick(&[0, 50]) } else { 0 };
     let (table, own) = (rng.float(), rng.float());
     let table = Tensor::random(rng, table, &[batch, table_rows, width], 1.0);
     let mut ids = Tensor::blank(rng, Dtype::U32, &[batch, rows, 1]);
     ids.strides[2] = 0;
-    ids.fill(|_| rng.below(table_rows + usize::from(outside)) as f64);
+    ids.fill(|_| rng.below(all_rows + usize::from(outside)) as f64);
     let values = Tensor::random(rng, own, &[batch, rows, width], 1.0);
-    (RowsSpec { batch: vec![batch], rows: vec![rows], table_rows, width }, [table, ids, values])
+    let (batch, rows) = (vec![batch], vec![rows]);
+    let spec = RowsSpec { batch, rows, table_rows, first_row, all_rows, width };
+    (spec, [table, ids, values])
+}
+
+/// The row that an id names, if it is in this piece of the table.
+fn own(spec: &RowsSpec, id: usize) -> Option<usize> {
+    id.checked_sub(spec.first_row).filter(|&row| row < spec.table_rows)
 }
 
 proptest! {
@@ -31,8 +41,8 @@ proptest! {
         run(&kernel, &[table.clone(), ids.clone(), rows], 1, &Scalars::default(), |after| {
             for at in positions(&after[2].sizes) {
                 let id = ids.get(&[at[0], at[1], 0]) as usize;
-                let missing = id >= spec.table_rows;
-                let wanted = if missing { f64::NAN } else { table.get(&[at[0], id, at[2]]) };
+                let missing = if id < spec.all_rows { 0.0 } else { f64::NAN };
+                let wanted = own(&spec, id).map_or(missing, |id| table.get(&[at[0], id, at[2]]));
                 close(after[2].get(&at), wanted, 0.0, after[2].dtype, &at);
             }
         });
@@ -55,7 +65,7 @@ proptest! {
         }
         for at in positions(&rows.sizes) {
             let id = ids.get(&[at[0], at[1], 0]) as usize;
-            if id < spec.table_rows {
+            if let Some(id) = own(&spec, id) {
                 let slot = &mut wanted[at_of(at[0], id, at[2])];
                 *slot = rows.get(&at) + if how == Scatter::Add { *slot } else { 0.0 };
             }

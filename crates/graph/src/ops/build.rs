@@ -1,8 +1,8 @@
 //! What rules and models write graphs with.
 
 use super::{
-    Attend, Einsum, Fold, Gather, LinearCe, Map, MergeAttend, Norm, Op, OpError, Reduce, Scatter,
-    ScatterMode, View,
+    Attend, Einsum, Fold, Gather, LinearCe, LinearLse, Map, MergeAttend, Norm, Op, OpError, Reduce,
+    Scatter, ScatterMode, View,
 };
 use crate::expr::Expr;
 use crate::types::{Axes, AxisId, AxisList, DType, NodeId, Type, ValueId};
@@ -24,6 +24,9 @@ pub trait Build {
 
     /// The op that defines a value; `None` for inputs and states.
     fn op_of(&self, value: ValueId) -> Option<&Op>;
+
+    /// What the node that defines a value reads; nothing for inputs and states.
+    fn ins_of(&self, value: ValueId) -> &[ValueId];
 
     /// Appends a node.
     ///
@@ -149,7 +152,7 @@ pub trait Build {
         emit_one(self, Scatter { axis, mode: ScatterMode::Set, out }.into(), &[base, ids, rows])
     }
 
-    /// Sum over all tokens of weight × cross entropy of `x · w` against targets, in nats.
+    /// Weight × cross entropy of `x · w` against targets, in nats, of each token.
     fn linear_ce(
         &mut self,
         x: ValueId,
@@ -160,6 +163,20 @@ pub trait Build {
         vocab: AxisId,
     ) -> Result<ValueId, OpError> {
         emit_one(self, LinearCe { embed, vocab, grad: false }.into(), &[x, w, targets, weights])
+    }
+
+    /// Log-sum-exp of `x · w` over this piece of the vocabulary, and the logit of the target, 0
+    /// where another piece has it.
+    fn linear_lse(
+        &mut self,
+        x: ValueId,
+        w: ValueId,
+        targets: ValueId,
+        embed: AxisId,
+        vocab: AxisId,
+    ) -> Result<(ValueId, ValueId), OpError> {
+        let outs = self.emit(LinearLse { embed, vocab }.into(), &[x, w, targets])?;
+        Ok((outs[0], outs[1]))
     }
 
     /// An axis as several, outermost first.

@@ -1,4 +1,7 @@
 //! gather: rows of a table by index (an embedding).
+//!
+//! Ids count along the whole table. Of a table that is cut over ranks each reads its own rows and
+//! zeros for those of others, so that the sum over ranks is the whole.
 
 use super::*;
 use crate::tensor::for_each;
@@ -17,6 +20,7 @@ impl Rules for Gather {
         want_ins(Self::NAME, ins, 2..=2)?;
         let (table, ids) = (ins[0], ins[1]);
         want_axis(Self::NAME, axes, table, self.axis, "the table")?;
+        want_table(Self::NAME, axes, self.axis)?;
         want_dtype(Self::NAME, ids, DType::U32, "the ids")?;
         if let Some(&a) = ids.axes.iter().find(|&&a| table.has(a)) {
             let name = &axes[a].name;
@@ -51,10 +55,10 @@ impl Rules for Gather {
         let row = table.strides(&[self.axis])[0];
         let (by_table, by_ids) = (table.strides(&out.axes), ids.strides(&out.axes));
         let sizes = out.sizes.clone();
-        let rows = site.axes.size(self.axis);
         for_each(&sizes, &[&by_table, &by_ids], |i, at| {
-            let id = row_of(Self::NAME, ids.data[at[1]], rows);
-            out.data[i] = table.data[at[0] + id * row];
+            if let Some(id) = local_row(Self::NAME, site, self.axis, ids.data[at[1]]) {
+                out.data[i] = table.data[at[0] + id * row];
+            }
         });
         vec![out]
     }

@@ -1,24 +1,75 @@
 //! linear_ce: the output layer and its cross entropy as one op, so that the logits of a batch
 //! never exist.
 //!
-//! loss = Σ over tokens of weight · (log Σ_v exp(x·w_v) - x·w_target), in nats. With `grad` the
-//! same pass also emits d loss / d x and d loss / d w: autodiff widens the forward node, and the
-//! gradient is made in the forward.
+//! ce = weight · (log Σ_v exp(x·w_v) - x·w_target) for each token, in nats. With `grad` the same
+//! pass also emits the gradients d Σ ce / d x and d Σ ce / d w: where all tokens have one cotangent,
+//! as under a sum, autodiff widens the forward node and the gradient is made in the forward.
+//! Otherwise the backward computes it, by `linear_lse` and `linear_ce_grad`.
 
+use super::linear_lse::{Layer, log_sum_exp, want_each, want_layer};
 use super::*;
 use crate::expr::Expr;
-use crate::tensor::row_major;
 
 /// Inputs x [tokens.., embed], w [vocab, embed], targets u32 [tokens..], weights f32 [tokens..];
-/// outputs loss f32 [], and with `grad` dx, dw.
+/// outputs ce f32 [tokens..] in the order of x, and with `grad` dx, dw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearCe {
     /// The contracted axis.
     pub embed: AxisId,
-    /// The axis of classes.
+    /// The axis of classes, whole: `linear_lse` takes pieces.
     pub vocab: AxisId,
     /// Whether dx and dw are emitted too.
     pub grad: bool,
+}
+
+/// A scalar that all elements are: what a sum's gradient hands back.
+fn uniform(b: &mut dyn Build, v: ValueId) -> Result<Option<ValueId>, OpError> {
+    let Some(Op::Map(map)) = b.op_of(v) else { return Ok(None) };
+    let own = |e: &Expr| matches!(e, Expr::Coord(_) | Expr::Rand(_));
+    let ins = b.ins_of(v).to_vec();
+    if map.expr.any(&own) || ins.iter().any(|&i| !b.ty(i).axes.is_empty()) {
+        return Ok(None);
+    }
+    let expr = map.expr.clone();
+    if expr == Expr::In(0) && b.ty(ins[0]).dtype == DType::F32 {
+        return Ok(Some(ins[0]));
+    }
+    b.map_to(&ins, Type::new(DType::F32, []), &|_| expr.clone()).map(Some)
+}
+
+/// Cotangents of x and w.
+type Cotangent = Result<[Option<ValueId>; 2], OpError>;
+
+impl LinearCe {
+    /// The gradients of the widened forward, times the one cotangent of all tokens.
+    fn scaled(&self, site: &GradSite<'_>, b: &mut dyn Build, by: ValueId) -> Cotangent {
+        let extra = match site.outs {
+            [_, extra @ ..] if self.grad => extra.to_vec(),
+            _ => b.widen(site.node, LinearCe { grad: true, ..self.clone() }.into())?,
+        };
+        let mut result = [None; 2];
+        for i in (0..2).filter(|&i| site.wanted[i]) {
+            let out = Type::new(site.dtypes[i], b.ty(site.ins[i]).axes.iter().copied());
+            // A sum that is the graph's own end has cotangent 1: nothing to multiply.
+            let unit = matches!(b.op_of(by), Some(Op::Map(m)) if m.expr == 1.0.into());
+            let plain = unit && *b.ty(extra[i]) == out;
+            result[i] = Some(match plain {
+                true => extra[i],
+                false => b.map_to(&[extra[i], by], out, &|v| &v[0] * &v[1])?,
+            });
+        }
+        Ok(result)
+    }
+
+    /// The gradients for a cotangent of each token.
+    fn weighted(&self, site: &GradSite<'_>, b: &mut dyn Build, by: ValueId) -> Cotangent {
+        let (x, w, targets, weights) = (site.ins[0], site.ins[1], site.ins[2], site.ins[3]);
+        let (lse, _) = b.linear_lse(x, w, targets, self.embed, self.vocab)?;
+        let weights = b.map(&[weights, by], &|v| &v[0] * &v[1])?;
+        let op = LinearCeGrad { embed: self.embed, vocab: self.vocab };
+        let outs = b.emit(op.into(), &[x, w, targets, weights, lse])?;
+        Ok([0, 1].map(|i| site.wanted[i].then_some(outs[i])))
+    }
 }
 
 impl Rules for LinearCe {
@@ -26,19 +77,20 @@ impl Rules for LinearCe {
 
     fn infer(&self, axes: &Axes, ins: &[&Type]) -> Result<Vec<Type>, OpError> {
         want_ins(Self::NAME, ins, 4..=4)?;
-        let (x, w, targets, weights) = (ins[0], ins[1], ins[2], ins[3]);
-        want_float(Self::NAME, x, "x")?;
-        want_axis(Self::NAME, axes, x, self.embed, "x")?;
-        want_same_axes(Self::NAME, axes, &w.axes, &[self.vocab, self.embed], "w")?;
-        let tokens = without(&x.axes, self.embed);
-        want_dtype(Self::NAME, targets, DType::U32, "the targets")?;
-        want_same_axes(Self::NAME, axes, &targets.axes, &tokens, "the targets")?;
-        want_dtype(Self::NAME, weights, DType::F32, "the weights")?;
-        want_same_axes(Self::NAME, axes, &weights.axes, &tokens, "the weights")?;
-        let mut outs = vec![Type::new(DType::F32, [])];
+        let layer = [self.embed, self.vocab];
+        let tokens = want_layer(Self::NAME, axes, layer, [ins[0], ins[1], ins[2]])?;
+        want_each(Self::NAME, axes, ins[3], &tokens, "the weights")?;
+        if !axes[self.vocab].cuts.is_empty() {
+            let name = &axes[self.vocab].name;
+            let message = format!(
+                "`{name}` is cut, and the loss needs all of it: use linear_lse and linear_ce_grad"
+            );
+            return Err(OpError::new(Self::NAME, message));
+        }
+        let mut outs = vec![Type::new(DType::F32, tokens)];
         if self.grad {
-            outs.push(x.clone());
-            outs.push(Type::new(DType::F32, w.axes.iter().copied()));
+            outs.push(ins[0].clone());
+            outs.push(Type::new(DType::F32, ins[1].axes.iter().copied()));
         }
         Ok(outs)
     }
@@ -51,23 +103,12 @@ impl Rules for LinearCe {
         if site.wanted[3] {
             return Err(OpError::new(Self::NAME, "has no gradient for its weights"));
         }
-        let Some(dloss) = site.douts[0] else { return Ok(vec![None; 4]) };
-        let extra = match site.outs {
-            [_, extra @ ..] if self.grad => extra.to_vec(),
-            _ => b.widen(site.node, LinearCe { grad: true, ..self.clone() }.into())?,
+        let Some(dce) = site.douts[0] else { return Ok(vec![None; 4]) };
+        let [dx, dw] = match uniform(b, dce)? {
+            Some(by) => self.scaled(site, b, by)?,
+            None => self.weighted(site, b, dce)?,
         };
-        let mut result = vec![None; 4];
-        for i in (0..2).filter(|&i| site.wanted[i]) {
-            let out = Type::new(site.dtypes[i], b.ty(site.ins[i]).axes.iter().copied());
-            // A loss that is the graph's own end has cotangent 1: nothing to multiply.
-            let unit = matches!(b.op_of(dloss), Some(Op::Map(m)) if m.expr == 1.0.into());
-            let plain = unit && *b.ty(extra[i]) == out;
-            result[i] = Some(match plain {
-                true => extra[i],
-                false => b.map_to(&[extra[i], dloss], out, &|v| &v[0] * &v[1])?,
-            });
-        }
-        Ok(result)
+        Ok(vec![dx, dw, None, None])
     }
 
     fn flops(&self, axes: &Axes, ins: &[&Type], _outs: &[Type]) -> u64 {
@@ -81,39 +122,24 @@ impl Rules for LinearCe {
     }
 
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
-        let mut order = without(&ins[0].axes, self.embed);
-        let tokens = order.clone();
-        order.push(self.embed);
-        let x = ins[0].permuted(site.axes, &order);
-        let w = ins[1].permuted(site.axes, &[self.vocab, self.embed]);
-        let targets = ins[2].permuted(site.axes, &tokens);
-        let weights = ins[3].permuted(site.axes, &tokens);
-        let (d, v) = (site.axes.size(self.embed), site.axes.size(self.vocab));
-        let mut loss = 0.0;
-        let mut dx = Tensor::full(site.axes, &order, 0.0);
-        let mut dw = Tensor::full(site.axes, &[self.vocab, self.embed], 0.0);
-        let w_at = row_major(&w.sizes)[0];
-        for (t, row) in x.data.chunks(d).enumerate() {
-            let logit =
-                |c: usize| -> f64 { row.iter().zip(&w.data[c * w_at..]).map(|(a, b)| a * b).sum() };
-            let logits: Vec<f64> = (0..v).map(logit).collect();
-            let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let lse = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
-            let (target, weight) = (row_of(Self::NAME, targets.data[t], v), weights.data[t]);
-            loss += weight * (lse - logits[target]);
-            for (c, logit) in logits.iter().enumerate() {
-                let hit = if c == target { 1.0 } else { 0.0 };
-                let g = weight * ((logit - lse).exp() - hit);
-                for (i, x) in row.iter().enumerate() {
-                    dx.data[t * d + i] += g * w.data[c * w_at + i];
-                    dw.data[c * w_at + i] += g * x;
-                }
-            }
+        let layer = Layer::new(site.axes, [self.embed, self.vocab], ins[0], ins[1]);
+        let targets = ins[2].permuted(site.axes, &layer.tokens);
+        let weights = ins[3].permuted(site.axes, &layer.tokens);
+        let mut ce = Tensor::full(site.axes, &layer.tokens, 0.0);
+        let mut slopes = vec![];
+        for (t, ce) in ce.data.iter_mut().enumerate() {
+            let logits = layer.logits(t);
+            let lse = log_sum_exp(&logits);
+            let (target, weight) = (targets.data[t], weights.data[t]);
+            let target = row_of(Self::NAME, target, logits.len());
+            *ce = weight * (lse - logits[target]);
+            let mut slope: Vec<f64> = logits.iter().map(|l| weight * (l - lse).exp()).collect();
+            slope[target] -= weight;
+            slopes.push(slope);
         }
-        let mut outs = vec![Tensor::full(site.axes, &[], loss)];
+        let mut outs = vec![ce];
         if self.grad {
-            outs.push(dx.permuted(site.axes, &ins[0].axes));
-            outs.push(dw.permuted(site.axes, &ins[1].axes));
+            outs.extend(layer.gradients(site.axes, &slopes, [ins[0], ins[1]]));
         }
         outs
     }
@@ -122,22 +148,11 @@ impl Rules for LinearCe {
         if self.grad {
             return Ok(None);
         }
-        let tokens = without(&b.ty(ins[0]).axes, self.embed);
-        let mut axes = tokens.clone();
-        axes.push(self.vocab);
-        let logits = b.einsum_to(&[ins[0], ins[1]], &axes, DType::F32)?;
-        let top = b.maximum(logits, &[self.vocab])?;
-        let e = b.map(&[logits, top], &|v| (&v[0] - &v[1]).exp())?;
-        let z = b.sum(e, &[self.vocab])?;
-        // The target's logit: picked by comparing coordinates, since ids are not contracted.
-        let full = Type::new(DType::F32, axes);
-        let vocab = self.vocab;
-        let hit = b.map_to(&[logits, ins[2]], full, &|v| {
-            Expr::Coord(vocab).equals(&v[1]).select(&v[0], 0.0)
-        })?;
-        let target = b.sum(hit, &[self.vocab])?;
-        let terms = b.map(&[ins[3], top, z, target], &|v| &v[0] * (&v[1] + v[2].ln() - &v[3]))?;
-        Ok(Some(vec![b.sum(terms, &tokens)?]))
+        let layer = LinearLse { embed: self.embed, vocab: self.vocab };
+        let (lse, target) = layer.primitives([ins[0], ins[1], ins[2]], b)?;
+        let out = b.ty(lse).clone();
+        let ce = b.map_to(&[ins[3], lse, target], out, &|v| &v[0] * (&v[1] - &v[2]))?;
+        Ok(Some(vec![ce]))
     }
 
     fn attrs(&self, axes: &Axes) -> Attrs {

@@ -9,6 +9,8 @@ mod collective;
 mod einsum;
 mod gather;
 mod linear_ce;
+mod linear_ce_grad;
+mod linear_lse;
 mod map;
 mod merge_attend;
 mod norm;
@@ -24,6 +26,8 @@ pub use collective::{Collective, Exchange, Merge};
 pub use einsum::Einsum;
 pub use gather::Gather;
 pub use linear_ce::LinearCe;
+pub use linear_ce_grad::LinearCeGrad;
+pub use linear_lse::LinearLse;
 pub use map::Map;
 pub use merge_attend::MergeAttend;
 pub use norm::Norm;
@@ -258,6 +262,10 @@ ops! {
     Scatter,
     /// Output layer and cross entropy, with the gradient made in the forward.
     LinearCe,
+    /// Log-sum-exp of the output layer over a piece of the vocabulary.
+    LinearLse,
+    /// Gradient of the output layer and cross entropy, of a piece of the vocabulary.
+    LinearCeGrad,
     /// Split, merge, rename, slice, pad, concatenate.
     View,
     /// Communication between the ranks of a mesh.
@@ -344,6 +352,24 @@ fn replaced(list: &[AxisId], from: AxisId, to: &[AxisId]) -> AxisList {
 fn row_of(op: &str, id: f64, rows: usize) -> usize {
     assert!(id >= 0.0 && id < rows as f64, "{op}: id {id} of a table of {rows} rows");
     id as usize
+}
+
+/// The row of this piece of a table that a global id names; `None` where another rank has it.
+fn local_row(op: &str, site: &RefSite<'_>, axis: AxisId, id: f64) -> Option<usize> {
+    let (clock, axis) = (&site.clock, &site.axes[axis]);
+    let first = axis.piece(clock.micro, clock.place) as usize * axis.size;
+    row_of(op, id, axis.global_size()).checked_sub(first).filter(|&row| row < axis.size)
+}
+
+/// A table is whole, or its pieces lie on ranks: ids count along the whole of it.
+fn want_table(op: &str, axes: &Axes, axis: AxisId) -> Result<(), OpError> {
+    let name = &axes[axis].name;
+    let by_rank = |cut: &Cut| matches!(cut.by, Cutter::Mesh(_));
+    if axes[axis].cuts.iter().all(by_rank) {
+        return Ok(());
+    }
+    let message = format!("rows along `{name}` have ids; a mesh may cut it, time may not");
+    Err(OpError::new(op, message))
 }
 
 fn same_set(a: &[AxisId], b: &[AxisId]) -> bool {

@@ -1,4 +1,7 @@
 //! scatter: rows added to zeros, or set in a base, by index.
+//!
+//! Ids count along the whole table. Of a table that is cut over ranks each takes the rows of its own
+//! piece and drops the others.
 
 use super::*;
 use crate::tensor::for_each;
@@ -40,6 +43,7 @@ impl Rules for Scatter {
         want_ins(Self::NAME, ins, wanted..=wanted)?;
         let (base, ids, rows) = self.parts(ins);
         want_axis(Self::NAME, axes, &self.out, self.axis, "the output")?;
+        want_table(Self::NAME, axes, self.axis)?;
         want_dtype(Self::NAME, ids, DType::U32, "the ids")?;
         let rest = without(&self.out.axes, self.axis);
         let wanted_rows: AxisList = ids.axes.iter().chain(&rest).copied().collect();
@@ -85,10 +89,9 @@ impl Rules for Scatter {
             None => Tensor::full(site.axes, &self.out.axes, 0.0),
         };
         let row = out.strides(&[self.axis])[0];
-        let table_rows = site.axes.size(self.axis);
         let (by_out, by_ids) = (out.strides(&rows.axes), ids.strides(&rows.axes));
         for_each(&rows.sizes, &[&by_out, &by_ids], |i, at| {
-            let id = row_of(Self::NAME, ids.data[at[1]], table_rows);
+            let Some(id) = local_row(Self::NAME, site, self.axis, ids.data[at[1]]) else { return };
             let y = &mut out.data[at[0] + id * row];
             *y = if self.mode == ScatterMode::Add { *y + rows.data[i] } else { rows.data[i] };
         });

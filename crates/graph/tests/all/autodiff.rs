@@ -92,8 +92,8 @@ fn rules_make_the_nodes_of_one_cotangent_alone() {
         let scaled = g.map(&[loss], &|v| &v[0] * 0.5).unwrap();
         let forward = g.nodes().len();
         gradients(&mut g, scaled, &wrt).unwrap();
-        // The 1, the 0.5 of it, and one product for each cotangent.
-        assert_eq!(appended(&g, forward).len(), 2 + products);
+        // The 1, the 0.5 of it, that for each token, and one product for each cotangent.
+        assert_eq!(appended(&g, forward).len(), 3 + products);
     }
     let mut g = Graph::new();
     let (t, d) = (g.axis("t", 3).unwrap(), g.axis("d", 2).unwrap());
@@ -216,7 +216,8 @@ fn cross_entropy() -> (World, [ValueId; 3]) {
     let (x, m) = (w.leaf("x", &[t, e]).unwrap(), w.leaf("m", &[v, e]).unwrap());
     let ids = w.ids("ids", &[t], 4).unwrap();
     let weights = w.noise("weights", &[t]).unwrap();
-    let loss = w.g.linear_ce(x, m, ids, weights, e, v).unwrap();
+    let ce = w.g.linear_ce(x, m, ids, weights, e, v).unwrap();
+    let loss = w.g.sum(ce, &[t]).unwrap();
     (w, [loss, x, m])
 }
 
@@ -232,13 +233,32 @@ fn linear_ce_makes_its_gradient_in_the_forward() {
     let found = gradients(&mut w.g, loss, &[x, m]).unwrap();
     let node = w.g.node(NodeId(0)).clone();
     assert!(is_ce(&node.op, true) && node.phase == Phase::Forward);
-    // As the graph's end nothing multiplies: the gradients are outputs of the forward node.
+    // Under a sum at the graph's end nothing multiplies: the gradients are outputs of the forward
+    // node, and only the constant 1 and the sum's cotangent are new.
     assert_eq!(found, [Some(node.outs[1]), Some(node.outs[2])]);
-    assert_eq!(w.g.nodes().len(), nodes + 1, "only the constant 1 is new");
+    assert_eq!(appended(&w.g, nodes), ["map", "map"]);
     aerogel_graph::verify::verify(&w.g).unwrap();
     // Asked again, the forward is as wide as it needs to be.
     let again = gradients(&mut w.g, loss, &[m]).unwrap();
     assert_eq!(again, [Some(node.outs[2])]);
+}
+
+/// Tokens of different cotangents: the backward computes the gradient, with the weights scaled.
+#[test]
+fn linear_ce_of_tokens_that_differ_has_a_backward_of_its_own() {
+    let (mut w, [loss, x, m]) = cross_entropy();
+    let ce = w.g.node(NodeId(0)).outs[0];
+    let square = w.g.map(&[ce], &|v| &v[0] * &v[0]).unwrap();
+    let other = whole(&mut w.g, square).unwrap();
+    let both = w.g.map(&[loss, other], &|v| &v[0] + &v[1]).unwrap();
+    let nodes = w.g.nodes().len();
+    let found = gradients(&mut w.g, both, &[x, m]).unwrap();
+    assert!(is_ce(&w.g.node(NodeId(0)).op, false), "the forward is as it was");
+    let layer = |name: &&str| name.starts_with("linear");
+    let made: Vec<_> = appended(&w.g, nodes).into_iter().filter(layer).collect();
+    assert_eq!(made, ["linear_lse", "linear_ce_grad"]);
+    let node = w.g.nodes().last().unwrap();
+    assert_eq!(found, [Some(node.outs[0]), Some(node.outs[1])]);
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn linear_ce_refuses_what_it_cannot_differentiate() {
 #[test]
 fn widening_keeps_the_outputs_that_are_there() {
     let (mut w, _) = cross_entropy();
-    let axes = ["t", "e", "v"].map(|name| w.g.axes().find(name).unwrap());
+    let axes = ["v", "e", "t"].map(|name| w.g.axes().find(name).unwrap());
     let other = Map { expr: Expr::Const(0.0), out: Type::new(DType::F32, axes), cotangent: None };
     let error = w.g.widen(NodeId(0), other.into()).unwrap_err().to_string();
     assert!(error.contains("does not keep the outputs"), "{error}");

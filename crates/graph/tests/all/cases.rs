@@ -17,7 +17,8 @@ pub struct Case {
 }
 
 /// Ops that are checked as the gradient of another and not by differences of their own.
-pub const AS_GRADIENT: [(&str, &str); 2] = [("norm_grad", "norm"), ("attend_grad", "attend")];
+pub const AS_GRADIENT: [(&str, &str); 3] =
+    [("norm_grad", "norm"), ("attend_grad", "attend"), ("linear_ce_grad", "linear_ce")];
 
 macro_rules! cases {
     ($($op:literal $build:ident $variants:expr;)*) => {
@@ -43,8 +44,10 @@ cases! {
     "gather" gather 1;
     "scatter" scatter_add 1;
     "scatter" scatter_set 1;
+    "linear_ce" linear_ce_by_token 1;
     "linear_ce" linear_ce_as_end 1;
     "linear_ce" linear_ce_scaled 1;
+    "linear_lse" linear_lse 3;
     "view" view 6;
 }
 
@@ -290,28 +293,60 @@ fn scatter_set(w: &mut World) -> Built<ValueId> {
     w.loss(&[y])
 }
 
-fn cross_entropy(w: &mut World) -> Built<ValueId> {
+/// x, w, targets, and the axes embed and vocab.
+fn output_layer(w: &mut World) -> Built<([ValueId; 3], [AxisId; 2])> {
     let (embed, vocab) = (w.axis("embed", 1, 4)?, w.axis("vocab", 1, 5)?);
     let (batch, t) = (w.axis("batch", 1, 2)?, w.axis("t", 1, 3)?);
     let (x, matrix) = (w.leaf("x", &[batch, t, embed])?, w.leaf("w", &[vocab, embed])?);
     let n = w.size(vocab);
     let targets = w.ids("targets", &[batch, t], n)?;
-    let weights = w.noise("weights", &[t, batch])?;
+    Ok(([x, matrix, targets], [embed, vocab]))
+}
+
+fn cross_entropy(w: &mut World) -> Built<ValueId> {
+    let ([x, matrix, targets], [embed, vocab]) = output_layer(w)?;
+    let tokens = w.g.ty(targets).axes.clone();
+    let weights = w.order(&tokens);
+    let weights = w.noise("weights", &weights)?;
     w.g.linear_ce(x, matrix, targets, weights, embed, vocab)
 }
 
+/// The sum over all tokens.
+fn summed(w: &mut World) -> Built<ValueId> {
+    let ce = cross_entropy(w)?;
+    let tokens = w.g.ty(ce).axes.clone();
+    w.g.sum(ce, &tokens)
+}
+
+/// Each token has a cotangent of its own.
+fn linear_ce_by_token(w: &mut World) -> Built<ValueId> {
+    let ce = cross_entropy(w)?;
+    w.loss(&[ce])
+}
+
 fn linear_ce_as_end(w: &mut World) -> Built<ValueId> {
-    let loss = cross_entropy(w)?;
+    let loss = summed(w)?;
     w.g.output("out0", loss);
     Ok(loss)
 }
 
 /// The loss goes on through a product, a square and a loss that is weighted.
 fn linear_ce_scaled(w: &mut World) -> Built<ValueId> {
-    let loss = cross_entropy(w)?;
+    let loss = summed(w)?;
     let s = w.leaf("s", &[])?;
     let y = w.g.map(&[loss, s], &|v| &v[0] * &v[1] + 0.1 * (&v[0] * &v[0]))?;
     w.loss(&[y, loss])
+}
+
+/// Either output alone, or both.
+fn linear_lse(w: &mut World) -> Built<ValueId> {
+    let ([x, matrix, targets], [embed, vocab]) = output_layer(w)?;
+    let (lse, target) = w.g.linear_lse(x, matrix, targets, embed, vocab)?;
+    match w.variant {
+        0 => w.loss(&[lse]),
+        1 => w.loss(&[target]),
+        _ => w.loss(&[lse, target]),
+    }
 }
 
 /// Each kind, between two changes of the axis order.

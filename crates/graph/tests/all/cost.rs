@@ -31,8 +31,15 @@ fn the_output_layer_costs_three_products_with_its_gradient() {
     let (mut w, [t, embed, vocab, _]) = world([6, 4, 9, 1]);
     let (x, m) = (w.leaf("x", &[t, embed]).unwrap(), w.leaf("m", &[vocab, embed]).unwrap());
     let (ids, weights) = (w.ids("ids", &[t], 9).unwrap(), w.noise("weights", &[t]).unwrap());
-    let loss = w.g.linear_ce(x, m, ids, weights, embed, vocab).unwrap();
+    let ce = w.g.linear_ce(x, m, ids, weights, embed, vocab).unwrap();
     assert_eq!(cost(&w.g, "linear_ce").flops, 6 * 9 * (2 * 4 + 4));
+    let square = w.g.map(&[ce], &|v| &v[0] * &v[0]).unwrap();
+    let mut apart = w.g.clone();
+    let loss = apart.sum(square, &[t]).unwrap();
+    gradients(&mut apart, loss, &[x, m]).unwrap();
+    assert_eq!(cost(&apart, "linear_lse").flops, 6 * 9 * (2 * 4 + 4));
+    assert_eq!(cost(&apart, "linear_ce_grad").flops, 6 * 9 * (3 * 2 * 4 + 4));
+    let loss = w.g.sum(ce, &[t]).unwrap();
     gradients(&mut w.g, loss, &[x, m]).unwrap();
     assert_eq!(cost(&w.g, "linear_ce").flops, 6 * 9 * (3 * 2 * 4 + 4));
 }

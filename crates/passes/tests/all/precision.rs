@@ -122,7 +122,8 @@ fn what_is_no_activation_stays_f32() {
     let total = g.sum(squares, &[d]).unwrap();
     let z = g.map(&[z, total], &|v| &v[0] * (&v[1] / 4.0 + 1e-5).rsqrt()).unwrap();
     let weights = g.map(&[mask], &|v| v[0].lt(0.5).select(0.0, 1.0)).unwrap();
-    let loss = g.linear_ce(z, table, targets, weights, d, v).unwrap();
+    let ce = g.linear_ce(z, table, targets, weights, d, v).unwrap();
+    let loss = g.sum(ce, &[b, t]).unwrap();
     let tokens = g.sum(weights, &[b, t]).unwrap();
     g.output("loss", loss);
     g.output("tokens", tokens);

@@ -49,7 +49,10 @@ fn build(g: &mut Graph, batch: usize, tied: bool) -> Result<(), aerogel_graph::O
         true => table,
         false => g.parameter("head.weight", ParamClass::Head, &[vocab, embed], init)?,
     };
-    let loss = g.scope("head", |g| g.linear_ce(x, head, targets, weights, embed, vocab))?;
+    let loss = g.scope("head", |g| {
+        let ce = g.linear_ce(x, head, targets, weights, embed, vocab)?;
+        g.sum(ce, &[batch, seq])
+    })?;
     let count = g.scope("head", |g| g.sum(weights, &[batch, seq]))?;
     g.output("loss", loss);
     g.output("tokens", count);

@@ -108,6 +108,50 @@ fn a_sum_over_a_bucket_is_made_in_place() {
     assert_eq!(plan.report.sections[0].largest_live_bytes, 128 + 64 + 128);
 }
 
+/// The same sum in the axes of the parameter, where it can be the epilogue of a product: the old
+/// value comes through slice and split, the new one goes through merge.
+#[test]
+fn a_sum_in_the_axes_of_the_parameter() {
+    let plan = plan_of(|g| {
+        let k = Bucket::new(g)?;
+        let old = state(g, "sum", k.flat)?;
+        let x = g.input("x", DType::F32, &[k.a, k.b])?;
+        let slice = g.slice(old, k.flat, 0, k.ab)?;
+        let split = g.split(slice, k.ab, &[k.a, k.b])?;
+        let first = g.add(split, x)?;
+        let first = g.merge(first, &[k.a, k.b], k.ab)?;
+        let y = g.input("y", DType::F32, &[k.c])?;
+        let second = g.slice(old, k.flat, 30, k.c)?;
+        let second = g.add(y, second)?;
+        let zeros = k.zeros(g)?;
+        let new = k.join(g, [first, second, zeros])?;
+        g.assign(StateId(0), new)
+    });
+    let s = &plan.program.sections[0];
+    assert_eq!(kernels(s), ["map"; 3]);
+    assert_eq!(offset(s, joined(s, 0).1), plan.program.state("sum").unwrap().offset);
+}
+
+/// Zeros that all buckets share are made for each: a reader of the first bucket's would keep it
+/// alive.
+#[test]
+fn a_constant_is_made_for_each_whole() {
+    let plan = plan_of(|g| {
+        let (a, b, ab) = (g.axis("a", 29)?, g.axis("b", 3)?, g.axis("ab", 32)?);
+        let zeros = g.constant(0.0, Type::new(DType::F32, [b]))?;
+        let x = g.input("x", DType::F32, &[a])?;
+        for i in 0..3 {
+            let y = g.map(&[x], &|v| f64::from(i) * &v[0])?;
+            let all = g.concat(&[y, zeros], &[a, b], ab)?;
+            let sum = g.sum(all, &[ab])?;
+            g.output(&format!("sum.{i}"), sum);
+        }
+        Ok(())
+    });
+    // The second sum: the input, one bucket, a workspace of 100 bytes, two scalars.
+    assert_eq!(plan.report.sections[0].largest_live_bytes, 128 + 128 + 128 + 2 * 64);
+}
+
 /// The first gradients of a step are written into the state as they come, through views.
 #[test]
 fn the_first_gradients_of_a_step_are_the_sum() {

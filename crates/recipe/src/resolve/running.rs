@@ -1,22 +1,12 @@
-//! The sections that do not change the numbers, and `[precision]`.
+//! `[precision]`, and the sections that watch a run.
 
 use crate::choices::TokenizerKind;
 use crate::error::RecipeError;
 use crate::fields::Fields;
-use crate::recipe::{
-    Checkpoint, Data, Eval, Memory, Model, Parallel, Precision, Sample, Tokenizer, Train,
-};
+use crate::recipe::{Checkpoint, Data, Eval, Model, Precision, Sample, Tokenizer, Train};
 
 pub(crate) fn precision(fields: &Fields) -> Precision {
     Precision { compute: fields.choice("precision.compute") }
-}
-
-pub(crate) fn memory(fields: &Fields) -> Memory {
-    Memory { budget_bytes: fields.given("memory.budget") }
-}
-
-pub(crate) fn parallel(fields: &Fields) -> Parallel {
-    Parallel { threads: fields.get("parallel.threads") }
 }
 
 pub(crate) fn eval(fields: &mut Fields, data: &Data, train: &Train) -> Result<Eval, RecipeError> {

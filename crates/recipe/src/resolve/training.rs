@@ -4,15 +4,27 @@ use crate::choices::{OptimizerKind, ScheduleKind};
 use crate::divisors::divisor_up_to;
 use crate::error::RecipeError;
 use crate::fields::Fields;
+use crate::layout::Parallel;
 use crate::recipe::{Optimizer, Rule, Schedule, Train};
+use crate::resolve::batch;
 
-pub(crate) fn train(fields: &mut Fields) -> Result<Train, RecipeError> {
+pub(crate) fn train(
+    fields: &mut Fields,
+    parallel: &Parallel,
+    tiny: bool,
+) -> Result<Train, RecipeError> {
     let why = "training ends after so many updates";
     let steps = fields.require("train.steps", why, "steps = 1000")?;
     let why = "an update takes so many sequences";
     let batch: usize = fields.require("train.batch", why, "batch = 8")?;
-    let reason = "the whole batch at once";
-    let micro_batch = fields.derive("train.micro_batch", batch, &batch.to_string(), reason);
+    let parts = batch::least_micro_batches(parallel);
+    // A tiny form shows that a run works, on any ranks. Elsewhere the number of ranks must not
+    // choose the micro-batch, which defines the numbers.
+    let (size, reason) = match tiny && parts > 1 && batch.is_multiple_of(parts) {
+        true => (batch / parts, "a data rank's share of the tiny batch"),
+        false => (batch, "the whole batch at once"),
+    };
+    let micro_batch = fields.derive("train.micro_batch", size, &size.to_string(), reason);
     if !batch.is_multiple_of(micro_batch) {
         let down = divisor_up_to(batch, micro_batch);
         return Err(fields.clash(
@@ -22,13 +34,16 @@ pub(crate) fn train(fields: &mut Fields) -> Result<Train, RecipeError> {
             format!("set train.micro_batch = {down}"),
         ));
     }
-    Ok(Train {
+    let train = Train {
         steps,
         batch,
         micro_batch,
         seed: fields.get("train.seed"),
         log_every: fields.get("train.log_every"),
-    })
+        determinism: fields.choice("train.determinism"),
+    };
+    batch::check(fields, &train, parallel)?;
+    Ok(train)
 }
 
 /// Keys of `[optimizer]` that a rule does not read.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use aerogel_recipe::Recipe;
 
-use crate::support::{IMAGES, TEXT, snapshot};
+use crate::support::{IMAGES, MESH, TEXT, snapshot};
 
 #[derive(Default)]
 struct Case {
     text: String,
     overrides: Vec<String>,
     tiny: bool,
+    ranks: Option<usize>,
 }
 
 /// Reads one paragraph, less its message.
@@ -22,12 +23,15 @@ fn case(paragraph: &str) -> Case {
     for line in paragraph.lines() {
         if let Some(text) = line.strip_prefix("override ") {
             case.overrides.push(text.into());
+        } else if let Some(ranks) = line.strip_prefix("ranks ") {
+            case.ranks = Some(ranks.parse().unwrap());
         } else if let Some((old, new)) = line.split_once(" => ") {
             assert!(case.text.contains(old), "`{old}` is not in the recipe of `{line}`");
             case.text = case.text.replacen(old, &new.replace("\\n", "\n"), 1);
         } else {
             match line {
                 "base images" => case.text = IMAGES.into(),
+                "base mesh" => case.text = MESH.into(),
                 "tiny" => case.tiny = true,
                 _ if line.starts_with('!') => {}
                 _ => panic!("`{line}` is no line of a case"),
@@ -45,8 +49,9 @@ fn every_broken_recipe_ends_in_its_message() {
     let mut got = paragraphs.next().unwrap().to_string();
     let (mut count, started) = (0, Instant::now());
     for paragraph in paragraphs {
-        let Case { text, overrides, tiny } = case(paragraph);
-        let error = Recipe::parse(&text, "recipe.toml", Path::new(""), &overrides, tiny)
+        let Case { text, overrides, tiny, ranks } = case(paragraph);
+        let dir = Path::new("");
+        let error = Recipe::parse_with_ranks(&text, "recipe.toml", dir, &overrides, tiny, ranks)
             .expect_err(paragraph)
             .to_string();
         assert!(!error.contains('\n'), "one line: {error}");
@@ -55,14 +60,14 @@ fn every_broken_recipe_ends_in_its_message() {
         got += &format!("\n\n{}\n! {error}", input.join("\n"));
         count += 1;
     }
-    assert!(count >= 70, "only {count} broken recipes");
+    assert!(count >= 150, "only {count} broken recipes");
     assert!(started.elapsed() < Duration::from_secs(10), "each within a fraction of a second");
     snapshot("broken.txt", &(got + "\n"));
 }
 
 #[test]
 fn the_bases_of_the_broken_recipes_are_valid() {
-    for text in [TEXT, IMAGES] {
+    for text in [TEXT, IMAGES, MESH] {
         Recipe::parse(text, "recipe.toml", Path::new(""), &[], false).unwrap();
     }
 }
@@ -83,11 +88,14 @@ fn no_text_panics() {
     use proptest::prelude::*;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     // Damage at a random place of a valid recipe reaches further than random bytes do.
-    let strategy = (0..TEXT.len(), 0..12usize, "[-a-z0-9=\\[\\]{}\".,\n]{0,6}");
+    let strategy = (0..TEXT.len(), 0..12usize, "[-a-z0-9=\\[\\]{}\".,\n]{0,6}", any::<bool>());
     runner
-        .run(&strategy, |(start, length, insert)| {
-            let end = (start + length).min(TEXT.len());
-            let text = format!("{}{insert}{}", &TEXT[..start], &TEXT[end..]);
+        .run(&strategy, |(start, length, insert, mesh)| {
+            // Counted from the end, damage of the longer one falls on its mesh.
+            let whole = if mesh { MESH } else { TEXT };
+            let start = start + whole.len() - TEXT.len();
+            let end = (start + length).min(whole.len());
+            let text = format!("{}{insert}{}", &whole[..start], &whole[end..]);
             for tiny in [false, true] {
                 let parsed = Recipe::parse(&text, "recipe.toml", Path::new(""), &[], tiny);
                 if let Err(error) = parsed {

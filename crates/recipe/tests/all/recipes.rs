@@ -47,6 +47,24 @@ fn all_parse_plain_and_tiny_and_round_trip() {
 }
 
 #[test]
+fn tiny_forms_resolve_for_ranks_that_can_share_their_batch() {
+    for name in names() {
+        let alone = load(&name, true);
+        for ranks in [1, 2, 4].into_iter().filter(|ranks| alone.train.batch.is_multiple_of(*ranks))
+        {
+            let path = folder().join(&name);
+            let overrides: &[String] = match alone.train.micro_batch * ranks > alone.train.batch {
+                true => &["train.micro_batch=".into()],
+                false => &[],
+            };
+            let recipe = Recipe::load_with_ranks(&path, overrides, true, Some(ranks));
+            let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(recipe.ranks(), ranks, "{name}");
+        }
+    }
+}
+
+#[test]
 fn tiny_forms_are_tiny_and_keep_their_kind() {
     for name in names() {
         let (plain, tiny) = (load(&name, false), load(&name, true));

@@ -2,7 +2,7 @@
 
 use aerogel_recipe::{Attention, Combine, Image, LayerAttention, Part, Rule, TokenizerKind};
 
-use crate::support::{IMAGES, TEXT, parse, with};
+use crate::support::{IMAGES, TEXT, parse, with, with_ranks};
 
 fn attention(overrides: &[&str]) -> Attention {
     with(TEXT, overrides).unwrap().model.attention
@@ -110,6 +110,13 @@ fn the_hash_text_holds_what_defines_the_numbers_and_nothing_else() {
         "checkpoint.keep=9",
         "memory.budget=1GiB",
         "parallel.threads=2",
+        "parallel.timeout_seconds=5",
+        "parallel.mesh={rows=1,pipe=1}",
+        "parallel.preset=zero3",
+        "parallel.shard={optimizer=[\"data\"]}",
+        "memory.recompute=block",
+        "memory.mlp_chunks=2",
+        "memory.loss_chunks=2",
         "data.hint=look here",
     ];
     for change in watching {
@@ -127,10 +134,21 @@ fn the_hash_text_holds_what_defines_the_numbers_and_nothing_else() {
         "train.micro_batch=4",
         "train.seed=1",
         "precision.compute=bf16",
+        "train.determinism=fast",
     ];
     for change in defining {
         assert_ne!(with(TEXT, &[change]).unwrap().run_hash_text(), text, "{change}");
     }
+    // The layout over ranks is not part of the run, nor is an early update.
+    let spread = ["train.micro_batch=1", "parallel.preset=zero2"];
+    let one = with(TEXT, &spread[..1]).unwrap().run_hash_text();
+    assert_eq!(with_ranks(TEXT, &spread, 8).unwrap().run_hash_text(), one);
+    let pipeline = ["parallel.mesh={pipe=2}", "parallel.schedule=interleaved", "parallel.chunks=2"];
+    let pipeline = [&pipeline[..], &spread[..1]].concat();
+    assert_eq!(with(TEXT, &pipeline).unwrap().run_hash_text(), one);
+    let early = ["optimizer.clip=0", "memory.update_in_backward=true"];
+    let [late, early] = [&early[..1], &early].map(|o| with(TEXT, o).unwrap().run_hash_text());
+    assert_eq!(late, early);
     // A default that is spelled out is the same run.
     assert_eq!(with(TEXT, &["train.micro_batch=8"]).unwrap().run_hash_text(), text);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use aerogel_recipe::Recipe;
 use proptest::prelude::*;
 
-use crate::support::{IMAGES, TEXT, with};
+use crate::support::{IMAGES, MESH, TEXT, with};
 
 fn assert_round_trip(recipe: &Recipe) {
     let text = recipe.to_toml();
@@ -44,6 +44,21 @@ fn every_kind_of_every_section() {
     }
     for overrides in [&[][..], &["model.attention=strided", "data.test=data/test"]] {
         assert_round_trip(&with(IMAGES, overrides).unwrap());
+    }
+    let text: &[&[&str]] = &[
+        &[],
+        &["parallel.schedule=gpipe", "parallel.timeout_seconds=0.25"],
+        &["parallel.schedule=interleaved", "parallel.chunks=2", "parallel.preset=zero3"],
+        &["parallel.mesh={zone=2,node=2,data=2}", "parallel.preset=hybrid"],
+        &["parallel.mesh={data=2,t=2}", "parallel.shard={heads=[\"t\"],seq=[\"t\"]}"],
+        &["parallel.mesh={a=3}", "train.batch=9", "train.micro_batch=1", "train.determinism=fast"],
+        &["memory.recompute=cheap", "memory.mlp_chunks=4", "memory.loss_chunks=16"],
+        &["memory.recompute=block", "memory.recompute_every=2"],
+        &["memory.recompute=budget", "memory.activations=1.5GiB", "memory.budget=4GiB"],
+        &["parallel.mesh={data=8}", "memory.update_in_backward=true"],
+    ];
+    for overrides in text {
+        assert_round_trip(&with(MESH, overrides).unwrap_or_else(|e| panic!("{overrides:?}: {e}")));
     }
     let tiny = Recipe::parse(TEXT, "recipe.toml", Path::new("somewhere"), &[], true).unwrap();
     assert_round_trip(&tiny);

@@ -43,6 +43,33 @@ steps = 100
 batch = 8
 "#;
 
+/// Eight ranks, of every kind.
+pub const MESH: &str = r#"[model]
+layers = 8
+heads = 4
+embed = 128
+context = 256
+
+[data]
+kind = "text"
+paths = ["data/*.txt"]
+
+[optimizer]
+learning_rate = 1e-3
+clip = 0
+
+[train]
+steps = 100
+batch = 16
+micro_batch = 2
+
+[memory]
+recompute = "none"
+
+[parallel]
+mesh = { data = 2, tensor = 2, pipe = 2 }
+"#;
+
 pub fn parse(text: &str) -> Result<Recipe, RecipeError> {
     with(text, &[])
 }
@@ -50,6 +77,13 @@ pub fn parse(text: &str) -> Result<Recipe, RecipeError> {
 pub fn with(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
     let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
     Recipe::parse(text, "recipe.toml", Path::new("somewhere"), &overrides, false)
+}
+
+/// As [`with`], with the `--ranks` of the command line.
+pub fn with_ranks(text: &str, overrides: &[&str], ranks: usize) -> Result<Recipe, RecipeError> {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    let dir = Path::new("somewhere");
+    Recipe::parse_with_ranks(text, "recipe.toml", dir, &overrides, false, Some(ranks))
 }
 
 /// Compares `got` with a file of this folder, or writes the file.

@@ -1,0 +1,12 @@
+//! The promises of the ties between ranks, one file each.
+
+mod all {
+    mod bits;
+    mod common;
+    mod errors;
+    mod faults;
+    mod messages;
+    mod silence;
+    mod traffic;
+    mod values;
+}
