@@ -170,7 +170,8 @@ impl Rules for LinearLse {
     }
 
     fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
-        Sharding::whole_if(label == self.embed)
+        // Over the vocabulary the log-sum-exp is merged as such, and is no sum.
+        Sharding::whole_if(label == self.embed || label == self.vocab)
     }
 
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {

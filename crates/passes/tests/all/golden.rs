@@ -58,7 +58,7 @@ fn show(sections: &[(String, Graph)]) -> String {
 }
 
 /// Compares a text with a file, or writes it.
-fn golden(name: &str, got: &str) {
+pub fn golden(name: &str, got: &str) {
     let path = file(name);
     if std::env::var_os("AEROGEL_BLESS").is_some() {
         std::fs::write(&path, got).unwrap();
