@@ -1,6 +1,6 @@
 //! What leaves the section that makes it, and how: saved for the backward, or sent.
 
-use super::sites::{Section, shown};
+use super::sites::{Section, ends, shown};
 use crate::pipeline::schedule::Pass;
 use aerogel_graph::ops::View;
 use aerogel_graph::{Build, Graph, Op, ValueId};
@@ -24,8 +24,10 @@ pub struct Crossings {
     pub messages: BTreeSet<Crossing>,
     /// By stage, what its forward saves for its backward.
     pub saved: Vec<BTreeSet<ValueId>>,
-    /// By stage, the graph's outputs that its backward has.
+    /// By stage, the graph's outputs that it has, in the section `ends`.
     pub outputs: Vec<Vec<(String, ValueId)>>,
+    /// The backward; the forward of a graph that has no other.
+    pub ends: Pass,
 }
 
 impl Crossings {
@@ -47,8 +49,9 @@ pub fn crossings(g: &Graph, sites: &[Option<Section>], stages: usize) -> Crossin
         let stage = sites[v.index()].map_or(stages - 1, |site| site.0);
         outputs[stage].push((name.clone(), *v));
     }
-    let wanted = wanted(g, sites, &outputs);
-    let mut crossings = Crossings { messages: BTreeSet::new(), saved: vec![], outputs };
+    let ends = ends(g);
+    let wanted = wanted(g, sites, &outputs, ends);
+    let mut crossings = Crossings { messages: BTreeSet::new(), saved: vec![], outputs, ends };
     let of = |at: Section| wanted.get(&at).map(|list| settled(g, list)).unwrap_or_default();
     for stage in 0..stages {
         let forward = (stage, Pass::Forward);
@@ -76,6 +79,7 @@ fn wanted(
     g: &Graph,
     sites: &[Option<Section>],
     outputs: &[Vec<(String, ValueId)>],
+    ends: Pass,
 ) -> BTreeMap<Section, BTreeSet<ValueId>> {
     let mut wanted: BTreeMap<Section, BTreeSet<ValueId>> = BTreeMap::new();
     let mut want = |at: Section, v: ValueId| {
@@ -90,7 +94,7 @@ fn wanted(
         }
     }
     for (stage, list) in outputs.iter().enumerate() {
-        list.iter().for_each(|(_, v)| want((stage, Pass::Backward), *v));
+        list.iter().for_each(|(_, v)| want((stage, ends), *v));
     }
     wanted
 }

@@ -52,9 +52,10 @@ pub fn write(
     let none = (BTreeSet::new(), vec![]);
     let (received, sent) = (crossings.received(at), crossings.sent(at));
     let saved = &crossings.saved[stage];
-    let (kept, restored, outputs) = match pass {
-        Pass::Forward => (saved, &none.0, &none.1),
-        _ => (&none.0, saved, &crossings.outputs[stage]),
+    let outputs = if pass == crossings.ends { &crossings.outputs[stage] } else { &none.1 };
+    let (kept, restored) = match pass {
+        Pass::Forward => (saved, &none.0),
+        _ => (&none.0, saved),
     };
     let given: BTreeSet<ValueId> = received.union(restored).copied().collect();
     let ends = sent.iter().chain(kept).copied().chain(outputs.iter().map(|o| o.1));
