@@ -8,6 +8,8 @@ mod models;
 mod pipeline;
 #[path = "all/precision.rs"]
 mod precision;
+#[path = "all/recompute.rs"]
+mod recompute;
 #[path = "all/support.rs"]
 mod support;
 #[path = "all/tile.rs"]
