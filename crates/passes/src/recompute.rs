@@ -10,8 +10,7 @@
 //!
 //! Always kept, and never cloned: parameters in the compute dtype (they are no activations),
 //! outputs of the graph, outputs of `linear_ce` (it makes gradients in the forward), and values
-//! that more than one border between blocks lies before a reader of. A graph without blocks is one
-//! segment.
+//! with a reader beyond the next block. A graph without blocks is one segment.
 
 pub mod chain;
 mod optimum;
@@ -57,7 +56,7 @@ pub struct Recomputed {
     pub kept_bytes: u64,
     /// The most bytes of activations, kept or computed again, that the schedule holds at once.
     pub peak_bytes: u64,
-    /// FLOPs that the graph has more than the one without recomputation.
+    /// FLOPs of the graph beyond those without recomputation.
     pub recomputed_flops: u64,
     /// FLOPs of the forward.
     pub forward_flops: u64,
