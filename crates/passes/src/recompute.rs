@@ -2,7 +2,7 @@
 //! al., Training Deep Nets with Sublinear Memory Cost, 2016; Korthikanti et al., Reducing
 //! Activation Recomputation in Large Transformer Models, 2022, for the selective form).
 //!
-//! The forward is a [chain](chain) of residual blocks, found by their scopes `h.N`; what is before
+//! The forward is a [chain] of residual blocks, found by their scopes `h.N`; what is before
 //! the first block and after the last one is kept as it is. A policy is a schedule of that chain,
 //! and the schedule is carried out with clones of forward nodes. A clone is the same op at the same
 //! scope: it rounds where the original does and draws the same random numbers, so that losses and

@@ -77,7 +77,7 @@ pub fn least_bytes(chain: &[Segment]) -> u64 {
     if chain.is_empty() { 0 } else { Least::new(chain, &Sizes::exact(chain)).bytes() }
 }
 
-/// Segments s..=t, in the first sweep (where t is the last of the chain) or again (where it is not).
+/// Segments s..=t, in the first sweep (then t is the last of the chain) or again (then it is not).
 #[derive(Clone, Copy)]
 struct Range {
     first: bool,
@@ -282,11 +282,11 @@ impl<'a> Table<'a> {
         let (after, before) = (range.after(choice), range.before(choice));
         let (right, left) = (self.row(after), self.row(before));
         let (right_ends, left_ends) = (self.ends(after), self.ends(before));
-        for stretch in from / STRETCH..=(costs.len() - 1) / STRETCH {
-            let (a, b) = (stretch * STRETCH, (stretch + 1) * STRETCH);
-            let (a, b) = (a.max(from), b.min(costs.len()));
-            let ends = right_ends[(b - 1 - charge) / STRETCH].wrapping_add(left_ends[stretch]);
-            if choice.flops.wrapping_add(ends) >= costs[a] {
+        let stretches = costs.len().div_ceil(STRETCH);
+        for (i, left_end) in left_ends.iter().enumerate().take(stretches).skip(from / STRETCH) {
+            let (a, b) = ((i * STRETCH).max(from), ((i + 1) * STRETCH).min(costs.len()));
+            let right_end = right_ends[(b - 1 - charge) / STRETCH];
+            if choice.flops.wrapping_add(right_end).wrapping_add(*left_end) >= costs[a] {
                 continue;
             }
             let parts = right[a - charge..b - charge].iter().zip(&left[a..b]);
