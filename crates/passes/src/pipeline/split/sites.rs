@@ -31,6 +31,13 @@ pub fn shown(g: &Graph, v: ValueId) -> Option<ValueId> {
     costs_nothing.then(|| node.ins[0])
 }
 
+/// The section of a stage that has the graph's outputs: its last one. A graph without gradients, as
+/// evaluation has it, has forwards alone.
+pub fn last_pass(g: &Graph) -> Pass {
+    let trains = g.nodes().iter().any(|node| node.phase == Phase::Backward);
+    if trains { Pass::Backward } else { Pass::Forward }
+}
+
 /// For each value the section that makes it; `None` for what every section has or makes for itself:
 /// inputs, states, and what views, casts and collectives make of them alone. A view is where its
 /// source is.
@@ -57,8 +64,9 @@ pub fn sites(
         };
         node.outs.iter().for_each(|v| made[v.index()] = site);
     }
+    let passes = if last_pass(g) == Pass::Backward { 2 } else { 1 };
     for (stage, filled) in filled.into_iter().enumerate() {
-        for (filled, section) in filled.into_iter().zip(["forward", "backward"]) {
+        for (filled, section) in filled.into_iter().zip(["forward", "backward"]).take(passes) {
             if !filled {
                 return Err(PassError::EmptyStage { stage, section });
             }
