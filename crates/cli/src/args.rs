@@ -38,11 +38,14 @@ pub struct RecipeArgs {
     /// Take the recipe's [tiny] form, on data made on the spot
     #[arg(long)]
     pub tiny: bool,
+    /// Ranks: the product of parallel.mesh, or, without a mesh, so many that share the batch
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
 }
 
 impl RecipeArgs {
     /// The resolved recipe.
     pub fn load(&self) -> Result<Recipe, RecipeError> {
-        Recipe::load(&self.path, &self.overrides, self.tiny)
+        Recipe::load_with_ranks(&self.path, &self.overrides, self.tiny, self.ranks)
     }
 }

@@ -54,7 +54,7 @@ pub fn run(args: &PlanArgs, shared: &Shared) -> anyhow::Result<Exit> {
 }
 
 fn object(plan: &RunPlan) -> Value {
-    let report = &plan.report;
+    let report = plan.report();
     let mut memory = serde_json::to_value(report.kinds).unwrap_or_default();
     memory["total_bytes"] = report.total_bytes.into();
     let sections: Vec<Value> = report
@@ -77,7 +77,7 @@ fn object(plan: &RunPlan) -> Value {
         "flops_per_step": report.flops_per_step,
         "memory": memory,
         "budget_bytes": plan.budget_bytes,
-        "fits": plan.program.arena_bytes <= plan.budget_bytes,
+        "fits": plan.largest_bytes() <= plan.budget_bytes,
         "seconds": report.seconds,
         "planning_seconds": report.planning_seconds,
         "peak": {
@@ -86,12 +86,12 @@ fn object(plan: &RunPlan) -> Value {
         },
         "sections": sections,
         "threads": plan.threads,
-        "plan_hash": plan.program.hash,
+        "plan_hash": plan.hash(),
     })
 }
 
 fn page(recipe: &Recipe, plan: &RunPlan) -> String {
-    let (model, report) = (&plan.model, &plan.report);
+    let (model, report) = (&plan.model, plan.report());
     let mut text = format!(
         "{}: {}, {} layers, {} heads, width {}, context {}, vocabulary {}\n\n",
         recipe.name,
@@ -124,11 +124,8 @@ fn page(recipe: &Recipe, plan: &RunPlan) -> String {
     text += &kinds(report);
     text += &peak(report);
     text += &sections(report);
-    text += &format!(
-        "\nplan {}, made in {}\n",
-        plan.program.hash,
-        show::duration(report.planning_seconds)
-    );
+    text +=
+        &format!("\nplan {}, made in {}\n", plan.hash(), show::duration(report.planning_seconds));
     text
 }
 

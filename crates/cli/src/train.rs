@@ -42,8 +42,12 @@ fn resume(text: &str) -> Result<Resume, String> {
 pub fn run(args: &TrainArgs, shared: &Shared) -> anyhow::Result<Exit> {
     let recipe = args.recipe.load()?;
     let stop = signals::stop_flag()?;
-    let options =
-        Options { workspace: shared.workspace(), resume: args.resume, stop: stop.clone() };
+    let options = Options {
+        workspace: shared.workspace(),
+        resume: args.resume,
+        stop: stop.clone(),
+        ties: None,
+    };
     let mut stages = Stages::new(stop.clone(), shared.quiet);
     let outcome = if args.json {
         train(&recipe, &options, &mut stages, &mut JsonLines { stop })?

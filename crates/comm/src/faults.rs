@@ -108,6 +108,10 @@ impl<T: Collectives> Collectives for Faulty<T> {
         self.inner.receive(from, tag, site, bytes)
     }
 
+    fn leave(&self, reason: &str) {
+        self.inner.leave(reason);
+    }
+
     fn progress(&self, site: &Arc<str>) {
         self.inner.progress(site);
     }

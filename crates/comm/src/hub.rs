@@ -130,6 +130,7 @@ impl Hub {
         let (wait, group) = (Wait::Board(seat.board), &self.groups[seat.board]);
         let mut state = self.lock();
         state.hear(rank)?;
+        state.ranks[rank].entered += 1;
         let now = Instant::now();
         let board = &mut state.boards[seat.board];
         let phase = board.phase;

@@ -25,8 +25,7 @@ pub(crate) struct Judge<'a> {
 impl Judge<'_> {
     /// On a rank that has been waiting for something since some time.
     pub(crate) fn verdict(&self, rank: usize, wait: Wait, since: Instant) -> Verdict {
-        let gone = |&r: &usize| self.state.ranks[r].gone.is_some();
-        let gone = self.state.awaited(wait).into_iter().find(gone);
+        let gone = self.state.find_awaited(wait, |r| self.state.ranks[r].gone.is_some());
         let mut rest = self.timeout.saturating_sub(self.now.saturating_duration_since(since));
         match self.grace(wait, gone.is_some()) {
             Some(Duration::ZERO) => return self.mismatch(wait),
@@ -77,13 +76,7 @@ impl Judge<'_> {
     /// not wait. One of these that gave no sign of life is missing. If there is none, ranks wait
     /// in a circle, which is a mismatch between groups.
     fn silence(&self, rank: usize, since: Instant) -> Option<Verdict> {
-        let mut reached = BTreeSet::from([rank]);
-        let mut open = vec![rank];
-        while let Some(rank) = open.pop() {
-            for (_, awaited) in self.waits(rank) {
-                open.extend(awaited.into_iter().filter(|&r| reached.insert(r)));
-            }
-        }
+        let reached = self.reached(rank);
         let state = self.state;
         let silent = |r: usize| self.signs[r].silence(self.now) >= self.timeout;
         let blocked = |r: usize| !state.ranks[r].waits.is_empty();
@@ -112,15 +105,41 @@ impl Judge<'_> {
         Some(Verdict::Broken(error, self.state.company(rank, wait)))
     }
 
-    /// Ranks that wait for one another: the odd one is who stands with the fewest.
+    /// Ranks that wait for one another, in groups that each lack somebody. Of each two such ranks
+    /// the waiting one should be ahead of the one that it waits for, so the two where this is least
+    /// true are named, and as the odd one of them who stands with fewer.
     fn circle(&self, reached: &BTreeSet<usize>) -> Option<Verdict> {
-        let first = |rank: usize| self.state.ranks[rank].waits.first().copied();
-        let company = |rank: usize| first(rank).map_or(0, |w| self.state.company(rank, w).len());
-        let rank = reached.iter().copied().min_by_key(|&rank| company(rank))?;
-        let (other, wait) = self.waiter_of(rank, reached)?;
-        let (got, wanted) = (self.show(rank, first(rank)?), self.show(other, wait));
+        let lead = |rank: usize| self.state.ranks[rank].entered as i64;
+        let edges = reached.iter().flat_map(|&waiter| {
+            self.waits(waiter)
+                .flat_map(move |(wait, all)| all.into_iter().map(move |r| (waiter, wait, r)))
+        });
+        let circular =
+            edges.filter(|&(waiter, _, awaited)| self.reached(awaited).contains(&waiter));
+        let (waiter, wait, awaited) =
+            circular.min_by_key(|&(waiter, _, awaited)| lead(waiter) - lead(awaited))?;
+        let of_awaited = self.state.ranks[awaited].waits.first().copied()?;
+        let mut two = [(waiter, wait), (awaited, of_awaited)];
+        two.sort_by_key(|&(rank, wait)| self.state.company(rank, wait).len());
+        let [(rank, wait), (other, of_other)] = two;
+        let (got, wanted) = (self.show(rank, wait), self.show(other, of_other));
         let error = CommError::Mismatch { rank, got, other, wanted };
-        Some(Verdict::Broken(error, reached.iter().copied().collect()))
+        let all = reached.iter().flat_map(|&r| {
+            self.state.ranks[r].waits.iter().flat_map(move |&w| self.state.company(r, w))
+        });
+        Some(Verdict::Broken(error, all.collect::<BTreeSet<_>>().into_iter().collect()))
+    }
+
+    /// A rank and all whom it waits for, and whom these wait for.
+    fn reached(&self, rank: usize) -> BTreeSet<usize> {
+        let mut reached = BTreeSet::from([rank]);
+        let mut open = vec![rank];
+        while let Some(rank) = open.pop() {
+            for (_, awaited) in self.waits(rank) {
+                open.extend(awaited.into_iter().filter(|&r| reached.insert(r)));
+            }
+        }
+        reached
     }
 
     /// Everything that a rank waits for, and whom it waits for there.

@@ -21,6 +21,8 @@ pub(crate) enum Wait {
 pub(crate) struct Rank {
     /// One entry for each of its threads that is blocked.
     pub(crate) waits: Vec<Wait>,
+    /// Calls that it came to, those that wait for others.
+    pub(crate) entered: u64,
     /// Why it is gone, if it is.
     pub(crate) gone: Option<String>,
     pub(crate) mail: Mail,
@@ -31,7 +33,7 @@ impl Rank {
     /// One that has done nothing yet, with counters for so many lists of axes.
     pub(crate) fn new(overs: usize) -> Rank {
         let waits = Vec::with_capacity(4);
-        Rank { waits, gone: None, mail: Mail::default(), counts: Counts::new(overs) }
+        Rank { waits, entered: 0, gone: None, mail: Mail::default(), counts: Counts::new(overs) }
     }
 }
 
@@ -75,6 +77,14 @@ impl State {
         match wait {
             Wait::Board(board) => self.boards[board].absent().collect(),
             Wait::Message { from, .. } => vec![from],
+        }
+    }
+
+    /// The first of these that is somehow; without allocation, since every wait begins with it.
+    pub(crate) fn find_awaited(&self, wait: Wait, is: impl Fn(usize) -> bool) -> Option<usize> {
+        match wait {
+            Wait::Board(board) => self.boards[board].absent().find(|&rank| is(rank)),
+            Wait::Message { from, .. } => is(from).then_some(from),
         }
     }
 

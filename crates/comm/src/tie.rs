@@ -6,7 +6,7 @@ use crate::hub::{Hub, Seat};
 use crate::merge::{Job, Scratch, Strip, merge};
 use crate::peers::{Bound, Peers, Spot};
 use crate::spread::Share;
-use crate::state::Wait;
+use crate::state::{State, Wait};
 use crate::traffic::ring_bytes;
 use aerogel_graph::Mesh;
 use aerogel_machine::{Call, Collectives, CommError, Merge, Pattern, Traffic};
@@ -38,12 +38,6 @@ impl Tie {
         let ranks = hub.mesh.ranks();
         let own = Own { spots: Vec::with_capacity(ranks), scratch: Scratch::new(ranks) };
         Tie { hub, rank, own: Mutex::new(own) }
-    }
-
-    /// This rank ends: whoever waits for it, or comes to wait for it, gets [`CommError::Gone`] with
-    /// the reason, a clause such as `its data ended`. Only the first reason counts.
-    pub fn leave(&self, reason: &str) {
-        self.hub.leave(self.rank, reason);
     }
 
     /// Takes the rank's seat, after all that can be found without the others.
@@ -180,8 +174,10 @@ impl Collectives for Tie {
             return Err(self.gone(to, reason, call()));
         }
         state.ranks[to].mail.deliver(letter);
-        let heard = |w: &Wait| matches!(w, Wait::Message { from, tag: t, .. } if (*from, *t) == (rank, tag));
-        state.ranks[to].waits.retain(|w| !heard(w));
+        state.ranks[to].waits.retain(|w| match *w {
+            Wait::Message { from, tag: waited, .. } => (from, waited) != (rank, tag),
+            Wait::Board(_) => true,
+        });
         state.ranks[rank].counts.add(0, "send", if to == rank { 0 } else { bytes.len() as u64 });
         drop(state);
         hub.signs[to].touch(now);
@@ -203,8 +199,10 @@ impl Collectives for Tie {
         let (hub, rank) = (&*self.hub, self.rank);
         hub.signs[rank].set(Instant::now(), "in", "receive", site);
         let wait = Wait::Message { from, tag, bytes: wanted };
-        let (state, letter) =
-            hub.block(hub.lock(), rank, wait, |state| state.ranks[rank].mail.take(from, tag))?;
+        let mut state = hub.lock();
+        state.ranks[rank].entered += 1;
+        let taken = |state: &mut State| state.ranks[rank].mail.take(from, tag);
+        let (state, letter) = hub.block(state, rank, wait, taken)?;
         drop(state);
         if letter.bytes.len() != wanted {
             let (sent, at) = (letter.bytes.len(), &letter.site);
@@ -216,6 +214,10 @@ impl Collectives for Tie {
         hub.lock().ranks[from].mail.give_back(letter);
         hub.signs[rank].set(Instant::now(), "after", "receive", site);
         Ok(())
+    }
+
+    fn leave(&self, reason: &str) {
+        self.hub.leave(self.rank, reason);
     }
 
     fn progress(&self, site: &Arc<str>) {

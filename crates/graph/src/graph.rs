@@ -432,6 +432,13 @@ impl Build for Graph {
         }
     }
 
+    fn ins_of(&self, value: ValueId) -> &[ValueId] {
+        match self.values[value.index()].def {
+            Def::Node(n, _) => &self.nodes[n.index()].ins,
+            _ => &[],
+        }
+    }
+
     fn emit(&mut self, op: Op, ins: &[ValueId]) -> Result<Vec<ValueId>, OpError> {
         let known = |v: &ValueId| self.values.get(v.index()).map(|value| &value.ty);
         let Some(types) = ins.iter().map(known).collect::<Option<Vec<&Type>>>() else {

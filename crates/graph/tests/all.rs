@@ -13,6 +13,7 @@ mod all {
     mod randomness;
     mod rewriting;
     mod rounding;
+    mod sharding;
     mod text;
     mod text_errors;
     mod verifier;

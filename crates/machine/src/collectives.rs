@@ -177,6 +177,9 @@ pub trait Collectives: Send + Sync {
     fn receive(&self, from: usize, tag: u64, site: &str, bytes: &mut [u8])
     -> Result<(), CommError>;
 
+    /// Tells the others that this rank takes part no more, and why.
+    fn leave(&self, reason: &str);
+
     /// Says where this rank is, so that others can say where it was last seen; also a sign of life.
     fn progress(&self, site: &Arc<str>);
 
@@ -239,6 +242,8 @@ impl Collectives for Alone {
     ) -> Result<(), CommError> {
         self.send(from, tag, site, &[])
     }
+
+    fn leave(&self, _reason: &str) {}
 
     fn progress(&self, _site: &Arc<str>) {}
 

@@ -15,6 +15,7 @@
 
 mod cuts;
 mod forms;
+mod head;
 mod linear;
 mod walk;
 

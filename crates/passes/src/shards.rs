@@ -7,7 +7,7 @@
 //! above. Either way the sums make one tree, that of a binary counter over all micro-batches.
 
 use aerogel_graph::ops::{Collective, Exchange, Merge};
-use aerogel_graph::{AxisId, Build, Cutter, Graph, Mesh, OpError, ValueId};
+use aerogel_graph::{AxisId, Build, Cutter, Graph, Mesh, OpError, Place, ValueId};
 
 /// How the ranks that share a batch deal out buckets. Each list but `batch` is an end of `batch`,
 /// and `parameters` an end of `gradients`, which is one of `optimizer`.
@@ -26,6 +26,43 @@ pub struct Shards {
 }
 
 impl Shards {
+    /// Whether the lists are as they must be.
+    ///
+    /// # Errors
+    /// A list names an axis that the mesh lacks, or one twice, or is no end of the list that it
+    /// must be an end of.
+    pub fn check(&self) -> Result<(), OpError> {
+        let fail = |message: String| Err(OpError::new("shards", message));
+        let (most, got) = (Place::default().0.len(), self.mesh.0.len());
+        if got > most {
+            return fail(format!("a mesh has at most {most} axes, got {got}"));
+        }
+        for (i, m) in self.batch.iter().enumerate() {
+            if usize::from(*m) >= got {
+                return fail(format!("the mesh has no axis number {m}"));
+            }
+            if self.batch[..i].contains(m) {
+                return fail(format!("the batch is cut twice over axis number {m}"));
+            }
+        }
+        let lists = [
+            ("batch", &self.batch),
+            ("optimizer", &self.optimizer),
+            ("gradients", &self.gradients),
+            ("parameters", &self.parameters),
+        ];
+        for pair in lists.windows(2) {
+            let [(outer, longer), (inner, shorter)] = [pair[0], pair[1]];
+            if !longer.ends_with(shorter) {
+                return fail(format!(
+                    "`{inner}` is cut over mesh axes {shorter:?}, which is no end of {longer:?}, \
+                     those of `{outer}`"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The number of pieces over some axes.
     pub fn pieces(&self, over: &[u8]) -> usize {
         over.iter().map(|&m| self.mesh.size(m)).product()
@@ -35,19 +72,19 @@ impl Shards {
     /// below it.
     ///
     /// # Errors
-    /// The batch does not divide.
+    /// The batch does not divide, or the lists contradict each other.
     pub fn cut_batch(&self, g: &mut Graph, micro_batches: usize) -> Result<(), OpError> {
-        let above = self.batch.len() - self.gradients.len();
-        for (i, &m) in self.batch.iter().enumerate() {
-            if i == above {
-                g.cut_axis("batch", Cutter::Time, micro_batches)?;
-            }
-            g.cut_axis("batch", Cutter::Mesh(m), self.mesh.size(m))?;
-        }
-        if self.gradients.is_empty() {
+        self.check()?;
+        let (above, below) = self.batch.split_at(self.batch.len() - self.gradients.len());
+        let by_rank = |g: &mut Graph, over: &[u8]| {
+            over.iter().try_for_each(|&m| g.cut_axis("batch", Cutter::Mesh(m), self.mesh.size(m)))
+        };
+        by_rank(g, above)?;
+        // One micro-batch is the batch, and not a piece of it.
+        if micro_batches != 1 {
             g.cut_axis("batch", Cutter::Time, micro_batches)?;
         }
-        Ok(())
+        by_rank(g, below)
     }
 
     /// The axis of a bucket's piece over some axes, made if it is new.
@@ -130,6 +167,11 @@ impl Shards {
         }
         Ok(v)
     }
+}
+
+/// Whether an output is a sum over the batch, and so over micro-batches and ranks.
+pub(crate) fn is_sum(output: &str) -> bool {
+    output == "loss" || output == "tokens" || output.starts_with("grad.")
 }
 
 /// A collective over one mesh axis.

@@ -6,8 +6,10 @@
 //! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
 
 use crate::PassError;
-use crate::shards::Shards;
-use aerogel_graph::{Build, DType, Graph, Init, Phase, Role, StateId, ValueId, verify};
+use crate::shards::{Shards, is_sum};
+use aerogel_graph::{
+    Build, DType, Def, Graph, Init, OpError, Phase, Role, StateId, ValueId, verify,
+};
 
 const PASS: &str = "tile";
 const AXIS: &str = "batch";
@@ -66,17 +68,18 @@ pub fn cut(g: &Graph, shards: &Shards, micro_batches: usize) -> Result<Graph, Pa
 /// order.
 ///
 /// # Errors
-/// There is no such output, or one is no f32 sum over the batch.
+/// There is no such output, or one is no f32 sum over the batch; there are no micro-batches.
 pub fn accumulate(
     g: &Graph,
     micro_batches: usize,
     order: Order,
 ) -> Result<Vec<(String, Graph)>, PassError> {
+    let Some(last) = micro_batches.checked_sub(1) else {
+        return Err(OpError::new(PASS, "a step needs at least one micro-batch").into());
+    };
     let sums = summed(g)?;
     let mut cut = g.clone();
-    let is_sum = |name: &str| sums.iter().any(|(n, _)| n == name);
     cut.outputs.retain(|(name, _)| !is_sum(name));
-    let last = micro_batches - 1;
     let mut sections = vec![];
     if order == Order::Fold {
         let stack = [declare(&mut cut, 0, &sums)?];
@@ -102,7 +105,6 @@ pub fn accumulate(
 /// The outputs that are sums over the batch.
 fn summed(g: &Graph) -> Result<Vec<(String, ValueId)>, PassError> {
     let over_batch = |v: ValueId| g.axes().find(AXIS).is_some_and(|a| g.ty(v).has(a));
-    let is_sum = |name: &str| name == "loss" || name == "tokens" || name.starts_with("grad.");
     let sums: Vec<_> = g.outputs.iter().filter(|(name, _)| is_sum(name)).cloned().collect();
     if sums.is_empty() {
         return Err(PassError::MissingOutput { pass: PASS, name: "loss".to_owned() });
@@ -144,9 +146,11 @@ fn section(
     to: u32,
 ) -> Result<Graph, PassError> {
     let mut g = cut.clone();
-    for (i, (name, fresh)) in sums.iter().enumerate() {
-        let scope = name.strip_prefix("grad.").unwrap_or(name);
-        g.at(&scope.into(), Phase::Backward);
+    for (i, (_, fresh)) in sums.iter().enumerate() {
+        if let Def::Node(made, _) = g.value(*fresh).def {
+            let scope = g.node(made).scope.clone();
+            g.at(&scope, Phase::Backward);
+        }
         let mut value = *fresh;
         for &level in folds {
             let earlier = g.states()[stack[level as usize][i].index()].value;
@@ -154,5 +158,6 @@ fn section(
         }
         g.assign(stack[to as usize][i], value)?;
     }
+    g.at(&"".into(), Phase::Forward);
     Ok(g.pruned()?)
 }

@@ -20,6 +20,8 @@ pub enum Kind {
     Optimizer,
     /// Values between the model's ops, and their cotangents.
     Activations,
+    /// Activations that wait for their backward section, of all micro-batches in flight.
+    InFlight,
     /// Scratch of kernels, and values of the update.
     Workspace,
     /// Inputs and outputs of sections; keys and values of decoding.
@@ -37,20 +39,25 @@ pub struct Kinds {
     pub gradients_bytes: u64,
     pub optimizer_bytes: u64,
     pub activations_bytes: u64,
+    pub in_flight_bytes: u64,
     pub workspace_bytes: u64,
     pub data_bytes: u64,
     pub holes_bytes: u64,
 }
 
 impl Kinds {
+    /// How many kinds there are; holes are the last.
+    pub const COUNT: usize = 9;
+
     /// Names and bytes, in the order of the fields.
-    pub fn list(&self) -> [(&'static str, u64); 8] {
+    pub fn list(&self) -> [(&'static str, u64); Self::COUNT] {
         [
             ("parameters", self.parameters_bytes),
             ("master", self.master_bytes),
             ("gradients", self.gradients_bytes),
             ("optimizer", self.optimizer_bytes),
             ("activations", self.activations_bytes),
+            ("activations in flight", self.in_flight_bytes),
             ("workspace", self.workspace_bytes),
             ("data", self.data_bytes),
             ("holes", self.holes_bytes),
@@ -69,6 +76,7 @@ impl Kinds {
             Kind::Gradients => &mut self.gradients_bytes,
             Kind::Optimizer => &mut self.optimizer_bytes,
             Kind::Activations => &mut self.activations_bytes,
+            Kind::InFlight => &mut self.in_flight_bytes,
             Kind::Workspace => &mut self.workspace_bytes,
             Kind::Data => &mut self.data_bytes,
             Kind::Holes => &mut self.holes_bytes,
@@ -214,12 +222,13 @@ pub(crate) fn report(
 }
 
 /// All kinds.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; Kinds::COUNT] = [
     Kind::Parameters,
     Kind::Master,
     Kind::Gradients,
     Kind::Optimizer,
     Kind::Activations,
+    Kind::InFlight,
     Kind::Workspace,
     Kind::Data,
     Kind::Holes,
@@ -233,7 +242,7 @@ fn state_kind(role: Role, cast: bool) -> Kind {
         Role::Accumulator => Kind::Gradients,
         Role::Cache => Kind::Data,
         Role::Weights => Kind::Parameters,
-        Role::Saved => Kind::Activations,
+        Role::Saved => Kind::InFlight,
     }
 }
 

@@ -1,9 +1,10 @@
 //! What can go wrong in a run, and the exit code of each.
 
 use aerogel_data::{DataError, ErrorKind as DataKind};
-use aerogel_machine::DeviceError;
+use aerogel_machine::{CommError, DeviceError};
 use aerogel_models::ModelError;
 use aerogel_passes::PassError;
+use aerogel_passes::pipeline::PipelineError;
 use aerogel_plan::PlanError;
 use aerogel_store::{ErrorKind as StoreKind, StoreError};
 use std::path::PathBuf;
@@ -25,6 +26,10 @@ pub enum Exit {
     Storage = 23,
     /// A loss or gradient is not finite.
     NonFinite = 30,
+    /// A rank went silent.
+    Hang = 32,
+    /// A rank is gone, or ran something else than the others.
+    PeerLost = 40,
     /// An error of aerogel itself.
     Bug = 101,
 }
@@ -52,6 +57,9 @@ pub enum TrainError {
     /// A pass refused the graph.
     #[error(transparent)]
     Pass(#[from] PassError),
+    /// A pipeline cannot be made.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// The plan cannot be made, or does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -88,6 +96,14 @@ pub enum TrainError {
         step: u64,
         /// Loss or gradient norm.
         what: &'static str,
+    },
+    /// A rank's thread panicked: a bug.
+    #[error("rank {rank} panicked: {message}")]
+    Panicked {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        message: String,
     },
     /// A checkpoint lacks a tensor, or has it in another form.
     #[error("the checkpoint of step {step} does not fit the model: `{name}` {problem}")]
@@ -128,7 +144,12 @@ impl TrainError {
             },
             TrainError::Plan(PlanError::DoesNotFit { .. }) => Exit::WillNotFit,
             TrainError::Device(DeviceError::Arena { .. }) => Exit::WillNotFit,
+            TrainError::Device(DeviceError::Comm(CommError::Missing { .. })) => Exit::Hang,
+            TrainError::Device(DeviceError::Comm(_)) => Exit::PeerLost,
+            TrainError::Panicked { .. } => Exit::Bug,
             TrainError::Model(_)
+            | TrainError::Pipeline(_)
+            | TrainError::Pass(PassError::Layout { .. })
             | TrainError::Contradiction { .. }
             | TrainError::NoCheckpoint { .. }
             | TrainError::Mismatch { .. } => Exit::Recipe,

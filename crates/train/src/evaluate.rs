@@ -96,9 +96,10 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
         let shards = &plan.layout.shards;
         let turns = shards.pieces(&shards.batch) as u64;
         let place = plan.mesh.place(rank);
-        let turn = shards.batch.iter().fold(0, |turn, &m| {
-            turn * shards.mesh.size(m) as u64 + u64::from(place.0[m as usize])
-        });
+        let turn = shards
+            .batch
+            .iter()
+            .fold(0, |turn, &m| turn * shards.mesh.size(m) as u64 + u64::from(place.0[m as usize]));
         // Everybody runs as often, since ranks may need each other's weights.
         let rounds = end.div_ceil(batch * turns);
         let mut mine = vec![];

@@ -21,6 +21,7 @@ pub enum Event {
         allocated_bytes: u64,
         library_bytes: u64,
         device: String,
+        ranks: usize,
         threads: usize,
         run_hash: String,
         plan_hash: String,

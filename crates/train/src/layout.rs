@@ -61,7 +61,7 @@ impl Layout {
             pipe: first(&shard.layers),
             schedule: match parallel.schedule {
                 PipelineSchedule::GPipe => Kind::GPipe,
-                PipelineSchedule::OneFOneB => Kind::OneFOneB,
+                PipelineSchedule::OneForwardOneBackward => Kind::OneFOneB,
                 PipelineSchedule::Interleaved => Kind::Interleaved { chunks: parallel.chunks },
             },
             order: match recipe.train.determinism {
@@ -71,6 +71,12 @@ impl Layout {
             micro_batches: recipe.micro_batches() / ranks,
             shards,
         }
+    }
+
+    /// The pipeline stage of a rank.
+    pub fn stage(&self, rank: usize) -> usize {
+        let place = self.shards.mesh.place(rank);
+        self.pipe.map_or(0, |m| usize::from(place.0[m as usize]))
     }
 
     /// Whether every rank has all of the model, gathered perhaps: then any one can decode.

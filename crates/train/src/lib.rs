@@ -6,24 +6,32 @@
 //! Tests are in `tests/`.
 
 mod checkpoint;
+mod crew;
 mod error;
 mod evaluate;
 mod events;
 mod feed;
+mod layout;
 mod open;
+mod pipe;
+mod plan;
 mod recall;
 mod report;
 mod run;
 mod sample;
+mod sections;
 mod session;
 mod setup;
 mod step;
+mod tensors;
 
+pub use crew::OnHang;
 pub use error::{Exit, TrainError};
 pub use evaluate::{Evaluation, evaluate};
 pub use events::{Event, Line, Sink};
 pub use open::{Opened, Pick, find_run, newest_run, open_run};
+pub use plan::{RunPlan, Stage};
 pub use run::{Options, Outcome, grid, train};
 pub use sample::{Samples, Sampling, sample};
-pub use session::{RunPlan, Session};
+pub use session::{Session, Ties, Wrap};
 pub use setup::{Workspace, prepare_data, run_hash};

@@ -2,13 +2,15 @@
 
 use crate::checkpoint;
 use crate::error::TrainError;
-use crate::session::{RunPlan, Session};
+use crate::plan::RunPlan;
+use crate::session::{Session, Ties};
 use crate::setup::{self, Workspace, run_hash};
 use aerogel_data::Dataset;
 use aerogel_recipe::Recipe;
 use aerogel_store::{Checkpoint, Checkpoints, RealFs, RunDir, RunRecord};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Samples that are drawn side by side at most: each has caches of its own.
 const SAMPLES: usize = 16;
@@ -118,9 +120,11 @@ pub fn open_run(folder: &Path, workspace: &Workspace, pick: &Pick) -> Result<Ope
         ));
     }
     let mut planned = recipe.clone();
+    // One rank is enough to look at a model, whatever it was trained on.
+    planned.parallel.mesh.clear();
     planned.sample.count = pick.samples.unwrap_or(recipe.sample.count).clamp(1, SAMPLES);
     let plan = RunPlan::new(&planned, data.index().tokenizer.vocabulary as usize)?;
-    let mut session = Session::load(plan)?;
+    let mut session = Session::load(plan, Ties::new(Duration::from_secs(60)))?;
     checkpoint::load(&mut session, &checkpoint)?;
     let (folder, step) = (folder.to_owned(), checkpoint.step());
     Ok(Opened { folder, recipe, data, session, step, warnings })

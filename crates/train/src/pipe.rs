@@ -118,7 +118,10 @@ impl Pipe {
                     self.buffer = kept.unwrap_or_default();
                 } else {
                     let site = line.site("receive", micro);
-                    device.ties().receive(line.peer, line.tag, &site, &mut self.buffer).map_err(DeviceError::from)?;
+                    device
+                        .ties()
+                        .receive(line.peer, line.tag, &site, &mut self.buffer)
+                        .map_err(DeviceError::from)?;
                 }
                 let name = format!("receive.{}", line.name);
                 device.write_input(work.section, &name, &self.buffer)?;
@@ -133,7 +136,10 @@ impl Pipe {
                     self.kept[line.tag as usize].push_back(self.buffer.clone());
                 } else {
                     let site = line.site("send", micro);
-                    device.ties().send(line.peer, line.tag, &site, &self.buffer).map_err(DeviceError::from)?;
+                    device
+                        .ties()
+                        .send(line.peer, line.tag, &site, &self.buffer)
+                        .map_err(DeviceError::from)?;
                 }
             }
         }
@@ -152,7 +158,10 @@ impl Pipe {
                 device.ties().send(to, c.tag, &site, &self.buffer).map_err(DeviceError::from)?;
             }
             if let Some(from) = c.from {
-                device.ties().receive(from, c.tag, &site, &mut self.buffer).map_err(DeviceError::from)?;
+                device
+                    .ties()
+                    .receive(from, c.tag, &site, &mut self.buffer)
+                    .map_err(DeviceError::from)?;
                 device.write_state(&c.state, 0, &self.buffer)?;
             }
         }

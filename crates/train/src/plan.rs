@@ -46,6 +46,7 @@ pub struct RunPlan {
     pub(crate) layout: Layout,
     pub(crate) messages: Vec<aerogel_passes::pipeline::Message>,
     pub(crate) replicas: Vec<aerogel_passes::pipeline::Replica>,
+    pub(crate) eval_batch: usize,
     pub(crate) positions: Vec<PositionInput>,
     pub(crate) samples: usize,
 }
@@ -104,6 +105,7 @@ impl RunPlan {
             layout,
             messages: sections.messages,
             replicas: sections.replicas,
+            eval_batch: recipe.train.micro_batch,
             positions: sections.positions,
             samples: recipe.sample.count.max(1),
         })
@@ -131,7 +133,9 @@ impl RunPlan {
             return one.program.hash.clone();
         }
         let mut hasher = blake3::Hasher::new();
-        self.stages.iter().for_each(|s| drop(hasher.update(s.program.hash.as_bytes())));
+        for s in &self.stages {
+            hasher.update(s.program.hash.as_bytes());
+        }
         hasher.finalize().to_hex()[..16].to_owned()
     }
 

@@ -5,14 +5,14 @@ use crate::error::{Exit, TrainError};
 use crate::evaluate::evaluate;
 use crate::events::{Event, Sink, resident_bytes};
 use crate::feed::Feed;
+use crate::plan::RunPlan;
 use crate::recall::recall;
 use crate::report::{self, Page};
 use crate::sample::{Sampling, sample};
-use crate::session::{RunPlan, Session};
+use crate::session::{Session, Ties};
 use crate::setup::{self, Workspace, prepare_data, run_hash};
 use crate::step::Stepper;
 use aerogel_data::{Dataset, ImageShape, Progress, Sampler, image_grid_png};
-use aerogel_machine::Device;
 use aerogel_models::shifts_inside;
 use aerogel_passes::schedule::{Kind, Schedule};
 use aerogel_recipe::{Recipe, ScheduleKind};
@@ -23,7 +23,7 @@ use aerogel_store::{
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How to run.
 pub struct Options {
@@ -33,6 +33,8 @@ pub struct Options {
     pub resume: Resume,
     /// Set from outside to end the run after the step at hand, with a checkpoint.
     pub stop: Arc<AtomicBool>,
+    /// How ranks wait for each other; `None` follows the recipe.
+    pub ties: Option<Ties>,
 }
 
 /// How a run ended.
@@ -65,7 +67,9 @@ pub fn train(
     plan.fits(recipe)?;
     let hash = run_hash(recipe, &data);
     let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
-    let mut run = Run::load(recipe, &data, folder, hash, plan, sink)?;
+    let timeout = Duration::from_secs_f64(recipe.parallel.timeout_seconds);
+    let ties = options.ties.clone().unwrap_or_else(|| Ties::new(timeout));
+    let mut run = Run::load(recipe, &data, folder, hash, plan, ties, sink)?;
     let outcome = match run.begin(start).and_then(|()| run.steps(&options.stop)) {
         Ok(outcome) => outcome,
         Err(error) => return Err(run.failed(error)),
@@ -92,7 +96,7 @@ fn open_folder(
         if resolve(&fs, runs, &name, hash, options.resume)? != found {
             continue;
         }
-        let mut record = RunRecord::begin(&name, hash, &plan.program.hash);
+        let mut record = RunRecord::begin(&name, hash, &plan.hash());
         if let Some(old) = folder.read_record()? {
             record.started_unix_seconds = old.started_unix_seconds;
         }
@@ -124,9 +128,10 @@ impl<'a> Run<'a> {
         folder: RunDir,
         hash: String,
         plan: RunPlan,
+        ties: Ties,
         sink: &'a mut dyn Sink,
     ) -> Result<Run<'a>, TrainError> {
-        let session = Session::load(plan)?;
+        let session = Session::load(plan, ties)?;
         Ok(Run {
             recipe,
             data,
@@ -205,14 +210,15 @@ impl<'a> Run<'a> {
             steps: self.recipe.train.steps,
             parameters: plan.counts.parameters,
             tokens_per_step: plan.tokens_per_step,
-            flops_per_step: plan.report.flops_per_step,
-            planned_bytes: plan.program.arena_bytes,
-            allocated_bytes: self.session.device.allocated_bytes(),
-            library_bytes: self.session.device.library_bytes(),
+            flops_per_step: plan.flops_per_step(),
+            planned_bytes: plan.total_bytes(),
+            allocated_bytes: self.session.allocated_bytes(),
+            library_bytes: self.session.library_bytes(),
             device: "cpu".to_owned(),
+            ranks: plan.mesh.ranks(),
             threads: plan.threads,
             run_hash: self.hash.clone(),
-            plan_hash: plan.program.hash.clone(),
+            plan_hash: plan.hash(),
         };
         self.tell(&start)
     }
@@ -231,10 +237,15 @@ impl<'a> Run<'a> {
         let data = self.data;
         let split = data.split("train")?;
         let model = &self.session.plan.model;
-        let sampler = Sampler::shuffled(split, model.context, train.seed)?;
         let shifts = shifts_inside(model.family);
-        let mut feed = Feed::new(split, sampler, train.micro_batch, model.context, shifts);
-        let stepper = Stepper::new(&self.session, train.micro_batch, train.seed);
+        let mut steppers = (0..self.session.ranks.len())
+            .map(|rank| {
+                let sampler = Sampler::shuffled(split, model.context, train.seed)?;
+                let feed = Feed::new(split, sampler, train.micro_batch, model.context, shifts);
+                let plan = &self.session.plan;
+                Ok(Stepper::new(plan, rank, feed, train.micro_batch, train.seed))
+            })
+            .collect::<Result<Vec<_>, TrainError>>()?;
         let schedule = schedule(self.recipe);
         if self.step == steps {
             // Killed after its last step: this clears what a checkpoint or its pruning left behind.
@@ -246,7 +257,7 @@ impl<'a> Run<'a> {
                 self.tell(&Event::Stopped { step: self.step })?;
                 return Ok(Exit::Resumable);
             }
-            self.one_step(&stepper, &mut feed, &schedule)?;
+            self.one_step(&mut steppers, &schedule)?;
             self.after_step()?;
         }
         self.finish()?;
@@ -255,13 +266,16 @@ impl<'a> Run<'a> {
 
     fn one_step(
         &mut self,
-        stepper: &Stepper,
-        feed: &mut Feed<'_>,
+        steppers: &mut [Stepper<'_>],
         schedule: &Schedule,
     ) -> Result<(), TrainError> {
         let started = Instant::now();
         let rate = schedule.rate(self.step);
-        let updated = stepper.step(&mut self.session, feed, self.step, rate)?;
+        let index = self.step;
+        let all = self
+            .session
+            .each_with(steppers, |_, _, device, stepper| stepper.step(device, index, rate))?;
+        let updated = all[0];
         self.step += 1;
         if !updated.finite {
             let what = if updated.loss.is_finite() { "the gradient norm" } else { "the loss" };
@@ -326,6 +340,13 @@ impl<'a> Run<'a> {
         if ask.count == 0 {
             return Ok(());
         }
+        if !self.session.plan.layout.is_data_parallel() {
+            let message =
+                "no rank has all of the model, so no samples are drawn; `aerogel sample` \
+                           draws them from a checkpoint"
+                    .to_owned();
+            return self.tell(&Event::Warning { step: self.step, message });
+        }
         let tokenizer = self.data.tokenizer()?;
         let prompt = match (&ask.prompt, &tokenizer) {
             (Some(text), Some(t)) => t.encode(text.as_bytes())?,
@@ -385,7 +406,7 @@ impl<'a> Run<'a> {
             name: setup::name(self.recipe),
             recipe: self.recipe.to_toml(),
             metrics: std::fs::read_to_string(self.folder.metrics())?,
-            plan: &self.session.plan.report,
+            plan: self.session.plan.report(),
             samples: self.folder.samples(),
         };
         write_atomic(&RealFs, &self.folder.report(), report::html(&page).as_bytes())?;

@@ -1,9 +1,11 @@
 //! Sampling: one position at a time, with the keys and values of earlier positions in caches.
 
 use crate::error::TrainError;
+use crate::plan::RunPlan;
 use crate::session::Session;
+use aerogel_cpu::CpuDevice;
 use aerogel_graph::{Clock, Role, random};
-use aerogel_machine::Device;
+use aerogel_machine::{Device, Program};
 use aerogel_models::shifts_inside;
 use std::time::Instant;
 
@@ -40,10 +42,17 @@ pub fn sample(session: &mut Session, ask: &Sampling) -> Result<Samples, TrainErr
     check(session, ask)?;
     let started = Instant::now();
     let batch = session.plan.samples;
-    let mut tokens = vec![];
-    for (n, prefixes) in ask.prefixes.chunks(batch).enumerate() {
-        tokens.extend(draw_batch(session, ask, prefixes, n * batch)?);
-    }
+    let mut nothing = vec![(); session.ranks.len()];
+    // All ranks draw the same: each may hold weights that the others need.
+    let drawn = session.each_with(&mut nothing, |plan, rank, device, ()| {
+        let mut decoder = Decoder { plan, program: plan.program(rank), device };
+        let mut tokens = vec![];
+        for (n, prefixes) in ask.prefixes.chunks(batch).enumerate() {
+            tokens.extend(decoder.draw_batch(ask, prefixes, n * batch)?);
+        }
+        Ok(tokens)
+    })?;
+    let tokens = drawn.into_iter().next().unwrap_or_default();
     Ok(Samples { tokens, seconds: started.elapsed().as_secs_f64() })
 }
 
@@ -72,72 +81,80 @@ fn check(session: &Session, ask: &Sampling) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn draw_batch(
-    session: &mut Session,
-    ask: &Sampling,
-    prefixes: &[Vec<u32>],
-    first: usize,
-) -> Result<Vec<Vec<u32>>, TrainError> {
-    let section = session.section("decode");
-    let (batch, vocab) = (session.plan.samples, session.plan.model.vocab);
-    let shifts = shifts_inside(session.plan.model.family);
-    clear_caches(session)?;
-    let prefix = |row: usize| prefixes.get(row).map_or(&[][..], Vec::as_slice);
-    let mut rows: Vec<Vec<u32>> = vec![Vec::with_capacity(ask.tokens); batch];
-    if !shifts {
-        // The model predicts the next token of something: without a prompt, of token 0.
-        rows.iter_mut().enumerate().for_each(|(r, row)| {
-            row.push(prefix(r).first().copied().unwrap_or(0));
-        });
-    }
-    let mut logits = vec![0f32; batch * vocab];
-    let mut order: Vec<u32> = Vec::with_capacity(vocab);
-    let lag = usize::from(!shifts);
-    for position in 0..ask.tokens.saturating_sub(lag) {
-        // Inside, the model shifts by one: it reads the token before the one that it predicts.
-        let last = |row: &Vec<u32>| row.last().copied().unwrap_or(0);
-        let input: Vec<u32> = rows.iter().map(last).collect();
-        set_position(session, section, position)?;
-        session.device.write_input(section, "tokens", bytemuck::cast_slice(&input))?;
-        session.device.run(section, Clock::default(), 0)?;
-        session.device.read_output(section, "logits", bytemuck::cast_slice_mut(&mut logits))?;
-        for (r, row) in rows.iter_mut().enumerate() {
-            let next = match prefix(r).get(position + lag) {
-                Some(&given) => given,
-                None => {
-                    let element = (first + r) as u64;
-                    let stream = random::stream_id("sample");
-                    let u = random::uniform(ask.seed, position as u64, stream, element);
-                    draw(&logits[r * vocab..(r + 1) * vocab], ask, f64::from(u), &mut order)
-                }
-            };
-            row.push(next);
-        }
-    }
-    rows.truncate(prefixes.len());
-    Ok(rows)
+/// One rank's decoding.
+struct Decoder<'a> {
+    plan: &'a RunPlan,
+    program: &'a Program,
+    device: &'a mut CpuDevice,
 }
 
-fn clear_caches(session: &mut Session) -> Result<(), TrainError> {
-    let program = session.plan.program.clone();
-    let zeros = vec![0u8; 1 << 20];
-    for state in program.states.iter().filter(|s| s.role == Role::Cache) {
-        for start in (0..state.bytes).step_by(zeros.len()) {
-            let bytes = &zeros[..(state.bytes - start).min(zeros.len() as u64) as usize];
-            session.device.write_state(&state.name, start, bytes)?;
+impl Decoder<'_> {
+    fn draw_batch(
+        &mut self,
+        ask: &Sampling,
+        prefixes: &[Vec<u32>],
+        first: usize,
+    ) -> Result<Vec<Vec<u32>>, TrainError> {
+        let section =
+            self.program.section("decode").expect("the plan of ranks that can decode has it");
+        let (batch, vocab) = (self.plan.samples, self.plan.model.vocab);
+        let shifts = shifts_inside(self.plan.model.family);
+        self.clear_caches()?;
+        let prefix = |row: usize| prefixes.get(row).map_or(&[][..], Vec::as_slice);
+        let mut rows: Vec<Vec<u32>> = vec![Vec::with_capacity(ask.tokens); batch];
+        if !shifts {
+            // The model predicts the next token of something: without a prompt, of token 0.
+            rows.iter_mut().enumerate().for_each(|(r, row)| {
+                row.push(prefix(r).first().copied().unwrap_or(0));
+            });
         }
+        let mut logits = vec![0f32; batch * vocab];
+        let mut order: Vec<u32> = Vec::with_capacity(vocab);
+        let lag = usize::from(!shifts);
+        for position in 0..ask.tokens.saturating_sub(lag) {
+            // Inside, the model shifts by one: it reads the token before the one that it predicts.
+            let last = |row: &Vec<u32>| row.last().copied().unwrap_or(0);
+            let input: Vec<u32> = rows.iter().map(last).collect();
+            self.set_position(section, position)?;
+            self.device.write_input(section, "tokens", bytemuck::cast_slice(&input))?;
+            self.device.run(section, Clock::default(), 0)?;
+            self.device.read_output(section, "logits", bytemuck::cast_slice_mut(&mut logits))?;
+            for (r, row) in rows.iter_mut().enumerate() {
+                let next = match prefix(r).get(position + lag) {
+                    Some(&given) => given,
+                    None => {
+                        let element = (first + r) as u64;
+                        let stream = random::stream_id("sample");
+                        let u = random::uniform(ask.seed, position as u64, stream, element);
+                        draw(&logits[r * vocab..(r + 1) * vocab], ask, f64::from(u), &mut order)
+                    }
+                };
+                row.push(next);
+            }
+        }
+        rows.truncate(prefixes.len());
+        Ok(rows)
     }
-    Ok(())
-}
 
-fn set_position(session: &mut Session, section: usize, position: usize) -> Result<(), TrainError> {
-    let device = &mut session.device;
-    device.write_input(section, "position", &(position as u32).to_le_bytes())?;
-    for input in &session.plan.positions {
-        let index = (position / input.stride % input.size) as u32;
-        device.write_input(section, &input.name, &index.to_le_bytes())?;
+    fn clear_caches(&mut self) -> Result<(), TrainError> {
+        let zeros = vec![0u8; 1 << 20];
+        for state in self.program.states.iter().filter(|s| s.role == Role::Cache) {
+            for start in (0..state.bytes).step_by(zeros.len()) {
+                let bytes = &zeros[..(state.bytes - start).min(zeros.len() as u64) as usize];
+                self.device.write_state(&state.name, start, bytes)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn set_position(&mut self, section: usize, position: usize) -> Result<(), TrainError> {
+        self.device.write_input(section, "position", &(position as u32).to_le_bytes())?;
+        for input in &self.plan.positions {
+            let index = (position / input.stride % input.size) as u32;
+            self.device.write_input(section, &input.name, &index.to_le_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// A token by the inverse of the cumulated probabilities, likeliest first.

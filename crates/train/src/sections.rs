@@ -89,10 +89,7 @@ impl Whole {
 
     /// One stage: every section is the whole model's.
     fn sections(self, recipe: &Recipe, layout: &Layout) -> Result<Sections, TrainError> {
-        let share = Share {
-            tensor: layout.tensor.map(|t| t.axis),
-            ..Share::whole(&self.buckets)
-        };
+        let share = Share { tensor: layout.tensor.map(|t| t.axis), ..Share::whole(&self.buckets) };
         let mut asks = micro_asks(&self.micro, layout, "")?;
         asks.extend(update_asks(recipe, &self.micro, &share)?);
         asks.push(ask("eval", self.eval, 0));
@@ -174,9 +171,8 @@ fn ask(name: &str, graph: Graph, calls: u64) -> Ask {
 /// The sections that sum over a rank's micro-batches.
 fn micro_asks(g: &Graph, layout: &Layout, prefix: &str) -> Result<Vec<Ask>, TrainError> {
     let (count, order) = (layout.micro_batches, layout.order);
-    let calls = |name: &str| {
-        (0..count).filter(|j| section_of(*j, count, order) == name).count() as u64
-    };
+    let calls =
+        |name: &str| (0..count).filter(|j| section_of(*j, count, order) == name).count() as u64;
     let sections = accumulate(g, count, order)?;
     Ok(sections
         .into_iter()

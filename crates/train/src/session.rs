@@ -77,14 +77,6 @@ impl Session {
         self.ranks.iter().map(of).sum()
     }
 
-    /// The position of a section of rank 0.
-    ///
-    /// # Panics
-    /// The plan has no such section: a bug.
-    pub(crate) fn section(&self, name: &str) -> usize {
-        self.plan.program(0).section(name).expect("the plan has all sections")
-    }
-
     /// Draws the initial values, by (seed, name, element).
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const TIMEOUT_MS: u64 = 400;
+const TIMEOUT_MS: u64 = 800;
 
 /// Runs all ranks; those that return without an error stay silently where they are until all
 /// others have ended. Gives the errors, by rank.
@@ -56,7 +56,7 @@ fn a_silent_rank_is_named_with_where_it_was_last_seen() {
         };
         assert_eq!((rank, &call[..]), (who, "all_reduce (sum) of 9 f32 over [data] at h0.norm"));
         assert!(last.starts_with("at section micro.0 node 17 h0.mlp, "), "{last}");
-        assert!(seconds >= 0.4, "{seconds}");
+        assert!(seconds >= 0.8, "{seconds}");
     }
 }
 
@@ -70,22 +70,21 @@ fn who_is_behind_it_is_named_not_who_waits_himself() {
         _ => None,
     });
     assert_eq!(errors.len(), 3);
-    for (who, error) in errors {
+    for (_, error) in errors {
         let text = error.to_string();
-        // The board of rank 0 wants rank 3 as well, so either of the two may tell.
+        // Ranks 0 and 2 wait for it themselves, so either of the two may tell.
         assert!(text.contains("rank 3 did not come to "), "{text}");
         assert!(text.contains("it was last seen never, and the start was"), "{text}");
-        assert!(matches!(error, CommError::Missing { .. }) || who != 0, "{text}");
     }
 }
 
 #[test]
 fn a_rank_that_makes_progress_is_waited_for() {
-    run(ties(&[2], 200), |tie| {
+    run(ties(&[2], 500), |tie| {
         let site = Arc::from("node");
         if tie.rank() == 0 {
-            for _ in 0..24 {
-                std::thread::sleep(Duration::from_millis(25));
+            for _ in 0..30 {
+                std::thread::sleep(Duration::from_millis(50));
                 tie.progress(&site);
             }
             tie.send(1, 0, "done", &[1]).unwrap();
@@ -98,19 +97,38 @@ fn a_rank_that_makes_progress_is_waited_for() {
 
 #[test]
 fn groups_in_different_order_are_a_circle() {
+    // Groups over the first axis: {0, 2}, {1, 3}; over the second: {0, 1}, {2, 3}.
     let errors = run_with_silent(&[2, 2], |tie| {
-        // Groups over the first axis: {0, 2}, {1, 3}; over the second: {0, 1}, {2, 3}.
-        let orders: [&[u8]; 2] = if tie.rank() == 3 { [&[1], &[0]] } else { [&[0], &[1]] };
+        let orders: [&[u8]; 2] =
+            if [0, 3].contains(&tie.rank()) { [&[0], &[1]] } else { [&[1], &[0]] };
         let both = orders.iter().try_for_each(|over| exchange(tie, &sum(over, 2, "layer")));
         Some(both.unwrap_err())
     });
     assert_eq!(errors.len(), 4);
     for (_, error) in errors {
-        let text = error.to_string();
-        assert!(text.contains("came to all_reduce (sum) of 2 f32 over [data]"), "{text}");
-        assert!(text.contains("came to all_reduce (sum) of 2 f32 over [tensor]"), "{text}");
-        let CommError::Mismatch { rank, other, .. } = error else { continue };
-        assert!(rank == 3 || other == 3, "{text}");
+        let CommError::Mismatch { rank: 0, other: 2, got, wanted } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(got, "all_reduce (sum) of 2 f32 over [data] at layer");
+        assert_eq!(wanted, "all_reduce (sum) of 2 f32 over [tensor] at layer");
+    }
+}
+
+/// Rank 3 leaves out a call, so that rank 1 waits there for it, which then waits for rank 1.
+#[test]
+fn who_closes_the_circle_is_named() {
+    let errors = run_with_silent(&[2, 2], |tie| {
+        let calls = [sum(&[1], 2, "a"), sum(&[0], 2, "b"), sum(&[0, 1], 2, "c")];
+        let mine = calls.iter().filter(|c| tie.rank() != 3 || *c.site != *"b");
+        Some(mine.map(|call| exchange(tie, call)).find_map(Result::err).unwrap())
+    });
+    assert_eq!(errors.len(), 4);
+    for (_, error) in errors {
+        let CommError::Mismatch { rank: 1, other: 3, got, wanted } = error else {
+            panic!("{error}")
+        };
+        assert!(got.ends_with("over [data] at b"), "{got}");
+        assert!(wanted.ends_with("over [data tensor] at c"), "{wanted}");
     }
 }
 
@@ -121,7 +139,7 @@ fn messages_in_a_circle_are_found() {
     });
     assert_eq!(errors.len(), 3);
     for (_, error) in errors {
-        assert!(matches!(error, CommError::Mismatch { rank: 0, other: 2, .. }), "{error}");
+        assert!(matches!(error, CommError::Mismatch { rank: 0, other: 1, .. }), "{error}");
     }
 }
 

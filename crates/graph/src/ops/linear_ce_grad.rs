@@ -43,6 +43,10 @@ impl Rules for LinearCeGrad {
         logits * (6 * axes.size(self.embed) as u64 + 4)
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        Sharding::whole_if(label == self.embed)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let layer = Layer::new(site.axes, [self.embed, self.vocab], ins[0], ins[1]);
         let each = |i: usize| ins[i].permuted(site.axes, &layer.tokens).data;

@@ -169,6 +169,11 @@ impl Rules for LinearLse {
         logits * (2 * axes.size(self.embed) as u64 + 4)
     }
 
+    fn sharding(&self, _axes: &Axes, _ins: &[&Type], _outs: &[Type], label: AxisId) -> Sharding {
+        // Over the vocabulary the log-sum-exp is merged as such, and is no sum.
+        Sharding::whole_if(label == self.embed || label == self.vocab)
+    }
+
     fn reference(&self, site: &RefSite<'_>, ins: &[&Tensor]) -> Vec<Tensor> {
         let layer = Layer::new(site.axes, [self.embed, self.vocab], ins[0], ins[1]);
         let targets = ins[2].permuted(site.axes, &layer.tokens);

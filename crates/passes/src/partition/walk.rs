@@ -2,6 +2,7 @@
 
 use super::cuts::{Cuts, Seq, meets, refuse};
 use super::forms::{Form, Forms, Layout};
+use super::head;
 use super::linear::is_linear;
 use crate::PassError;
 use aerogel_graph::ops::{Einsum, Fold, Gather, Map, Reduce, Scatter, Sharding};
@@ -20,6 +21,8 @@ enum Way {
     Seq,
     /// On the rank's terms.
     Terms,
+    /// On the rank's piece of the vocabulary, by a lowering of its own.
+    Head,
 }
 
 struct Walk<'a> {
@@ -45,6 +48,16 @@ impl Walk<'_> {
     fn node(&mut self, node: &Node) -> Result<(), PassError> {
         self.forms.out.at(&node.scope, node.phase);
         let way = self.way(node)?;
+        if way == Way::Head {
+            head::lower(&mut self.forms, node)?;
+        } else {
+            self.run(node, way)?;
+        }
+        Ok(node.outs.iter().try_for_each(|&v| self.end(v, node.phase))?)
+    }
+
+    /// The node over what it reads, on pieces or not.
+    fn run(&mut self, node: &Node, way: Way) -> Result<(), OpError> {
         let op = match (way, self.forms.cuts.seq) {
             (Way::Seq, Some(seq)) => on_piece(&node.op, seq),
             _ => node.op.clone(),
@@ -56,13 +69,13 @@ impl Walk<'_> {
             let layout = self.layout(way, self.old.ty(old));
             self.forms.set(old, new, layout);
         }
-        Ok(node.outs.iter().try_for_each(|&v| self.end(v, node.phase))?)
+        Ok(())
     }
 
     /// What the node reads of an old value.
     fn read(&mut self, v: ValueId, way: Way, phase: Phase) -> Result<ValueId, OpError> {
         match way {
-            Way::Whole | Way::Cut => self.forms.whole(v, phase),
+            Way::Whole | Way::Cut | Way::Head => self.forms.whole(v, phase),
             Way::Seq => self.forms.along_seq(v, phase),
             Way::Terms => Ok(self.forms.home(v)?.value),
         }
@@ -75,13 +88,15 @@ impl Walk<'_> {
             Way::Whole => Layout::Whole,
             Way::Cut if self.forms.cuts.of(ty).next().is_some() => Layout::Cut,
             Way::Seq if along_seq() => Layout::Seq,
-            Way::Cut | Way::Seq | Way::Terms => Layout::Partial,
+            Way::Cut | Way::Seq | Way::Terms | Way::Head => Layout::Partial,
         }
     }
 
     fn way(&self, node: &Node) -> Result<Way, PassError> {
-        if self.runs_cut(node)? {
-            return Ok(Way::Cut);
+        let labels = self.cut_axes(node)?;
+        if !labels.is_empty() {
+            let vocabulary = head::vocabulary(&node.op).is_some_and(|axis| labels == [axis]);
+            return if vocabulary { Ok(Way::Head) } else { self.runs_cut(node, &labels) };
         }
         let ins = node.ins.iter().map(|&v| self.forms.home(v)).collect::<Result<Vec<_>, _>>()?;
         if self.passes_terms(node, &ins) {
@@ -90,28 +105,34 @@ impl Walk<'_> {
         Ok(if self.runs_along_seq(node, &ins) { Way::Seq } else { Way::Whole })
     }
 
-    /// Whether a cut axis is among the operands' and the node can run on pieces of it.
-    fn runs_cut(&self, node: &Node) -> Result<bool, PassError> {
-        let (axes, cuts) = (self.old.axes(), &self.forms.cuts);
+    /// The cut axes of the operands: one, or the two names that a view gives it.
+    fn cut_axes(&self, node: &Node) -> Result<Vec<AxisId>, PassError> {
+        let axes = self.old.axes();
         let mut labels: Vec<AxisId> = vec![];
         for &v in node.ins.iter().chain(&node.outs) {
-            let own: Vec<AxisId> = cuts.of(self.old.ty(v)).collect();
+            let own: Vec<AxisId> = self.forms.cuts.of(self.old.ty(v)).collect();
             if let [a, b, ..] = own[..] {
                 return Err(refuse(&axes[a].name, &node.scope, meets(axes, b)));
             }
-            labels.extend(own.iter().filter(|a| !labels.contains(a)).copied().collect::<Vec<_>>());
+            labels.extend(own.iter().filter(|&a| !labels.contains(a)).copied().collect::<Vec<_>>());
         }
-        // A view's two names of one cut are no two cuts.
-        if let ([a, b, ..], false) = (&labels[..], matches!(node.op, Op::View(_))) {
-            return Err(refuse(&axes[*a].name, &node.scope, meets(axes, *b)));
+        match labels[..] {
+            [a, b, ..] if !is_view(node) => Err(refuse(&axes[a].name, &node.scope, meets(axes, b))),
+            _ => Ok(labels),
         }
-        for &label in &labels {
-            if self.sharding(node, label) == Sharding::Whole {
+    }
+
+    /// On pieces of the cut axes, if the op allows it.
+    fn runs_cut(&self, node: &Node, labels: &[AxisId]) -> Result<Way, PassError> {
+        let (axes, cuts) = (self.old.axes(), &self.forms.cuts);
+        let whole = labels.iter().find(|&&label| self.sharding(node, label) == Sharding::Whole);
+        match whole {
+            None => Ok(Way::Cut),
+            Some(&label) => {
                 let reason = whole_because(axes, cuts, &node.op, label);
-                return Err(refuse(&axes[label].name, &node.scope, reason));
+                Err(refuse(&axes[label].name, &node.scope, reason))
             }
         }
-        Ok(!labels.is_empty())
     }
 
     fn sharding(&self, node: &Node, label: AxisId) -> Sharding {

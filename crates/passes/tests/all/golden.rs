@@ -1,10 +1,11 @@
 //! Graph text in and out. `AEROGEL_BLESS=1 cargo test -p aerogel-passes` writes the outputs.
 
-use super::support::network;
+use super::support::{network, tile};
 use aerogel_graph::verify::verify;
-use aerogel_graph::{Graph, text};
+use aerogel_graph::{Graph, Mesh, text};
 use aerogel_passes::{
-    Compute, Optimizer, UpdateConfig, backward, precision, section_of, tile, update,
+    Buckets, Compute, Optimizer, Order, Partials, Shards, Share, UpdateConfig, backward, copies,
+    cut, precision, section_of, update,
 };
 use std::path::PathBuf;
 
@@ -15,8 +16,40 @@ fn one(g: Graph) -> Vec<(String, Graph)> {
     vec![("out".to_owned(), g)]
 }
 
-fn updated(g: &Graph, kind: Optimizer, weight_decay: f64, clip: f64) -> Vec<(String, Graph)> {
-    one(update(g, &UpdateConfig { kind, weight_decay, clip }).unwrap())
+fn buckets(g: &Graph, shards: &Shards) -> Buckets {
+    Buckets::of(g, shards, &Partials::default())
+}
+
+fn updated(
+    g: &Graph,
+    shards: &Shards,
+    kind: Optimizer,
+    weight_decay: f64,
+    clip: f64,
+) -> Vec<(String, Graph)> {
+    let config = UpdateConfig { kind, weight_decay, clip };
+    one(update(g, &Share::whole(&buckets(g, shards)), &config).unwrap())
+}
+
+/// Two ranks with pieces of everything, or of the optimizer's memory alone.
+fn two_ranks(stage: usize) -> Shards {
+    let over = |on: bool| if on { vec![0] } else { vec![] };
+    Shards {
+        mesh: Mesh(vec![("data".to_owned(), 2)]),
+        batch: vec![0],
+        optimizer: over(stage >= 1),
+        gradients: over(stage >= 2),
+        parameters: over(stage >= 3),
+    }
+}
+
+fn bucketed(g: &Graph, shards: &Shards) -> Vec<(String, Graph)> {
+    let buckets = buckets(g, shards);
+    one(buckets.apply(&cut(g, shards, 1).unwrap()).unwrap())
+}
+
+fn bf16_layer() -> Graph {
+    backward(&precision(&network(2, true), Compute::Bf16).unwrap()).unwrap()
 }
 
 /// Shares whose logarithms and complements are the same digits on every machine.
@@ -35,16 +68,26 @@ fn layer() -> Graph {
 }
 
 /// Name of the golden, its input, and the pass.
-const GOLDENS: [(&str, Input, Pass); 9] = [
+const GOLDENS: [(&str, Input, Pass); 15] = [
     ("precision-f32", untied, |g| one(precision(g, Compute::F32).unwrap())),
     ("precision-bf16", untied, |g| one(precision(g, Compute::Bf16).unwrap())),
     ("precision-bf16-tied", || parse("tied.in.txt"), |g| one(precision(g, Compute::Bf16).unwrap())),
     ("backward", untied, |g| one(backward(g).unwrap())),
     ("backward-bf16", bf16, |g| one(backward(g).unwrap())),
-    ("tile-1", layer, |g| tile(g, 1).unwrap()),
-    ("tile-4", layer, |g| tile(g, 4).unwrap()),
-    ("update-adamw", layer, |g| updated(g, ADAM, 0.1, 1.0)),
-    ("update-sgd", layer, |g| updated(g, Optimizer::Sgd { momentum: 0.9 }, 0.01, 0.0)),
+    ("tile-1", layer, |g| tile(g, 1, Order::Tree).unwrap()),
+    ("tile-4", layer, |g| tile(g, 4, Order::Tree).unwrap()),
+    ("tile-4-fold", layer, |g| tile(g, 4, Order::Fold).unwrap()),
+    ("bucket", layer, |g| bucketed(g, &Shards::default())),
+    ("bucket-zero3", layer, |g| bucketed(g, &two_ranks(3))),
+    ("bucket-bf16-zero2", bf16_layer, |g| bucketed(g, &two_ranks(2))),
+    ("update-adamw", layer, |g| updated(g, &Shards::default(), ADAM, 0.1, 1.0)),
+    ("update-adamw-zero1", layer, |g| updated(g, &two_ranks(1), ADAM, 0.1, 1.0)),
+    ("update-sgd", layer, |g| {
+        updated(g, &Shards::default(), Optimizer::Sgd { momentum: 0.9 }, 0.01, 0.0)
+    }),
+    ("copies-bf16-zero2", bf16_layer, |g| {
+        one(copies(g, &Share::whole(&buckets(g, &two_ranks(2)))).unwrap().unwrap())
+    }),
 ];
 
 fn file(name: &str) -> PathBuf {
@@ -58,7 +101,7 @@ fn show(sections: &[(String, Graph)]) -> String {
 }
 
 /// Compares a text with a file, or writes it.
-fn golden(name: &str, got: &str) {
+pub fn golden(name: &str, got: &str) {
     let path = file(name);
     if std::env::var_os("AEROGEL_BLESS").is_some() {
         std::fs::write(&path, got).unwrap();
@@ -91,9 +134,9 @@ fn text_in_text_out() {
 #[test]
 fn sections_have_the_names_that_the_host_asks_for() {
     let g = layer();
-    for m in [1, 2, 4, 8] {
-        let names: Vec<_> = tile(&g, m).unwrap().into_iter().map(|(name, _)| name).collect();
-        let mut asked: Vec<_> = (0..m).map(|j| section_of(j, m)).collect();
+    for (m, order) in [1, 2, 4, 8].map(|m| [(m, Order::Tree), (m, Order::Fold)]).concat() {
+        let names: Vec<_> = tile(&g, m, order).unwrap().into_iter().map(|(name, _)| name).collect();
+        let mut asked: Vec<_> = (0..m).map(|j| section_of(j, m, order)).collect();
         asked.sort();
         asked.dedup();
         let mut sorted = names.clone();

@@ -1,12 +1,15 @@
 //! The passes over the real models, each kind of attention, one after another as a step has them.
 
-use super::support::{difference, environment, run, step};
+use super::support::{difference, environment, run, step, tile};
 use aerogel_graph::verify::verify;
 use aerogel_graph::{Build, DType, Graph, Op, Rounding, Tensor};
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
-use aerogel_passes::{Compute, Optimizer, UpdateConfig, backward, precision, tile, update};
+use aerogel_passes::{
+    Buckets, Compute, Optimizer, Order, Partials, Shards, Share, UpdateConfig, backward, precision,
+    update,
+};
 
 fn config(family: Family, attention: AttentionKind, combine: Combine) -> ModelConfig {
     ModelConfig {
@@ -65,7 +68,7 @@ fn micro_batches_of_the_models_sum_to_the_whole_batch() {
         let whole = backward(&g).unwrap();
         verify(&whole).unwrap();
         let wanted = run(&whole, &mut environment(&whole), 0, Rounding::Exact);
-        let states = step(&whole, 4, Rounding::Exact);
+        let states = step(&whole, 4, Order::Tree, Rounding::Exact);
         // Against the largest of all gradients: that of a key bias is 0 but for rounding.
         let largest = |t: &Tensor| t.data.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         let grads = wanted.iter().filter(|(output, _)| output.starts_with("grad."));
@@ -111,9 +114,11 @@ fn an_adam_step_lowers_the_loss_of_every_model() {
     let kind = Optimizer::Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 };
     for (name, g) in models() {
         let whole = backward(&g).unwrap();
-        let (_, section) = tile(&whole, 1).unwrap().pop().unwrap();
+        let buckets = Buckets::of(&whole, &Shards::default(), &Partials::default());
+        let applied = buckets.apply(&whole).unwrap();
+        let (_, section) = tile(&applied, 1, Order::Tree).unwrap().pop().unwrap();
         let config = UpdateConfig { kind, weight_decay: 0.0, clip: 1.0 };
-        let update = update(&section, &config).unwrap();
+        let update = update(&section, &Share::whole(&buckets), &config).unwrap();
         let mut env = environment(&section);
         env.extend(environment(&update));
         let rate = aerogel_graph::Tensor::full(update.axes(), &[], 3e-3);

@@ -1,17 +1,21 @@
 //! Tensor parallelism: the numbers of the whole graph, the messages that Megatron-LM counts, and
 //! what is refused.
 
-use super::support::{difference, environment};
-use aerogel_graph::ops::{Collective, Exchange};
+#[path = "partition/by_hand.rs"]
+mod by_hand;
+
+use super::golden::golden;
+use super::support::{difference, environment, network};
 use aerogel_graph::verify::verify;
 use aerogel_graph::{
-    Axes, Build, Clock, Cutter, Def, Env, Graph, Mesh, Op, Phase, Place, Rounding, interpret,
-    interpret_mesh,
+    Axes, Build, Clock, Def, Env, Graph, Mesh, Op, Phase, Place, Rounding, ValueId, interpret,
+    interpret_mesh, text,
 };
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
-use aerogel_passes::{Partitioned, PassError, Tensor, backward, partition};
+use aerogel_passes::recompute::{Policy, recompute};
+use aerogel_passes::{Compute, Partitioned, Tensor, backward, partition, precision, tile};
 
 const CLOCK: Clock = Clock { seed: 3, step: 1, micro: 0, place: Place([0; 4]) };
 
@@ -138,16 +142,213 @@ fn assert_same(name: &str, whole: &Graph, p: &Partitioned, over: u8, mode: Round
     }
 }
 
+/// A message: its kind, phase, scope, bytes on the wire of a rank, and whether it brings a value of
+/// the forward to the backward.
+struct Message {
+    kind: &'static str,
+    phase: Phase,
+    scope: String,
+    wire_bytes: u64,
+    again: bool,
+}
+
+fn messages(g: &Graph) -> Vec<Message> {
+    let message = |node: &aerogel_graph::Node| {
+        let Op::Collective(op) = &node.op else { return None };
+        let made = match g.value(node.ins[0]).def {
+            Def::Node(n, _) => g.node(n).phase,
+            _ => Phase::Forward,
+        };
+        let again = op.kind_name() == "all_gather" && made != node.phase;
+        let wire_bytes = op.wire_bytes(g.axes(), g.ty(node.ins[0]));
+        let (kind, scope) = (op.kind_name(), node.scope.to_string());
+        Some(Message { kind, phase: node.phase, scope, wire_bytes, again })
+    };
+    g.nodes().iter().filter_map(message).filter(|m| m.kind != "keep").collect()
+}
+
+/// How many messages of a kind there are in a phase of layer 0 or 1, and their bytes.
+fn of_layer(list: &[Message], layer: usize, phase: Phase, kind: &str, again: bool) -> (usize, u64) {
+    let of = |m: &&Message| {
+        let here = m.scope.starts_with(&format!("h.{layer}.")) && m.phase == phase;
+        here && m.kind == kind && m.again == again
+    };
+    let found: Vec<_> = list.iter().filter(of).collect();
+    (found.len(), found.iter().map(|m| m.wire_bytes).sum())
+}
+
 #[test]
 fn ranks_together_compute_what_one_would() {
     for (name, whole) in models() {
         for ranks in [2, 4] {
-            for what in ["heads mlp", "heads mlp seq", "heads", "mlp", "seq", "mlp seq"] {
+            for what in [
+                "heads mlp vocab",
+                "heads mlp vocab seq",
+                "heads mlp",
+                "heads",
+                "mlp",
+                "vocab",
+                "seq",
+                "vocab seq",
+            ] {
                 let name = format!("{name}, {what} over {ranks}");
                 let p =
                     partition(&whole, &spec(ranks, what)).unwrap_or_else(|e| panic!("{name}: {e}"));
                 assert_same(&name, &whole, &p, 0, Rounding::Exact, 1e-9);
             }
         }
+    }
+}
+
+#[test]
+fn after_recomputation_and_before_tiling() {
+    let g = gpt2();
+    let bytes = |g: &Graph, v: ValueId| g.ty(v).bytes(g.axes());
+    let again = recompute(&g, &Policy::Blocks { every: 1 }, &bytes).unwrap().graph;
+    for what in ["heads mlp vocab", "heads mlp vocab seq"] {
+        let p = partition(&again, &spec(2, what)).unwrap();
+        assert_same(what, &g, &p, 0, Rounding::Exact, 1e-9);
+        for (section, g) in tile(&p.graph, 2).unwrap() {
+            verify(&g).unwrap_or_else(|e| panic!("{what}, {section}: {e}"));
+            assert_eq!(messages(&g).len(), messages(&p.graph).len(), "{what}, {section}");
+        }
+    }
+}
+
+#[test]
+fn other_axes_of_the_mesh_are_left_alone() {
+    let g = gpt2();
+    for over in [0, 1] {
+        let mut spec = spec(2, "heads mlp vocab seq");
+        spec.over = over;
+        spec.mesh = Mesh(vec![("node".to_owned(), 2), ("local".to_owned(), 2)]);
+        let p = partition(&g, &spec).unwrap();
+        assert_same("two axes", &g, &p, over, Rounding::Exact, 1e-9);
+        let twin = p.graph.axes().find(["seq/node", "seq/local"][over as usize]).unwrap();
+        assert_eq!(p.graph.axes()[twin].global_size(), 8);
+    }
+}
+
+#[test]
+fn one_rank_has_the_graph_as_it_is() {
+    let g = gpt2();
+    let p = partition(&g, &spec(1, "heads mlp vocab seq")).unwrap();
+    assert_eq!((p.graph.nodes(), p.partial), (g.nodes(), vec![]));
+    assert_eq!(p.graph.axes().mesh, mesh(1));
+}
+
+/// Shoeybi et al. 2019, §3: f and g, two all-reduces of a layer forward and two backward.
+#[test]
+fn a_layer_takes_two_all_reduces_each_way() {
+    for ranks in [2, 4] {
+        let p = partition(&gpt2(), &spec(ranks, "heads mlp")).unwrap();
+        let list = messages(&p.graph);
+        // batch * seq * embed numbers of f32, sent twice, each 2 (n - 1) / n times.
+        let published = 4 * (ranks as u64 - 1) * (2 * 8 * 16) / ranks as u64 * 4;
+        for layer in 0..2 {
+            for phase in [Phase::Forward, Phase::Backward] {
+                let found = of_layer(&list, layer, phase, "all_reduce", false);
+                assert_eq!(found, (2, published), "layer {layer}, {phase:?}, {ranks} ranks");
+            }
+        }
+        assert_eq!(list.len(), 8, "nothing beside them");
+        assert!(p.partial.is_empty(), "{:?}", p.partial);
+    }
+}
+
+/// Korthikanti et al. 2022, §4.2.2: gathers and reduce-scatters in place of them, of the same bytes,
+/// each with its conjugate in the other direction; what the forward gathered is gathered once more.
+#[test]
+fn along_the_sequence_gathers_and_scatters_take_their_place() {
+    for ranks in [2, 4] {
+        let p = partition(&gpt2(), &spec(ranks, "heads mlp vocab seq")).unwrap();
+        let list = messages(&p.graph);
+        let half = 2 * (ranks as u64 - 1) * (2 * 8 * 16) / ranks as u64 * 4;
+        for layer in 0..2 {
+            for phase in [Phase::Forward, Phase::Backward] {
+                for kind in ["all_gather", "reduce_scatter"] {
+                    let found = of_layer(&list, layer, phase, kind, false);
+                    assert_eq!(found, (2, half), "layer {layer}, {phase:?}, {kind}");
+                }
+                let reduces = of_layer(&list, layer, phase, "all_reduce", false);
+                assert_eq!(reduces, (0, 0), "layer {layer}, {phase:?}");
+            }
+            let again = of_layer(&list, layer, Phase::Backward, "all_gather", true);
+            assert_eq!(again, (2, half), "layer {layer}");
+        }
+        // Around the layers: the embedding's rows are scattered, the head's input is gathered, and
+        // back; two numbers a token for the loss; and the gradient of the table of positions.
+        let mut rest: Vec<_> = list.iter().filter(|m| !m.scope.starts_with("h.")).collect();
+        rest.sort_by_key(|m| (m.phase != Phase::Forward, m.kind, m.wire_bytes));
+        let rest: Vec<_> = rest.iter().map(|m| (m.phase.name(), m.kind, m.wire_bytes)).collect();
+        let token = 2 * (ranks as u64 - 1) * (2 * 8) * 4 / ranks as u64;
+        let wanted = [
+            ("forward", "all_gather", half / 2),
+            ("forward", "all_reduce", token),
+            ("forward", "all_reduce", token),
+            ("forward", "reduce_scatter", half / 2),
+            ("backward", "all_gather", half / 4),
+            ("backward", "all_gather", half / 2),
+            ("backward", "reduce_scatter", half / 2),
+        ];
+        assert_eq!(rest, wanted, "{ranks} ranks");
+        // What is added over the sequence is a term each: norms, and biases of the residual stream.
+        let term = |name: &str| {
+            name.contains("norm") || name.ends_with("out.bias") || name.ends_with("down.bias")
+        };
+        for (name, _) in p.graph.outputs.iter().filter(|o| o.0.starts_with("grad.")) {
+            assert_eq!(p.partial.contains(name), term(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn nothing_gathered_is_kept_for_the_backward() {
+    let p = partition(&gpt2(), &spec(2, "heads mlp vocab seq")).unwrap();
+    let g = &p.graph;
+    for node in g.nodes().iter().filter(|n| n.phase == Phase::Backward) {
+        for &v in &node.ins {
+            let Def::Node(n, _) = g.value(v).def else { continue };
+            let made = g.node(n);
+            let gathered = matches!(&made.op, Op::Collective(op) if op.kind_name() == "all_gather");
+            assert!(!(gathered && made.phase == Phase::Forward), "at {}", node.scope);
+        }
+    }
+}
+
+#[test]
+fn bf16_sends_bf16_and_stays_close() {
+    for family in [Family::Gpt2, Family::SparseTransformer] {
+        let config = config(family, AttentionKind::Strided, Combine::Merged);
+        let g = precision(&train_graph(&config, 2).unwrap(), Compute::Bf16).unwrap();
+        let whole = backward(&g).unwrap();
+        for what in ["heads mlp vocab", "heads mlp vocab seq"] {
+            let p = partition(&whole, &spec(4, what)).unwrap();
+            assert_same(what, &whole, &p, 0, Rounding::Declared, 2e-2);
+            // A layer's messages are half those of f32.
+            let f32_graph = backward(&train_graph(&config, 2).unwrap()).unwrap();
+            let full = messages(&partition(&f32_graph, &spec(4, what)).unwrap().graph);
+            let half = messages(&p.graph);
+            for phase in [Phase::Forward, Phase::Backward] {
+                for kind in ["all_reduce", "reduce_scatter", "all_gather"] {
+                    let (n, bytes) = of_layer(&half, 0, phase, kind, false);
+                    assert_eq!((n, 2 * bytes), of_layer(&full, 0, phase, kind, false), "{kind}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn text_of_a_small_network() {
+    let g = backward(&network(4, false)).unwrap();
+    for (name, what) in [("partition", "mlp"), ("partition-seq", "mlp seq")] {
+        let p = partition(&g, &spec(3, what)).unwrap();
+        let printed = text::print(&p.graph);
+        assert_eq!(text::print(&text::parse(&printed).unwrap()), printed);
+        golden(
+            &format!("{name}.out.txt"),
+            &format!("# partial: {}\n{printed}", p.partial.join(" ")),
+        );
     }
 }

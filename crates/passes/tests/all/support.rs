@@ -1,10 +1,10 @@
 //! A small network by hand, and running sections one after another.
 
 use aerogel_graph::{
-    Axes, Build, Clock, DType, Env, Expr, Graph, Init, ParamClass, Role, Rounding, Tensor,
-    interpret,
+    Axes, Build, Clock, DType, Env, Expr, Graph, Init, ParamClass, Part, Place, Role, Rounding,
+    State, Tensor, interpret,
 };
-use aerogel_passes::{section_of, tile};
+use aerogel_passes::{Order, PassError, Shards, accumulate, cut, section_of};
 
 /// Embedding, two residual layers with norm, dropout and bias, tied or own output table.
 pub fn network(batch: usize, tied: bool) -> Graph {
@@ -65,34 +65,100 @@ pub fn noise(name: &str, i: usize) -> f64 {
     2.0 * f64::from(aerogel_graph::random::uniform(5, 0, stream, i as u64)) - 1.0
 }
 
-/// Inputs and states of the network, the same numbers for every dtype; f32 values.
+/// Inputs and states of a graph, the same numbers for every dtype; f32 values.
 pub fn environment(g: &Graph) -> Env {
-    let mut env = Env::new();
-    let mut put = |name: &str, v, draw: &dyn Fn(usize) -> f64| {
-        let axes = g.ty(v).axes.clone();
-        let count = g.axes().count(&axes);
-        let data = (0..count).map(|i| f64::from(draw(i) as f32)).collect();
-        env.insert(name.to_owned(), Tensor::from_vec(g.axes(), &axes, data));
-    };
+    let mut env = states(g, Place::default());
     for i in g.inputs() {
-        let name = i.name.as_str();
-        match name {
+        let axes = g.ty(i.value).axes.clone();
+        let draw = |p| match i.name.as_str() {
             // One position in four is left out, so that token counts are ragged.
-            "weights" => {
-                put(name, i.value, &|p| if noise("left out", p) < -0.5 { 0.0 } else { 1.0 })
-            }
-            _ => put(name, i.value, &|p| ((noise(name, p) + 1.0) * 2.5).floor()),
-        }
-    }
-    for s in g.states() {
-        put(&s.name, s.value, &|p| match (s.init, s.class) {
-            // An output layer of zeros would hide the gradients of all that is below it.
-            (_, Some(ParamClass::Head)) => noise(&s.name, p) * 0.3,
-            (Init::Constant(c), _) => c,
-            (Init::Normal(std), _) => noise(&s.name, p) * std,
-        });
+            "weights" if noise("left out", p) < -0.5 => 0.0,
+            "weights" => 1.0,
+            name => ((noise(name, p) + 1.0) * 2.5).floor(),
+        };
+        let data = (0..g.axes().count(&axes)).map(draw).collect();
+        env.insert(i.name.clone(), Tensor::from_vec(g.axes(), &axes, data));
     }
     env
+}
+
+/// The states of a rank before the first step: every tensor by its name and element, wherever it
+/// lies.
+pub fn states(g: &Graph, place: Place) -> Env {
+    let draw = |name: &str, class, init, p| match (init, class) {
+        // An output layer of zeros would hide the gradients of all that is below it.
+        (Init::Constant(0.0), Some(ParamClass::Head)) => noise(name, p) * 0.3,
+        (Init::Constant(c), _) => c,
+        (Init::Normal(std), _) => noise(name, p) * std,
+    };
+    states_of(g, place, |name, class, init, p| f64::from(draw(name, class, init, p) as f32))
+}
+
+/// The states of a rank, from a number for each element of each tensor.
+pub fn states_of(
+    g: &Graph,
+    place: Place,
+    draw: impl Fn(&str, Option<ParamClass>, Init, usize) -> f64,
+) -> Env {
+    let mut env = Env::new();
+    for s in g.states() {
+        let axes = &g.ty(s.value).axes;
+        let mut tensor = Tensor::full(g.axes(), axes, 0.0);
+        if s.parts.is_empty() {
+            let numbers = tensor.data.iter_mut().enumerate();
+            numbers.for_each(|(p, x)| *x = draw(&s.name, s.class, s.init, p));
+        }
+        for part in &s.parts {
+            for (local, p) in elements(g, s, part, place) {
+                tensor.data[local] = draw(&part.name, part.class, part.init, p);
+            }
+        }
+        env.insert(s.name.clone(), tensor);
+    }
+    env
+}
+
+/// The elements of a tensor that are in a rank's piece of its bucket: where in the piece, and which.
+fn elements(g: &Graph, s: &State, part: &Part, place: Place) -> Vec<(usize, usize)> {
+    let axis = &g.axes()[g.ty(s.value).axes[0]];
+    let start = axis.piece(0, place) as usize * axis.size;
+    (0..g.axes().count(&part.axes))
+        .map(|p| (part.first + p, p))
+        .filter(|(at, _)| (start..start + axis.size).contains(at))
+        .map(|(at, p)| (at - start, p))
+        .collect()
+}
+
+/// A tensor by name, from the pieces of all ranks, which agree where several have the same.
+pub fn read(g: &Graph, ranks: &[Env], name: &str) -> Tensor {
+    let found = g
+        .states()
+        .iter()
+        .find_map(|s| s.parts.iter().find(|p| p.name == name).map(|part| (s, part)));
+    let (state, part) = found.unwrap_or_else(|| panic!("no bucket has `{name}`"));
+    let mut tensor = Tensor::full(g.axes(), &part.axes, f64::NAN);
+    let mut known = vec![false; tensor.data.len()];
+    for (rank, env) in ranks.iter().enumerate() {
+        for (local, p) in elements(g, state, part, g.axes().mesh.place(rank)) {
+            let x = env[&state.name].data[local];
+            if std::mem::replace(&mut known[p], true) {
+                let same = tensor.data[p].to_bits() == x.to_bits();
+                assert!(same, "`{name}` {p}: {} and, on rank {rank}, {x}", tensor.data[p]);
+            }
+            tensor.data[p] = x;
+        }
+    }
+    assert!(known.iter().all(|k| *k), "all of `{name}` is somewhere");
+    tensor
+}
+
+/// One rank's micro-batches of a graph as sections.
+pub fn tile(
+    g: &Graph,
+    micro_batches: usize,
+    order: Order,
+) -> Result<Vec<(String, Graph)>, PassError> {
+    accumulate(&cut(g, &Shards::default(), micro_batches)?, micro_batches, order)
 }
 
 /// Rows `j` of `pieces` of axis `batch`, in the inputs that have it.
@@ -124,14 +190,14 @@ pub fn accumulators(g: &Graph, env: &mut Env, poison: f64) {
 }
 
 /// Runs all micro-batches of a graph; gives the states at the end.
-pub fn step(whole: &Graph, micro_batches: usize, mode: Rounding) -> Env {
-    let sections = tile(whole, micro_batches).unwrap();
+pub fn step(whole: &Graph, micro_batches: usize, order: Order, mode: Rounding) -> Env {
+    let sections = tile(whole, micro_batches, order).unwrap();
     let data = environment(whole);
     // What an accumulator held before must not matter.
     let mut states = Env::new();
     accumulators(&sections[0].1, &mut states, f64::NAN);
     for j in 0..micro_batches {
-        let name = section_of(j, micro_batches);
+        let name = section_of(j, micro_batches, order);
         let section = &sections.iter().find(|(n, _)| *n == name).unwrap().1;
         let mut env = piece(whole, &data, j, micro_batches);
         env.extend(states);

@@ -1,11 +1,14 @@
 //! update through the interpreter, against PyTorch's optimizers written out in f64.
 
-use super::support::{noise, run, tensor};
+use super::support::{noise, read, run, states_of, tensor, tile};
 use aerogel_graph::expr::Un;
 use aerogel_graph::{
-    Axes, Build, DType, Def, Env, Expr, Graph, Init, Op, ParamClass, Phase, Role, Rounding, Type,
+    Build, DType, Env, Expr, Graph, Init, Op, ParamClass, Phase, Place, Role, Rounding, Type,
 };
-use aerogel_passes::{Optimizer, PassError, UpdateConfig, tile, update};
+use aerogel_passes::{
+    Buckets, Optimizer, Order, Partials, PassError, Shards, Share, UpdateConfig, backward, update,
+};
+use std::slice::from_ref;
 
 const TOKENS: f64 = 37.0;
 /// Name, class, axes, whether it decays.
@@ -40,29 +43,46 @@ fn gradient(name: &str, step: usize, i: usize) -> f64 {
     noise(name, 1000 * (step + 1) + i) * 3.0 / (1.0 + step as f64)
 }
 
-fn put_gradients(axes: &Axes, env: &mut Env, step: usize) {
-    for (name, _, list, _) in PARAMETERS {
-        let sums: Vec<f64> = (0..count(list)).map(|i| gradient(name, step, i) * TOKENS).collect();
-        env.insert(format!("sum.0.grad.{name}"), tensor(axes, list, &sums));
+/// Sums over the batch, each gradient where its parameter is.
+fn put_gradients(g: &Graph, env: &mut Env, step: usize) {
+    for bucket in &buckets().list {
+        let sums = env.get_mut(&format!("sum.0.grad.{}", bucket.name)).unwrap();
+        sums.data.fill(0.0);
+        for t in &bucket.tensors {
+            for i in 0..t.count {
+                sums.data[t.first + i] = gradient(&t.name, step, i) * TOKENS;
+            }
+        }
     }
-    env.insert("sum.0.loss".to_owned(), tensor(axes, &[], &[TOKENS * 2.5]));
-    env.insert("sum.0.tokens".to_owned(), tensor(axes, &[], &[TOKENS]));
+    env.insert("sum.0.loss".to_owned(), tensor(g.axes(), &[], &[TOKENS * 2.5]));
+    env.insert("sum.0.tokens".to_owned(), tensor(g.axes(), &[], &[TOKENS]));
+}
+
+/// Where in which sum the first gradient of a parameter is.
+fn first_gradient<'a>(env: &'a mut Env, parameter: &str) -> &'a mut f64 {
+    let buckets = buckets();
+    let (bucket, t) = buckets
+        .list
+        .iter()
+        .find_map(|b| b.tensors.iter().find(|t| t.name == parameter).map(|t| (b, t)))
+        .unwrap();
+    &mut env.get_mut(&format!("sum.0.grad.{}", bucket.name)).unwrap().data[t.first]
+}
+
+fn buckets() -> Buckets {
+    Buckets::of(&parameters(), &Shards::default(), &Partials::default())
+}
+
+fn updated(config: &UpdateConfig) -> Result<Graph, PassError> {
+    update(&parameters(), &Share::whole(&buckets()), config)
 }
 
 /// Parameters drawn, everything else at its initial value.
 fn start(g: &Graph) -> Env {
-    let mut env = Env::new();
-    for s in g.states() {
-        let names: Vec<&str> =
-            g.ty(s.value).axes.iter().map(|&a| g.axes()[a].name.as_str()).collect();
-        let value = |i: usize| match s.init {
-            Init::Normal(_) => noise(&s.name, i),
-            Init::Constant(c) => c,
-        };
-        let data: Vec<f64> = (0..count(&names)).map(value).collect();
-        env.insert(s.name.clone(), tensor(g.axes(), &names, &data));
-    }
-    env
+    states_of(g, Place::default(), |name, _, init, i| match init {
+        Init::Normal(_) => noise(name, i),
+        Init::Constant(c) => c,
+    })
 }
 
 fn rate(step: usize) -> f64 {
@@ -130,14 +150,26 @@ fn close(got: f64, wanted: f64, what: &str) {
     assert!(error <= 1e-10, "{what}: {got} against {wanted}");
 }
 
+/// What lies between the tensors of a bucket.
+fn zeros_stay_zeros(g: &Graph, env: &Env) {
+    for s in g.states().iter().filter(|s| !s.parts.is_empty()) {
+        let mut data = env[&s.name].data.clone();
+        assert!(data.len() > 24, "{} is padded", s.name);
+        for p in &s.parts {
+            data[p.first..p.first + g.axes().count(&p.axes)].fill(0.0);
+        }
+        assert!(data.iter().all(|x| *x == 0.0), "{}", s.name);
+    }
+}
+
 fn compare(c: UpdateConfig) {
-    let g = update(&parameters(), &c).unwrap();
+    let g = updated(&c).unwrap();
     aerogel_graph::verify::verify(&g).unwrap();
     let mut env = start(&g);
     let mut torch: Vec<Torch> = PARAMETERS
         .iter()
         .map(|(name, _, axes, _)| Torch {
-            p: env[*name].data.clone(),
+            p: read(&g, from_ref(&env), name).data,
             m: vec![0.0; count(axes)],
             v: vec![0.0; count(axes)],
             first: true,
@@ -145,7 +177,7 @@ fn compare(c: UpdateConfig) {
         .collect();
     let mut clipped = 0;
     for step in 0..100 {
-        put_gradients(g.axes(), &mut env, step);
+        put_gradients(&g, &mut env, step);
         env.insert("rate".to_owned(), tensor(g.axes(), &[], &[rate(step)]));
         let outputs = run(&g, &mut env, 0, Rounding::Exact);
         let mut grads: Vec<Vec<f64>> = PARAMETERS
@@ -161,12 +193,13 @@ fn compare(c: UpdateConfig) {
         for ((torch, grad), (name, _, _, decays)) in torch.iter_mut().zip(&grads).zip(PARAMETERS) {
             let wd = if decays { c.weight_decay } else { 0.0 };
             torch.step(&c, wd, rate(step), step as i32 + 1, grad);
-            for (got, wanted) in env[name].data.iter().zip(&torch.p) {
+            for (got, wanted) in read(&g, from_ref(&env), name).data.iter().zip(&torch.p) {
                 close(*got, *wanted, &format!("{c:?} {name} at step {step}"));
             }
         }
         assert_eq!(env["optimizer.applied"].data[0], step as f64 + 1.0);
     }
+    zeros_stay_zeros(&g, &env);
     assert_eq!(clipped > 0, c.clip > 0.0, "clipping is tried");
     assert!(clipped < 100, "and so is not clipping");
 }
@@ -192,9 +225,11 @@ fn a_hundred_steps_of_each_optimizer_are_those_of_pytorch() {
 #[test]
 fn only_what_is_needed_is_remembered() {
     let states = |kind| {
-        let g = update(&parameters(), &UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 });
-        let g = g.unwrap();
-        let has = |letter: &str| g.find_state(&format!("optimizer.{letter}.matrix")).is_some();
+        let g = updated(&UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 }).unwrap();
+        let has = |letter: &str| {
+            let name = format!("optimizer.{letter}.matrix");
+            g.states().iter().any(|s| s.parts.iter().any(|p| p.name == name))
+        };
         assert_eq!(
             g.assigns.len(),
             g.states().iter().filter(|s| s.role != Role::Accumulator).count()
@@ -212,12 +247,11 @@ fn only_what_is_needed_is_remembered() {
 
 #[test]
 fn no_step_from_numbers_that_are_not_finite() {
-    let g = update(&parameters(), &UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0 });
-    let g = g.unwrap();
+    let g = updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0 }).unwrap();
     let mut env = start(&g);
     env.insert("rate".to_owned(), tensor(g.axes(), &[], &[0.01]));
     for step in 0..2 {
-        put_gradients(g.axes(), &mut env, step);
+        put_gradients(&g, &mut env, step);
         run(&g, &mut env, 0, Rounding::Declared);
     }
     let kept = |env: &Env| -> Vec<(String, Vec<u64>)> {
@@ -228,23 +262,26 @@ fn no_step_from_numbers_that_are_not_finite() {
     };
     let before = kept(&env);
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30] {
-        for name in ["sum.0.grad.gain", "sum.0.grad.table", "sum.0.loss"] {
+        for name in ["gain", "table", "loss"] {
             // 1e30 is a number, and its square is none in f32.
-            if bad == 1e30 && name == "sum.0.loss" {
+            if bad == 1e30 && name == "loss" {
                 continue;
             }
-            put_gradients(g.axes(), &mut env, 2);
-            env.get_mut(name).unwrap().data[0] = bad;
+            put_gradients(&g, &mut env, 2);
+            match name {
+                "loss" => env.get_mut("sum.0.loss").unwrap().data[0] = bad,
+                name => *first_gradient(&mut env, name) = bad,
+            }
             let outputs = run(&g, &mut env, 0, Rounding::Declared);
             assert_eq!(outputs["finite"].data[0], 0.0, "{bad} in {name}");
             assert_eq!(kept(&env), before, "{bad} in {name}");
         }
     }
-    put_gradients(g.axes(), &mut env, 2);
+    put_gradients(&g, &mut env, 2);
     env.get_mut("sum.0.tokens").unwrap().data[0] = 0.0;
     run(&g, &mut env, 0, Rounding::Declared);
     assert_eq!(kept(&env), before, "a batch without tokens");
-    put_gradients(g.axes(), &mut env, 2);
+    put_gradients(&g, &mut env, 2);
     let outputs = run(&g, &mut env, 0, Rounding::Declared);
     assert_eq!(outputs["finite"].data[0], 1.0);
     assert_ne!(kept(&env), before);
@@ -266,8 +303,7 @@ fn in_f32(e: &Expr, ins: &[f32]) -> f32 {
 /// 1 minus a power of 0.999 in f32 is off by 3e-5 at the first step.
 #[test]
 fn bias_correction_keeps_its_digits_in_f32() {
-    let g = update(&parameters(), &UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0 });
-    let g = g.unwrap();
+    let g = updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0 }).unwrap();
     let applied = g.states()[g.find_state("optimizer.applied").unwrap().index()].value;
     let root = g.nodes().iter().find(|n| n.ins == [applied]).unwrap();
     let Op::Map(root) = &root.op else { panic!("a scalar map") };
@@ -278,52 +314,50 @@ fn bias_correction_keeps_its_digits_in_f32() {
     }
 }
 
+/// Chunk by chunk, bucket by bucket, then the buckets, each sum rounded to f32.
 #[test]
-fn the_norm_is_a_tree_of_pairs_in_the_order_of_the_parameters() {
-    for n in [1, 2, 7, 8, 9, 20, 65] {
-        let mut g = Graph::new();
-        for i in 0..n {
-            let name = format!("p{i}");
-            g.parameter(&name, ParamClass::Bias, &[], Init::Constant(0.0)).unwrap();
+fn the_norm_is_summed_by_chunks_and_buckets() {
+    let mut g = Graph::new();
+    let (long, wide) = (g.axis("long", 5000).unwrap(), g.axis("wide", 150).unwrap());
+    for (layer, class, axis) in [
+        ("a", ParamClass::Weight, long),
+        ("a", ParamClass::Bias, wide),
+        ("b", ParamClass::Weight, long),
+    ] {
+        let name = format!("{layer}.{class:?}");
+        g.parameter(&name, class, &[axis], Init::Constant(0.0)).unwrap();
+    }
+    let buckets = Buckets::of(&g, &Shards::default(), &Partials::default());
+    let chunks: Vec<usize> = buckets.list.iter().map(|b| b.chunks).collect();
+    assert_eq!(chunks, [3, 3, 3]);
+    let kind = Optimizer::Sgd { momentum: 0.0 };
+    let config = UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 };
+    let g = update(&g, &Share::whole(&buckets), &config).unwrap();
+    let f32 = |x: f64| f64::from(x as f32);
+    let mut plain = 0;
+    for draw in 0..20 {
+        let mut env = start(&g);
+        for name in ["rate", "sum.0.tokens", "sum.0.loss"] {
+            env.insert(name.to_owned(), tensor(g.axes(), &[], &[1.0]));
         }
-        let kind = Optimizer::Sgd { momentum: 0.0 };
-        let g = update(&g, &UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 }).unwrap();
-        let root = g.find_output("grad_norm").unwrap();
-        let Def::Node(root, _) = g.value(root).def else { panic!("the norm is a node") };
-        let total = g.node(root).ins[0];
-        let squares: Vec<_> = (0..n)
-            .map(|i| {
-                let sum =
-                    g.states()[g.find_state(&format!("sum.0.grad.p{i}")).unwrap().index()].value;
-                g.nodes().iter().find(|n| n.ins.first() == Some(&sum)).unwrap().outs[0]
-            })
-            .collect();
-        assert_eq!(written(&g, total, &squares), pairs(0, n), "{n} parameters");
+        let (mut total, mut all) = (0.0, 0.0);
+        for b in &buckets.list {
+            let sums = env.get_mut(&format!("sum.0.grad.{}", b.name)).unwrap();
+            for t in &b.tensors {
+                for i in 0..t.count {
+                    sums.data[t.first + i] = f32(noise(&t.name, 10_000 * draw + i));
+                }
+            }
+            let squares: Vec<f64> = sums.data.iter().map(|x| f32(x * x)).collect();
+            all += squares.iter().sum::<f64>();
+            let chunks = squares.chunks(b.chunk).map(|c| f32(c.iter().sum()));
+            total += f32(chunks.sum());
+        }
+        let norm = run(&g, &mut env, 0, Rounding::Declared)["grad_norm"].data[0];
+        assert_eq!(norm, f32(f32(total).sqrt()));
+        plain += usize::from(norm != f32(f32(all).sqrt()));
     }
-}
-
-/// The sum that defines a value, over numbered leaves.
-fn written(g: &Graph, v: aerogel_graph::ValueId, leaves: &[aerogel_graph::ValueId]) -> String {
-    if let Some(i) = leaves.iter().position(|&l| l == v) {
-        return i.to_string();
-    }
-    let Def::Node(n, _) = g.value(v).def else { panic!("a sum of leaves") };
-    let Op::Map(map) = &g.node(n).op else { panic!("sums are maps") };
-    let ins: Vec<String> = g.node(n).ins.iter().map(|&v| written(g, v, leaves)).collect();
-    let mut text = map.expr.show(g.axes());
-    for (i, part) in ins.iter().enumerate().rev() {
-        text = text.replace(&format!("${i}"), part);
-    }
-    text
-}
-
-/// Left half first: the largest power of two that leaves something.
-fn pairs(from: usize, n: usize) -> String {
-    if n == 1 {
-        return from.to_string();
-    }
-    let left = n.next_power_of_two() / 2;
-    format!("({} + {})", pairs(from, left), pairs(from + left, n - left))
+    assert!(plain > 0, "the test can tell the order from another");
 }
 
 #[test]
@@ -339,17 +373,24 @@ fn the_update_fits_any_section_of_the_step() {
     let tokens = g.sum(ones, &[batch]).unwrap();
     g.output("loss", loss);
     g.output("tokens", tokens);
-    let g = aerogel_passes::backward(&g).unwrap();
+    let g = backward(&g).unwrap();
+    let buckets = Buckets::of(&g, &Shards::default(), &Partials::default());
+    let g = buckets.apply(&g).unwrap();
     let config = UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0 };
-    for (name, section) in tile(&g, 2).unwrap() {
-        let update = update(&section, &config).unwrap();
-        assert_eq!(update.axes(), section.axes(), "{name}");
+    for (name, section) in tile(&g, 2, Order::Tree).unwrap() {
+        let update = update(&section, &Share::whole(&buckets), &config).unwrap();
+        let kept = update.axes().iter().zip(section.axes().iter()).all(|(a, b)| a == b);
+        assert!(kept && update.axes().mesh == section.axes().mesh, "{name}");
+        let mut shared = 0;
         for s in update.states() {
             let Some(other) = section.find_state(&s.name) else { continue };
             let other = &section.states()[other.index()];
             assert_eq!((s.role, s.class, s.init), (other.role, other.class, other.init));
+            assert_eq!((&s.parts, s.copies), (&other.parts, other.copies));
             assert_eq!(update.ty(s.value), section.ty(other.value), "{}", s.name);
+            shared += 1;
         }
+        assert_eq!(shared, 4, "{name}: a parameter, its gradient, loss and tokens");
     }
 }
 
@@ -365,8 +406,10 @@ fn numbers_out_of_range_are_refused() {
         (UpdateConfig { kind: Optimizer::AdamW { beta1, beta2: 1.0, epsilon }, ..base }, "beta2"),
         (UpdateConfig { kind: Optimizer::Adam { beta1, beta2, epsilon: 0.0 }, ..base }, "epsilon"),
     ] {
-        let error = update(&parameters(), &config).unwrap_err();
+        let error = updated(&config).unwrap_err();
         assert!(matches!(error, PassError::OutOfRange { what: w, .. } if w == what), "{error}");
     }
-    assert_eq!(update(&Graph::new(), &base), Err(PassError::NoParameters));
+    let none = Buckets::of(&Graph::new(), &Shards::default(), &Partials::default());
+    let got = update(&Graph::new(), &Share::whole(&none), &base);
+    assert_eq!(got, Err(PassError::NoParameters));
 }

@@ -68,7 +68,7 @@ fn every_copy_has_its_place_below_what_is_transient() {
     assert_eq!(kernels(&plan.program.sections[0]), ["map", "map"]);
     // The host reads a copy.
     assert_eq!(kernels(&plan.program.sections[1]), ["map", "map"]);
-    assert_eq!(plan.report.kinds.activations_bytes, 3 * 40);
+    assert_eq!(plan.report.kinds.in_flight_bytes, 3 * 40);
     assert_eq!(plan.report.kinds.total(), plan.program.arena_bytes);
 }
 
