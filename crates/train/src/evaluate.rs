@@ -2,13 +2,14 @@
 
 use crate::error::TrainError;
 use crate::feed::{Feed, Inputs};
-use crate::plan::RunPlan;
+use crate::pipe::Pipe;
 use crate::session::Session;
 use aerogel_cpu::CpuDevice;
 use aerogel_data::{Dataset, Sampler, Tokens};
 use aerogel_graph::Clock;
-use aerogel_machine::Device;
+use aerogel_machine::{Device, Program};
 use aerogel_models::shifts_inside;
+use aerogel_passes::pipeline::Schedule;
 use std::time::Instant;
 
 /// What held-out data costs.
@@ -87,15 +88,18 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
     let shifts = shifts_inside(plan.model.family);
     let context = plan.model.context;
     let mut feeds = (0..session.ranks.len())
-        .map(|_| {
+        .map(|rank| {
             let sampler = Sampler::in_order(tokens, context)?;
-            Ok(Feed::new(tokens, sampler, batch as usize, context, shifts))
+            let feed = Feed::new(tokens, sampler, batch as usize, context, shifts);
+            Ok((feed, Pipe::new(plan, rank)))
         })
         .collect::<Result<Vec<_>, TrainError>>()?;
-    let scored = session.each_with(&mut feeds, |plan, rank, device, feed| {
+    let scored = session.each_with(&mut feeds, |plan, rank, device, (feed, pipe)| {
         let shards = &plan.layout.shards;
         let turns = shards.pieces(&shards.batch) as u64;
         let place = plan.mesh.place(rank);
+        let stages = plan.schedule.as_ref().map_or(1, Schedule::stages);
+        let has_loss = plan.layout.stage(rank) + 1 == stages;
         let turn = shards
             .batch
             .iter()
@@ -106,7 +110,9 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
         for round in 0..rounds {
             let position = (round * turns + turn) * batch;
             let inputs = feed.read(position, end)?;
-            if let Some((loss, tokens)) = forward(plan, rank, device, &inputs)? {
+            let section = forward(plan.program(rank), pipe, device, &inputs)?;
+            if has_loss {
+                let (loss, tokens) = scores(device, section)?;
                 mine.push(Scored { position, loss, tokens });
             }
         }
@@ -121,23 +127,35 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
     Ok(ranks.flat_map(|(_, mine)| mine).filter(|s| s.position < end).collect())
 }
 
-/// Loss and tokens of one batch, on a rank that has them.
+/// Runs one batch forward; gives the section that ran last.
 fn forward(
-    plan: &RunPlan,
-    rank: usize,
+    program: &Program,
+    pipe: &mut Option<Pipe>,
     device: &mut CpuDevice,
     inputs: &Inputs<'_>,
-) -> Result<Option<(f64, f64)>, TrainError> {
-    let program = plan.program(rank);
-    let section = program.section("eval").expect("the plan has all sections");
-    for (name, bytes) in inputs {
-        device.write_input(section, name, bytes)?;
+) -> Result<usize, TrainError> {
+    let write = |device: &mut CpuDevice, section: usize| {
+        let graph = &program.sections[section].graph;
+        for (name, bytes) in inputs.iter().filter(|(name, _)| graph.find_input(name).is_some()) {
+            device.write_input(section, name, bytes)?;
+        }
+        Ok::<(), TrainError>(())
+    };
+    if let Some(pipe) = pipe {
+        return pipe.score(device, &mut |device, section, _| write(device, section));
     }
+    let section = program.section("eval").expect("the plan has all sections");
+    write(device, section)?;
     device.run(section, Clock::default(), 0)?;
+    Ok(section)
+}
+
+/// Loss and tokens of the batch that ran last.
+fn scores(device: &CpuDevice, section: usize) -> Result<(f64, f64), TrainError> {
     let scalar = |name: &str| {
         let mut bytes = [0u8; 4];
         device.read_output(section, name, &mut bytes)?;
         Ok::<f64, TrainError>(f64::from(f32::from_le_bytes(bytes)))
     };
-    Ok(Some((scalar("loss")?, scalar("tokens")?)))
+    Ok((scalar("loss")?, scalar("tokens")?))
 }

@@ -5,9 +5,9 @@ use crate::plan::RunPlan;
 use aerogel_cpu::CpuDevice;
 use aerogel_graph::Clock;
 use aerogel_machine::{Device, DeviceError, Program};
-use aerogel_passes::pipeline::{Action, Pass};
+use aerogel_passes::pipeline::{Action, Message, Pass};
 use aerogel_passes::section_of;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// A message of this rank, as the sections at both of its ends know it.
@@ -44,13 +44,20 @@ struct Copied {
     from: Option<usize>,
 }
 
-/// A rank's actions of one step.
+/// A rank's actions of one step, and those that score a batch.
 pub(crate) struct Pipe {
     actions: Vec<Ready>,
     works: Vec<Work>,
+    /// The sections that score, in the order of the stages.
+    scores: Vec<Work>,
     copied: Vec<Copied>,
-    /// Messages between two stages of this rank.
-    kept: Vec<VecDeque<Vec<u8>>>,
+    mail: Mail,
+}
+
+/// Bytes on their way.
+struct Mail {
+    /// Messages between two stages of this rank, by tag.
+    kept: HashMap<u64, VecDeque<Vec<u8>>>,
     buffer: Vec<u8>,
 }
 
@@ -72,12 +79,13 @@ impl Pipe {
             plan.mesh.rank(there)
         };
         let program = plan.program(rank);
+        let lines = Lines { messages: &plan.messages, first_tag: 0, peer: &peer };
         let mut pipe = Pipe {
             actions: vec![],
             works: vec![],
+            scores: vec![],
             copied: copied(plan, program, rank, stage, &peer),
-            kept: plan.messages.iter().map(|_| VecDeque::new()).collect(),
-            buffer: vec![],
+            mail: Mail { kept: HashMap::new(), buffer: vec![] },
         };
         let mut names: Vec<(usize, Pass, String)> = vec![];
         for action in &schedule.actions[stage] {
@@ -87,15 +95,21 @@ impl Pipe {
                 Pass::Forward => format!("forward.{}", action.chunk),
                 _ => format!("backward.{}.{part}", action.chunk),
             };
-            let own = schedule.stage(stage, action.chunk);
-            let key = (own, action.pass, name);
+            let key = (schedule.stage(stage, action.chunk), action.pass, name);
             let work = names.iter().position(|n| *n == key).unwrap_or_else(|| {
-                pipe.works.push(work(plan, program, &key, &peer));
+                pipe.works.push(lines.work(program, key.0, key.1, &key.2));
                 names.push(key);
                 names.len() - 1
             });
             let slot = action.micro % schedule.slots(stage, action.chunk);
             pipe.actions.push(Ready { action: *action, work, slot: slot as u32 });
+        }
+        let first_tag = (plan.messages.len() + plan.replicas.len()) as u64;
+        let lines = Lines { messages: &plan.eval_messages, first_tag, peer: &peer };
+        for chunk in 0..schedule.chunks {
+            let own = schedule.stage(stage, chunk);
+            let work = lines.work(program, own, Pass::Forward, &format!("eval.{chunk}"));
+            pipe.scores.push(work);
         }
         Some(pipe)
     }
@@ -107,62 +121,47 @@ impl Pipe {
         clock: &dyn Fn(u64) -> Clock,
         inputs: &mut WriteInputs<'_>,
     ) -> Result<(), TrainError> {
-        let own = device.ties().rank();
         for ready in &self.actions {
             let work = &self.works[ready.work];
             let micro = ready.action.micro as u64;
-            for line in &work.receives {
-                self.buffer.resize(line.bytes, 0);
-                if line.peer == own {
-                    let kept = self.kept[line.tag as usize].pop_front();
-                    self.buffer = kept.unwrap_or_default();
-                } else {
-                    let site = line.site("receive", micro);
-                    device
-                        .ties()
-                        .receive(line.peer, line.tag, &site, &mut self.buffer)
-                        .map_err(DeviceError::from)?;
-                }
-                let name = format!("receive.{}", line.name);
-                device.write_input(work.section, &name, &self.buffer)?;
-            }
+            self.mail.receive(device, work, micro)?;
             inputs(device, work.section, micro)?;
             device.run(work.section, clock(micro), ready.slot)?;
-            for line in &work.sends {
-                self.buffer.resize(line.bytes, 0);
-                let name = format!("send.{}", line.name);
-                device.read_output(work.section, &name, &mut self.buffer)?;
-                if line.peer == own {
-                    self.kept[line.tag as usize].push_back(self.buffer.clone());
-                } else {
-                    let site = line.site("send", micro);
-                    device
-                        .ties()
-                        .send(line.peer, line.tag, &site, &self.buffer)
-                        .map_err(DeviceError::from)?;
-                }
-            }
+            self.mail.send(device, work, micro)?;
         }
         Ok(())
     }
 
+    /// Scores a batch through all stages; gives the section that ran last here.
+    pub fn score(
+        &mut self,
+        device: &mut CpuDevice,
+        inputs: &mut WriteInputs<'_>,
+    ) -> Result<usize, TrainError> {
+        for work in &self.scores {
+            self.mail.receive(device, work, 0)?;
+            inputs(device, work.section, 0)?;
+            device.run(work.section, Clock::default(), 0)?;
+            self.mail.send(device, work, 0)?;
+        }
+        Ok(self.scores[self.scores.len() - 1].section)
+    }
+
     /// Brings states that this rank reads and another updates up to date.
     pub fn renew(&mut self, device: &mut CpuDevice) -> Result<(), TrainError> {
+        let buffer = &mut self.mail.buffer;
         for c in &self.copied {
-            self.buffer.resize(c.bytes, 0);
+            buffer.resize(c.bytes, 0);
             let site = format!("copy of `{}`", c.state);
             if !c.to.is_empty() {
-                device.read_state(&c.state, 0, &mut self.buffer)?;
+                device.read_state(&c.state, 0, buffer)?;
             }
             for &to in &c.to {
-                device.ties().send(to, c.tag, &site, &self.buffer).map_err(DeviceError::from)?;
+                device.ties().send(to, c.tag, &site, buffer).map_err(DeviceError::from)?;
             }
             if let Some(from) = c.from {
-                device
-                    .ties()
-                    .receive(from, c.tag, &site, &mut self.buffer)
-                    .map_err(DeviceError::from)?;
-                device.write_state(&c.state, 0, &self.buffer)?;
+                device.ties().receive(from, c.tag, &site, buffer).map_err(DeviceError::from)?;
+                device.write_state(&c.state, 0, buffer)?;
             }
         }
         Ok(())
@@ -175,30 +174,75 @@ impl Line {
     }
 }
 
-fn work(
-    plan: &RunPlan,
-    program: &Program,
-    (own, pass, name): &(usize, Pass, String),
-    peer: &dyn Fn(usize) -> usize,
-) -> Work {
-    let section = program.section(name).expect("the plan has all sections");
-    let line = |(tag, m): (usize, &aerogel_passes::pipeline::Message), other: usize| Line {
-        name: m.name.clone(),
-        tag: tag as u64,
-        peer: peer(other),
-        bytes: m.bytes as usize,
-    };
-    let messages = || plan.messages.iter().enumerate();
-    Work {
-        section,
-        receives: messages()
-            .filter(|(_, m)| m.to == (*own, *pass))
-            .map(|m| line(m, m.1.from.0))
-            .collect(),
-        sends: messages()
-            .filter(|(_, m)| m.from == (*own, *pass))
-            .map(|m| line(m, m.1.to.0))
-            .collect(),
+impl Mail {
+    fn receive(
+        &mut self,
+        device: &mut CpuDevice,
+        work: &Work,
+        micro: u64,
+    ) -> Result<(), TrainError> {
+        for line in &work.receives {
+            self.buffer.resize(line.bytes, 0);
+            if line.peer == device.ties().rank() {
+                let kept = self.kept.get_mut(&line.tag).and_then(VecDeque::pop_front);
+                self.buffer = kept.unwrap_or_default();
+            } else {
+                let site = line.site("receive", micro);
+                device
+                    .ties()
+                    .receive(line.peer, line.tag, &site, &mut self.buffer)
+                    .map_err(DeviceError::from)?;
+            }
+            let name = format!("receive.{}", line.name);
+            device.write_input(work.section, &name, &self.buffer)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, device: &mut CpuDevice, work: &Work, micro: u64) -> Result<(), TrainError> {
+        for line in &work.sends {
+            self.buffer.resize(line.bytes, 0);
+            let name = format!("send.{}", line.name);
+            device.read_output(work.section, &name, &mut self.buffer)?;
+            if line.peer == device.ties().rank() {
+                self.kept.entry(line.tag).or_default().push_back(self.buffer.clone());
+            } else {
+                let site = line.site("send", micro);
+                device
+                    .ties()
+                    .send(line.peer, line.tag, &site, &self.buffer)
+                    .map_err(DeviceError::from)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is needed to find the messages of a section.
+struct Lines<'a> {
+    messages: &'a [Message],
+    first_tag: u64,
+    /// The rank of a virtual stage.
+    peer: &'a dyn Fn(usize) -> usize,
+}
+
+impl Lines<'_> {
+    fn work(&self, program: &Program, own: usize, pass: Pass, name: &str) -> Work {
+        let section = program.section(name).expect("the plan has all sections");
+        let line = |(i, m): (usize, &Message), other: usize| Line {
+            name: m.name.clone(),
+            tag: self.first_tag + i as u64,
+            peer: (self.peer)(other),
+            bytes: m.bytes as usize,
+        };
+        let all = || self.messages.iter().enumerate();
+        let to = all().filter(|(_, m)| m.to == (own, pass));
+        let from = all().filter(|(_, m)| m.from == (own, pass));
+        Work {
+            section,
+            receives: to.map(|m| line(m, m.1.from.0)).collect(),
+            sends: from.map(|m| line(m, m.1.to.0)).collect(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use aerogel_cpu::CpuTarget;
 use aerogel_graph::Mesh;
 use aerogel_machine::{Machine, Program};
 use aerogel_models::{self as models, ModelConfig, ParameterCounts, PositionInput};
-use aerogel_passes::pipeline::Schedule;
+use aerogel_passes::pipeline::{Message, Replica, Schedule};
 use aerogel_plan::{PlanError, Report, plan};
 use aerogel_recipe::Recipe;
 use std::sync::Arc;
@@ -44,8 +44,9 @@ pub struct RunPlan {
     /// Names of the parameters in the order of the model.
     pub parameters: Vec<String>,
     pub(crate) layout: Layout,
-    pub(crate) messages: Vec<aerogel_passes::pipeline::Message>,
-    pub(crate) replicas: Vec<aerogel_passes::pipeline::Replica>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) eval_messages: Vec<Message>,
+    pub(crate) replicas: Vec<Replica>,
     pub(crate) eval_batch: usize,
     pub(crate) positions: Vec<PositionInput>,
     pub(crate) samples: usize,
@@ -104,6 +105,7 @@ impl RunPlan {
             parameters,
             layout,
             messages: sections.messages,
+            eval_messages: sections.eval_messages,
             replicas: sections.replicas,
             eval_batch: recipe.train.micro_batch,
             positions: sections.positions,

@@ -25,6 +25,7 @@ pub(crate) struct Sections {
     pub stages: Vec<StageAsks>,
     pub schedule: Option<Schedule>,
     pub messages: Vec<Message>,
+    pub eval_messages: Vec<Message>,
     pub replicas: Vec<Replica>,
     pub positions: Vec<PositionInput>,
 }
@@ -98,6 +99,7 @@ impl Whole {
             stages: vec![StageAsks { asks }],
             schedule: None,
             messages: vec![],
+            eval_messages: vec![],
             replicas: vec![],
             positions: self.positions,
         })
@@ -158,6 +160,7 @@ impl Whole {
             stages,
             schedule: Some(schedule),
             messages: parts.messages,
+            eval_messages: eval.messages,
             replicas: parts.replicas,
             positions: vec![],
         })

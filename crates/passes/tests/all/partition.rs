@@ -15,7 +15,9 @@ use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
 use aerogel_passes::recompute::{Policy, recompute};
-use aerogel_passes::{Compute, Partitioned, Tensor, backward, partition, precision, tile};
+use aerogel_passes::{
+    Compute, Order, Partitioned, Shards, Tensor, accumulate, backward, cut, partition, precision,
+};
 
 const CLOCK: Clock = Clock { seed: 3, step: 1, micro: 0, place: Place([0; 4]) };
 
@@ -208,7 +210,9 @@ fn after_recomputation_and_before_tiling() {
     for what in ["heads mlp vocab", "heads mlp vocab seq"] {
         let p = partition(&again, &spec(2, what)).unwrap();
         assert_same(what, &g, &p, 0, Rounding::Exact, 1e-9);
-        for (section, g) in tile(&p.graph, 2).unwrap() {
+        let shards = Shards { mesh: p.graph.axes().mesh.clone(), ..Shards::default() };
+        let cut = cut(&p.graph, &shards, 2).unwrap();
+        for (section, g) in accumulate(&cut, 2, Order::Tree).unwrap() {
             verify(&g).unwrap_or_else(|e| panic!("{what}, {section}: {e}"));
             assert_eq!(messages(&g).len(), messages(&p.graph).len(), "{what}, {section}");
         }

@@ -9,9 +9,9 @@ use std::fmt::Write;
 
 /// Places that the areas have.
 const BINS: usize = 800;
-const KINDS: usize = 8;
+const KINDS: usize = Kinds::COUNT;
 /// Position of `holes` in [`Kinds::list`].
-const HOLES: usize = 7;
+const HOLES: usize = KINDS - 1;
 
 /// The timeline, the legend and the largest values.
 pub(super) fn html(plan: &Report, history: &History) -> String {
@@ -219,6 +219,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Master => "master",
         Kind::Gradients => "gradients",
         Kind::Optimizer => "optimizer",
+        Kind::InFlight => "activations in flight",
         Kind::Activations => "activations",
         Kind::Workspace => "workspace",
         Kind::Data => "data",

@@ -179,6 +179,7 @@ fn section(name: &str, calls: u64, timeline: Vec<Moment>) -> SectionReport {
         seconds: 0.0012 * timeline.len() as f64,
         transient_bytes: live + live / 50,
         largest_live_bytes: live,
+        messages: vec![],
         timeline,
     }
 }
