@@ -25,8 +25,7 @@ pub(crate) struct Judge<'a> {
 impl Judge<'_> {
     /// On a rank that has been waiting for something since some time.
     pub(crate) fn verdict(&self, rank: usize, wait: Wait, since: Instant) -> Verdict {
-        let gone = |&r: &usize| self.state.ranks[r].gone.is_some();
-        let gone = self.state.awaited(wait).into_iter().find(gone);
+        let gone = self.state.find_awaited(wait, |r| self.state.ranks[r].gone.is_some());
         let mut rest = self.timeout.saturating_sub(self.now.saturating_duration_since(since));
         match self.grace(wait, gone.is_some()) {
             Some(Duration::ZERO) => return self.mismatch(wait),

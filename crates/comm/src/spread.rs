@@ -1,4 +1,4 @@
-//! What a member's output is made of, for patterns that merge nothing, and the cuts of those that do.
+//! What a member gets where nothing is merged, and how the others cut what they merge.
 
 use crate::merge::Strip;
 use aerogel_machine::Pattern;

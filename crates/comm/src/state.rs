@@ -80,6 +80,14 @@ impl State {
         }
     }
 
+    /// The first of these that is somehow; without allocation, since every wait begins with it.
+    pub(crate) fn find_awaited(&self, wait: Wait, is: impl Fn(usize) -> bool) -> Option<usize> {
+        match wait {
+            Wait::Board(board) => self.boards[board].absent().find(|&rank| is(rank)),
+            Wait::Message { from, .. } => is(from).then_some(from),
+        }
+    }
+
     /// The ranks that wait together.
     pub(crate) fn company(&self, rank: usize, wait: Wait) -> Vec<usize> {
         match wait {

@@ -174,8 +174,10 @@ impl Collectives for Tie {
             return Err(self.gone(to, reason, call()));
         }
         state.ranks[to].mail.deliver(letter);
-        let heard = |w: &Wait| matches!(w, Wait::Message { from, tag: t, .. } if (*from, *t) == (rank, tag));
-        state.ranks[to].waits.retain(|w| !heard(w));
+        state.ranks[to].waits.retain(|w| match *w {
+            Wait::Message { from, tag: waited, .. } => (from, waited) != (rank, tag),
+            Wait::Board(_) => true,
+        });
         state.ranks[rank].counts.add(0, "send", if to == rank { 0 } else { bytes.len() as u64 });
         drop(state);
         hub.signs[to].touch(now);

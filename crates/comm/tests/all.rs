@@ -1,6 +1,7 @@
 //! The promises of the ties between ranks, one file each.
 
 mod all {
+    mod allocation;
     mod bits;
     mod common;
     mod errors;

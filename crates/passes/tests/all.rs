@@ -10,6 +10,8 @@ mod partition;
 mod pipeline;
 #[path = "all/precision.rs"]
 mod precision;
+#[path = "all/recompute.rs"]
+mod recompute;
 #[path = "all/support.rs"]
 mod support;
 #[path = "all/tile.rs"]

@@ -136,7 +136,7 @@ fn check(seed: usize, name: &str) {
 
 #[test]
 fn a_hundred_faults() {
-    let lanes = 10;
+    let lanes = 20;
     std::thread::scope(|s| {
         let lane = |lane: usize| {
             move || (lane..100).step_by(lanes).for_each(|seed| check(seed, &format!("fault{lane}")))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const TIMEOUT_MS: u64 = 400;
+const TIMEOUT_MS: u64 = 800;
 
 /// Runs all ranks; those that return without an error stay silently where they are until all
 /// others have ended. Gives the errors, by rank.
@@ -56,7 +56,7 @@ fn a_silent_rank_is_named_with_where_it_was_last_seen() {
         };
         assert_eq!((rank, &call[..]), (who, "all_reduce (sum) of 9 f32 over [data] at h0.norm"));
         assert!(last.starts_with("at section micro.0 node 17 h0.mlp, "), "{last}");
-        assert!(seconds >= 0.4, "{seconds}");
+        assert!(seconds >= 0.8, "{seconds}");
     }
 }
 
@@ -80,11 +80,11 @@ fn who_is_behind_it_is_named_not_who_waits_himself() {
 
 #[test]
 fn a_rank_that_makes_progress_is_waited_for() {
-    run(ties(&[2], 200), |tie| {
+    run(ties(&[2], 500), |tie| {
         let site = Arc::from("node");
         if tie.rank() == 0 {
-            for _ in 0..24 {
-                std::thread::sleep(Duration::from_millis(25));
+            for _ in 0..30 {
+                std::thread::sleep(Duration::from_millis(50));
                 tie.progress(&site);
             }
             tie.send(1, 0, "done", &[1]).unwrap();

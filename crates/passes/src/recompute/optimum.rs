@@ -11,9 +11,11 @@
 use super::chain::{Action, Keep, Schedule, Segment};
 
 /// Additions that the table may cost; they bound the units into which a budget is cut.
-const WORK: u64 = 300_000_000;
+const WORK: u64 = 100_000_000;
 /// Units that a long chain gets even so, and units that a short one has no use for.
 const UNITS: [u64; 2] = [512, 1 << 16];
+/// The part of the units by which rounding may make a schedule seem larger than it is.
+const SLACK: u64 = 16;
 /// A cost of no schedule; three of them can be added.
 const NEVER: u64 = u64::MAX / 4;
 
@@ -32,9 +34,9 @@ pub struct TooSmall {
 /// The schedule with the fewest recomputed FLOPs whose peak is within the budget.
 ///
 /// Exact where the greatest common divisor of all sizes cuts the budget into few enough units (at
-/// least 512; 4,500 for 64 segments, 65,536 for up to 25). Else sizes are rounded up to a unit of
-/// about that part of the budget, which is sound: the schedule fits, but one of fewer FLOPs may
-/// fit as well.
+/// least 512; 2,288 for 64 segments, 65,536 for up to 20). Else sizes are rounded to a unit of
+/// about that part of the budget, and the best schedule by rounded sizes is taken whose exact peak
+/// is within the budget: it fits, but one of fewer FLOPs may fit as well.
 ///
 /// # Errors
 /// The budget is below [`least_bytes`].
@@ -48,18 +50,25 @@ pub fn optimal(chain: &[Segment], budget_bytes: u64) -> Result<Schedule, TooSmal
     if least_bytes > budget_bytes {
         return Err(TooSmall { budget_bytes, least_bytes });
     }
-    let unit = sizes.unit(budget_bytes);
+    let (unit, most) = sizes.unit(budget_bytes);
     let sizes = sizes.in_units(unit);
-    let table = Table::new(chain, &sizes, budget_bytes / unit);
-    let mut actions = vec![];
-    let all = Range { first: true, s: 0, t: chain.len() - 1 };
-    if table.fits() {
-        trace(&|range, m| table.best(range, m), all, budget_bytes / unit, &mut actions);
-    } else {
-        // Rounded up, not even the smallest schedule fits; as it is, it does.
-        trace(&|range, _| least.best(range), all, budget_bytes, &mut actions);
+    let table = Table::new(chain, &sizes, most);
+    let mut size = most;
+    while table.first[0][size as usize] < NEVER {
+        let schedule = schedule(chain, &|range, size| table.best(range, size), size);
+        let Some(excess) = schedule.peak_bytes.checked_sub(budget_bytes + 1) else {
+            return Ok(schedule);
+        };
+        size = size.saturating_sub(excess / (2 * unit) + 1);
     }
-    Ok(Schedule::counted(chain, actions))
+    // No schedule by rounded sizes is small enough: the smallest one is, as it was measured.
+    Ok(schedule(chain, &|range, _| least.best(range), 0))
+}
+
+fn schedule(chain: &[Segment], best: &dyn Fn(Range, u64) -> Choice, size: u64) -> Schedule {
+    let mut actions = vec![];
+    trace(best, Range { first: true, s: 0, t: chain.len() - 1 }, size, &mut actions);
+    Schedule::counted(chain, actions)
 }
 
 /// The smallest peak that a schedule of the chain can have, in bytes.
@@ -107,26 +116,25 @@ impl Sizes {
         }
     }
 
-    /// The unit that cuts the budget: the greatest common divisor where that makes few enough.
-    fn unit(&self, budget: u64) -> u64 {
-        let lean = self.lean.iter().flatten();
-        let parts = || self.boundary.iter().chain(&self.all).chain(lean.clone());
-        let gcd = parts().fold(0, |a, &b| gcd(a, b)).max(1);
+    /// The unit that cuts the budget, and the most units that a schedule within it can seem to
+    /// have: the greatest common divisor where that makes few enough.
+    fn unit(&self, budget: u64) -> (u64, u64) {
+        let parts = self.boundary.iter().chain(&self.all).chain(self.lean.iter().flatten());
+        let gcd = parts.fold(0, |a, &b| gcd(a, b)).max(1);
         let n = self.boundary.len() as u64;
         let units = (6 * WORK / (n * n * n)).clamp(UNITS[0], UNITS[1]);
-        if budget / gcd <= units {
-            return gcd;
+        match budget / gcd {
+            exact if exact <= units => (gcd, exact),
+            _ => (budget.div_ceil(units), units + units / SLACK),
         }
-        // Of the units about as fine, the one that all sizes together are rounded up least by.
-        let waste = |unit: u64| parts().map(|p| p.next_multiple_of(unit) - p).sum::<u64>();
-        let candidates = (units / 2..=units).rev().map(|parts| budget.div_ceil(parts));
-        candidates.min_by_key(|&unit| waste(unit)).unwrap_or(gcd)
     }
 
+    /// Rounded to the nearest unit, so that errors of many sizes cancel.
     fn in_units(&self, unit: u64) -> Self {
-        let up = |list: &[u64]| list.iter().map(|x| x.div_ceil(unit)).collect::<Vec<_>>();
-        let (boundary, all) = (up(&self.boundary), up(&self.all));
-        let lean = self.lean.iter().map(|x| x.map(|x| x.div_ceil(unit))).collect();
+        let near = |x: &u64| (x + unit / 2) / unit;
+        let (boundary, all) = (self.boundary.iter().map(near), self.all.iter().map(near));
+        let (boundary, all): (Vec<u64>, Vec<u64>) = (boundary.collect(), all.collect());
+        let lean = self.lean.iter().map(|x| x.as_ref().map(near)).collect();
         let whole = |i: usize| self.backward[i] > self.all[i];
         let both = |i: usize| all[i] + if whole(i) { boundary[i] } else { 0 };
         let backward = (0..all.len()).map(both).collect();
@@ -187,9 +195,9 @@ impl<'a> Table<'a> {
         let n = chain.len();
         let (first, again) = (vec![vec![]; n], vec![vec![]; n * n]);
         let mut table = Table { chain, sizes, first, again };
-        for length in 1..n {
-            for s in 0..n - length {
-                let t = s + length - 1;
+        // By last segment, so that the rows that are read often are read soon again.
+        for t in 0..n - 1 {
+            for s in (0..=t).rev() {
                 table.again[s * n + t] = table.filled(Range { first: false, s, t }, budget);
             }
         }
@@ -219,25 +227,18 @@ impl<'a> Table<'a> {
                 continue;
             }
             let right = &self.row(Range { s: choice.next, ..range })[from - charge..];
-            let here = row[from..=enough].iter_mut();
+            let here = &mut row[from..=enough];
             if choice.keep == Keep::Boundary {
                 let left = Range { first: false, s, t: choice.next - 1 };
-                let left = &self.row(left)[from..];
-                for ((c, r), l) in here.zip(right).zip(left) {
-                    *c = (*c).min(choice.flops.wrapping_add(*r).wrapping_add(*l));
-                }
+                lower(here, choice.flops, right, &self.row(left)[from..]);
             } else {
-                here.zip(right).for_each(|(c, r)| *c = (*c).min(choice.flops.wrapping_add(*r)));
+                let here = here.iter_mut().zip(right);
+                here.for_each(|(c, r)| *c = (*c).min(choice.flops.wrapping_add(*r)));
             }
         }
         let last = row[enough];
         row[enough..].fill(last);
         row
-    }
-
-    /// Whether the whole chain has a schedule.
-    fn fits(&self) -> bool {
-        self.first[0].last().is_some_and(|&cost| cost < NEVER)
     }
 
     /// The choice whose FLOPs the table holds.
@@ -252,6 +253,22 @@ impl<'a> Table<'a> {
             c.flops + right + left
         };
         least_of(self.sizes.choices(self.chain, range), total)
+    }
+}
+
+/// Lowers costs to `flops` and the sum of two rows, where that is less. All three fall with the
+/// size, so that the ends of a stretch say whether anything in it can be lower.
+fn lower(costs: &mut [u64], flops: u64, right: &[u64], left: &[u64]) {
+    const STRETCH: usize = 32;
+    let rows = right.chunks(STRETCH).zip(left.chunks(STRETCH));
+    for (costs, (right, left)) in costs.chunks_mut(STRETCH).zip(rows) {
+        let last = costs.len() - 1;
+        if flops.wrapping_add(right[last]).wrapping_add(left[last]) >= costs[0] {
+            continue;
+        }
+        for ((c, r), l) in costs.iter_mut().zip(right).zip(left) {
+            *c = (*c).min(flops.wrapping_add(*r).wrapping_add(*l));
+        }
     }
 }
 
