@@ -168,7 +168,8 @@ proptest! {
         let (vocab, width) = (rng.pick(&[1, 17, 600]), rng.pick(&[1, 9, 70]));
         let before = rng.pick(&[0, 0, 5, 400]);
         let all_rows = before + vocab + if before > 0 { rng.pick(&[0, 7]) } else { 0 };
-        check(rng, &Shape { first_row: before, all_rows, ..Shape::whole(&rows, vocab, width) }, 1.0);
+        let whole = Shape::whole(&rows, vocab, width);
+        check(rng, &Shape { first_row: before, all_rows, ..whole }, 1.0);
     }
 }
 
