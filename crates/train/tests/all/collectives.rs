@@ -231,7 +231,7 @@ fn one_by_one() {
                     .into_iter()
                     .flat_map(|d| (0..3).map(move |at| (d, at)))
                 {
-                    for _ in 0..3 {
+                    for _ in 0..std::env::var("N").map_or(3, |n| n.parse().unwrap()) {
                         seed += 1;
                         let mut m = Maker::new(seed, mesh, over, (kind, dtype, at)).unwrap();
                         let (operand, reader) = (m.rng.below(OPERANDS), m.rng.below(READERS));
