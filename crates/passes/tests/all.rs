@@ -1,5 +1,7 @@
 //! Integration tests of the passes.
 
+#[path = "all/bucket.rs"]
+mod bucket;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/models.rs"]

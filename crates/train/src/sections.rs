@@ -222,7 +222,8 @@ fn cut_tensors(layout: &Layout, g: Graph) -> Result<(Graph, Vec<String>), TrainE
         seq: t.seq,
     };
     let done = partition(&g, &spec)?;
-    Ok((done.graph, done.partial))
+    let parameter = |output: String| output.trim_start_matches("grad.").to_owned();
+    Ok((done.graph, done.partial.into_iter().map(parameter).collect()))
 }
 
 /// Layers of each virtual stage, balanced by the work of their nodes.

@@ -201,7 +201,12 @@ fn a_target_beyond_the_whole_vocabulary_is_seen_in_the_loss() {
 }
 
 /// Bits of ce, lse, hit and dx of each row, for rows `from..from + rows` of what is given alone.
-fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize) -> Vec<Vec<u64>> {
+fn bits(
+    (pool, rng): (&Pool, &mut Rng),
+    shape: &Shape,
+    [x, w, targets]: [&Tensor; 3],
+    from: usize,
+) -> Vec<Vec<u64>> {
     let rows = shape.rows[0];
     let mut own = shape.tensor(rng, x.dtype, LIKE_X, 1.0);
     own.fill(|at| x.get(&[from + at[0], 0, at[2]]));
@@ -216,10 +221,9 @@ fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize
     let mut all = vec![own, w.clone(), ids];
     all.extend(more.into_iter().flatten());
     let ptrs: Vec<_> = all.iter().map(Tensor::ptr).collect();
-    let pool = Pool::new(2).unwrap();
     let mut scratch = vec![0xff; kernel.scratch_bytes(pool.threads())];
     // SAFETY: the tensors cover what their strides reach, and live to the end of the run.
-    unsafe { kernel.run(&pool, &ptrs, &Scalars::default(), &mut scratch) };
+    unsafe { kernel.run(pool, &ptrs, &Scalars::default(), &mut scratch) };
     let of = |row: usize| {
         let each = all[3..6].iter().map(|t| t.get(&[row, 0, 0]).to_bits());
         each.chain((0..shape.width).map(|d| all[6].get(&[row, 0, d]).to_bits())).collect()
@@ -231,7 +235,7 @@ fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize
 /// various paths, more rows than a block, fewer, and all in another storage order.
 #[test]
 fn a_row_gets_the_same_bits_in_any_company() {
-    let rng = &mut Rng(4);
+    let (pool, rng) = (Pool::new(2).unwrap(), &mut Rng(4));
     for (vocab, width) in [
         (1, 1),
         (1, 40),
@@ -253,7 +257,7 @@ fn a_row_gets_the_same_bits_in_any_company() {
             w.strides[0] = 0;
             let mut targets = whole.tensor(rng, Dtype::U32, EACH, 1.0);
             targets.fill(|_| rng.below(vocab) as f64);
-            let wanted = bits(rng, &whole, [&x, &w, &targets], 0);
+            let wanted = bits((&pool, rng), &whole, [&x, &w, &targets], 0);
             for rows in [1, 2, 16, 17, 63, 64, 65, 100].into_iter().filter(|&rows| rows < many) {
                 for from in (0..many).step_by(rows) {
                     let part = Shape::whole(&[rows.min(many - from)], vocab, width);
@@ -261,7 +265,7 @@ fn a_row_gets_the_same_bits_in_any_company() {
                     if rows < 16 && from % 29 > 1 && from + rows < many {
                         continue;
                     }
-                    let got = bits(rng, &part, [&x, &w, &targets], from);
+                    let got = bits((&pool, rng), &part, [&x, &w, &targets], from);
                     let same = got[..] == wanted[from..from + got.len()];
                     assert!(same, "{vocab} x {width}, {w_type:?}: rows {from}.. of {rows}");
                 }

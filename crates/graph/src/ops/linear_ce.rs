@@ -22,8 +22,13 @@ pub struct LinearCe {
     pub grad: bool,
 }
 
-/// A scalar that all elements are: what a sum's gradient hands back.
-fn uniform(b: &mut dyn Build, v: ValueId) -> Result<Option<ValueId>, OpError> {
+/// A scalar that all elements are: what a sum's gradient hands back, or pieces of it.
+fn uniform(b: &mut dyn Build, mut v: ValueId) -> Result<Option<ValueId>, OpError> {
+    while let Some(Op::View(view)) = b.op_of(v)
+        && !matches!(view, View::Pad { .. } | View::Concat { .. })
+    {
+        v = b.ins_of(v)[0];
+    }
     let Some(Op::Map(map)) = b.op_of(v) else { return Ok(None) };
     let own = |e: &Expr| matches!(e, Expr::Coord(_) | Expr::Rand(_));
     let ins = b.ins_of(v).to_vec();
