@@ -8,9 +8,7 @@
 
 use crate::PassError;
 use crate::shards::{Shards, is_sum};
-use aerogel_graph::{
-    Build, DType, Def, Graph, Init, OpError, Phase, Role, StateId, ValueId, verify,
-};
+use aerogel_graph::{Build, DType, Def, Graph, Init, OpError, Role, StateId, ValueId, verify};
 
 const PASS: &str = "tile";
 const AXIS: &str = "batch";
@@ -114,6 +112,11 @@ fn summed(g: &Graph) -> Result<Vec<(String, ValueId)>, PassError> {
         if over_batch(*v) {
             return Err(PassError::OverBatch { name: name.clone() });
         }
+        if !matches!(g.value(*v).def, Def::Node(..)) {
+            return Err(
+                OpError::new(PASS, format!("output `{name}` is no result of a node")).into()
+            );
+        }
         if g.ty(*v).dtype != DType::F32 {
             let got = g.ty(*v).show(g.axes());
             return Err(PassError::NotF32 { name: name.clone(), got });
@@ -138,7 +141,8 @@ fn declare(
 }
 
 /// One section: the levels in `folds` are added to the fresh sums, the earlier operand first, and
-/// the result becomes level `to`.
+/// the result becomes level `to`. Each sum is taken right behind the node that makes its last term,
+/// so that no more than one fresh gradient is there at a time.
 fn section(
     cut: &Graph,
     sums: &[(String, ValueId)],
@@ -146,19 +150,27 @@ fn section(
     folds: &[u32],
     to: u32,
 ) -> Result<Graph, PassError> {
-    let mut g = cut.clone();
-    for (i, (_, fresh)) in sums.iter().enumerate() {
-        if let Def::Node(made, _) = g.value(*fresh).def {
-            let scope = g.node(made).scope.clone();
-            g.at(&scope, Phase::Backward);
-        }
-        let mut value = *fresh;
+    let mut assigns = vec![];
+    let mut fold = |g: &mut Graph, i: usize, fresh: ValueId| -> Result<(), OpError> {
+        let mut value = fresh;
         for &level in folds {
             let earlier = g.states()[stack[level as usize][i].index()].value;
             value = g.add(earlier, value)?;
         }
-        g.assign(stack[to as usize][i], value)?;
+        assigns.push((stack[to as usize][i], value));
+        Ok(())
+    };
+    let mut g = cut.rewrite(|g, node, ins| {
+        let outs = g.emit(node.op.clone(), ins)?;
+        for (old, new) in node.outs.iter().zip(&outs) {
+            for (i, _) in sums.iter().enumerate().filter(|(_, s)| s.1 == *old) {
+                fold(g, i, *new)?;
+            }
+        }
+        Ok(Some(outs))
+    })?;
+    for (state, value) in assigns {
+        g.assign(state, value)?;
     }
-    g.at(&"".into(), Phase::Forward);
     Ok(g.pruned()?)
 }

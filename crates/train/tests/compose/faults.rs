@@ -103,9 +103,7 @@ fn a_hundred_faults_end_soon_and_are_named() {
         std::fs::remove_dir_all(place.path().join(&runs)).unwrap();
     }
     assert!(threads() <= before, "{} threads, {before} before", threads());
-    let silent = TrainError::Device(DeviceError::Comm(CommError::Stopped {
-        rank: 0,
-        cause: String::new(),
-    }));
+    let silent =
+        TrainError::Device(DeviceError::Comm(CommError::Stopped { rank: 0, cause: String::new() }));
     assert_eq!(silent.exit(), Exit::PeerLost);
 }

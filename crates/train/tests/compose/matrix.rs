@@ -110,7 +110,8 @@ fn refusal(model: &str, of: &[&Technique]) -> Option<&'static str> {
     if kind("update") && micros > 1 {
         return Some("micro-batch");
     }
-    if of.iter().any(|t| t.name.starts_with("interleaved")) && !micros.is_multiple_of(size("pipe")) {
+    if of.iter().any(|t| t.name.starts_with("interleaved")) && !micros.is_multiple_of(size("pipe"))
+    {
         return Some("multiple");
     }
     let _ = has;
@@ -132,8 +133,7 @@ fn micro_batches(of: &[&Technique]) -> usize {
 }
 
 fn keys(of: &[&Technique]) -> Vec<String> {
-    let mut keys: Vec<String> =
-        of.iter().flat_map(|t| t.keys).map(|k| (*k).to_owned()).collect();
+    let mut keys: Vec<String> = of.iter().flat_map(|t| t.keys).map(|k| (*k).to_owned()).collect();
     let axes: Vec<String> =
         of.iter().flat_map(|t| t.mesh).map(|(name, size)| format!("{name}={size}")).collect();
     if !axes.is_empty() {
@@ -242,7 +242,9 @@ fn cells(model: &str, name: &str, shard: usize) -> String {
     let mut triples = 0;
     while triples < 10 {
         let mut pick = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             &TECHNIQUES[(seed >> 33) as usize % TECHNIQUES.len()]
         };
         let of = [pick(), pick(), pick()];
