@@ -89,7 +89,9 @@ fn order(asks: &[Ask]) -> Vec<(usize, u64)> {
 
 /// Every copy in bf16 that a section has written is its master, rounded.
 fn copies_are_rounded(what: &str, g: &Graph, got: &Bytes) -> usize {
-    let named = |s: &&State| s.role == Role::Weights && g.assigns.iter().any(|a| g.states()[a.0.index()].name == s.name);
+    let named = |s: &&State| {
+        s.role == Role::Weights && g.assigns.iter().any(|a| g.states()[a.0.index()].name == s.name)
+    };
     let mut copies = 0;
     for s in g.states().iter().filter(named) {
         let master = s.name.strip_suffix(".bf16").expect("the name of a copy");
