@@ -3,7 +3,8 @@
 //! The tree over micro-batches 0..M is that of a binary counter: level l holds the sum of 2^l
 //! neighbours, and a micro-batch that completes a level carries into the next. So as many buffers
 //! as M - 1 has binary digits are enough, a sum of n terms rounds log2(n) times on each path, and
-//! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
+//! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out in powers of two
+//! changes no bit.
 
 use crate::PassError;
 use crate::shards::{Shards, is_sum};

@@ -1,22 +1,16 @@
 //! Whole runs: tiny recipes trained, resumed and sampled; the device against the interpreter.
 
-#[path = "all/common.rs"]
-mod common;
+#[path = "all/collectives.rs"]
+mod collectives;
+#[path = "all/concat.rs"]
+mod concat;
 #[path = "all/device.rs"]
 mod device;
 #[path = "all/harness.rs"]
 mod harness;
-#[path = "all/learning.rs"]
-mod learning;
 #[path = "all/op_table.rs"]
 mod op_table;
-#[path = "all/parity.rs"]
-mod parity;
-#[path = "all/planning.rs"]
-mod planning;
 #[path = "all/random_graphs.rs"]
 mod random_graphs;
-#[path = "all/resume.rs"]
-mod resume;
-#[path = "all/sections.rs"]
-mod sections;
+#[path = "all/ranks.rs"]
+mod ranks;
