@@ -97,13 +97,13 @@ impl Whole {
         };
         let step = passes::precision(&forward, compute)?;
         observer("precision", &step);
+        let step = passes::backward(&step)?;
+        observer("backward", &step);
         let (mlp, loss) = (recipe.memory.mlp_chunks, recipe.memory.loss_chunks);
         let step = passes::chunk(&step, mlp, loss)?;
         if mlp * loss > 1 {
             observer("chunk", &step);
         }
-        let step = passes::backward(&step)?;
-        observer("backward", &step);
         let step = recomputed(recipe, layout, step)?;
         if recipe.memory.recompute != RecomputePolicy::None {
             observer("recompute", &step);

@@ -56,12 +56,7 @@ const TECHNIQUES: &[Technique] = &[
         &["memory.recompute=block", "memory.recompute_every=3"],
         &[],
     ),
-    exact(
-        "recompute budget",
-        "recompute",
-        &["memory.recompute=budget", "memory.activations=80KiB"],
-        &[],
-    ),
+    exact("recompute budget", "recompute", &["memory.recompute=budget"], &[]),
     exact("accumulation", "accumulation", &["train.micro_batch=1"], &[]),
     near("chunks", "chunks", &["memory.mlp_chunks=2", "memory.loss_chunks=2"], &[]),
     exact("update in backward", "update", &["memory.update_in_backward=true"], &[]),
@@ -92,29 +87,25 @@ enum Cell {
 
 /// Why a combination is refused, where it must be.
 fn refusal(model: &str, of: &[&Technique]) -> Option<&'static str> {
-    let has = |name: &str| of.iter().any(|t| t.name == name);
     let kind = |kind: &str| of.iter().any(|t| t.kind == kind);
     let size = |axis: &str| {
         of.iter().flat_map(|t| t.mesh).filter(|a| a.0 == axis).map(|a| a.1).product::<usize>()
     };
-    if kind("update") {
-        if model == GPT2 {
-            return Some("tied");
-        }
-        if kind("pipe") {
-            return Some("pipeline");
-        }
-    }
-    let data = size("data").max(1) * size("node").max(1) * size("local").max(1);
+    let data = size("data") * size("node") * size("local");
     let micros = micro_batches(of) / data;
+    let interleaved = of.iter().any(|t| t.name.starts_with("interleaved"));
+    if interleaved && !micros.is_multiple_of(size("pipe")) {
+        return Some("in groups of");
+    }
     if kind("update") && micros > 1 {
-        return Some("micro-batch");
+        return Some("a gradient is complete only after the last");
     }
-    if of.iter().any(|t| t.name.starts_with("interleaved")) && !micros.is_multiple_of(size("pipe"))
-    {
-        return Some("multiple");
+    if kind("update") && model == GPT2 {
+        return Some("tied");
     }
-    let _ = has;
+    if kind("update") && kind("pipe") {
+        return Some("pipeline");
+    }
     None
 }
 
@@ -138,6 +129,11 @@ fn keys(of: &[&Technique]) -> Vec<String> {
         of.iter().flat_map(|t| t.mesh).map(|(name, size)| format!("{name}={size}")).collect();
     if !axes.is_empty() {
         keys.push(format!("parallel.mesh={{{}}}", axes.join(",")));
+    }
+    if of.iter().any(|t| t.name == "recompute budget") {
+        // Less than all that is saved, and enough for the largest block.
+        let budget = if micro_batches(of) < 4 { "256KiB" } else { "96KiB" };
+        keys.push(format!("memory.activations={budget}"));
     }
     keys.extend(numbers(of));
     keys
