@@ -90,6 +90,12 @@ pub enum PassError {
         /// The scope.
         scope: &'static str,
     },
+    /// The update cannot stand inside the backward.
+    #[error("inside: the update does not fit into the backward: {reason}")]
+    Inside {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// There is nothing to update.
     #[error("update: the graph declares no parameter")]
     NoParameters,

@@ -6,6 +6,8 @@ mod bucket;
 mod chunk;
 #[path = "all/golden.rs"]
 mod golden;
+#[path = "all/inside.rs"]
+mod inside;
 #[path = "all/models.rs"]
 mod models;
 #[path = "all/partition.rs"]

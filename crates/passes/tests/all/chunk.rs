@@ -140,7 +140,7 @@ fn one_piece_changes_nothing_and_a_forward_alone_is_cut_too() {
 
 /// The largest sum of bytes of values that exist at once, of those in `which`, in the order of the
 /// nodes: a value is there from its node to the last one that reads it.
-fn peak_bytes(g: &Graph, which: impl Fn(ValueId) -> bool) -> u64 {
+pub fn peak_bytes(g: &Graph, which: impl Fn(ValueId) -> bool) -> u64 {
     let mut last = vec![0; g.values().len()];
     for (n, node) in g.nodes().iter().enumerate() {
         node.ins.iter().chain(&node.outs).for_each(|v| last[v.index()] = n);
