@@ -79,7 +79,7 @@ fn ties(recipe: &Recipe) -> Ties {
         // Nothing is left to be done where the terminal is gone.
         let _ = writeln!(
             std::io::stderr(),
-            "error: {message}\nThe last checkpoint is good; the same command goes on from there."
+            "error: {message}\nWhat was saved is good; the same command goes on from there."
         );
         std::process::exit(Exit::Hang as i32);
     });

@@ -36,14 +36,14 @@ pub fn page(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
 fn head(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
     let report = shown.report;
     let whole = report.seconds * recipe.train.steps as f64;
-    let (of_rank, each) = match shown.mesh.ranks() {
-        1 => ("", ""),
-        _ => (" of a rank", " on a rank"),
+    let (each, predicted) = match shown.mesh.ranks() {
+        1 => ("", "a step"),
+        _ => (" on a rank", "for a rank's part of a step"),
     };
     let mut text = format!(
         "parameters  {}, of them {} in the matrices of the blocks\n\
-         a step      {} tokens in {}{of_rank} of {}, {}{each}\n\
-         predicted   {} a step{each} on {}, {} for {}\n\
+         a step      {} tokens in {} of {}, {}{each}\n\
+         predicted   {} {predicted} on {}, {} for {}\n\
          memory      {} ({} bytes){each}, all of it allocated before the first step\n",
         show::count(plan.counts.parameters),
         show::count(plan.counts.parameters_without_embeddings),
@@ -131,13 +131,13 @@ fn stages(shown: &RankPlan<'_>, pipeline: &PipelinePlan) -> String {
     let lists: Vec<_> = shown.stages.iter().map(|s| s.report.kinds.list()).collect();
     let is_shown = |k: &usize| lists.iter().any(|list| list[*k].1 > 0);
     let kinds: Vec<usize> = (0..Kinds::COUNT).filter(is_shown).collect();
-    let mut head: Vec<String> =
-        ["stage", "layers", "parameters", "FLOP a step", "slots"].map(str::to_owned).into();
+    let mut head: Vec<String> = ["stage", "layers", "parameters", "FLOP a step", "slots", "memory"]
+        .map(str::to_owned)
+        .into();
     if let Some(list) = lists.first() {
         // `activations in flight` is the one long name.
         head.extend(kinds.iter().map(|&k| list[k].0.replace("activations in ", "in ")));
     }
-    head.push("memory".to_owned());
     let mut rows = vec![head];
     for (stage, list) in shown.stages.iter().zip(&lists) {
         let slots: Vec<String> = stage.slots.iter().map(usize::to_string).collect();
@@ -147,9 +147,9 @@ fn stages(shown: &RankPlan<'_>, pipeline: &PipelinePlan) -> String {
             show::count(stage.parameters),
             show::scaled(stage.report.flops_per_step as f64, ""),
             slots.join("+"),
+            show::bytes(stage.report.total_bytes),
         ];
         row.extend(kinds.iter().map(|&k| show::bytes(list[k].1)));
-        row.push(show::bytes(stage.report.total_bytes));
         rows.push(row);
     }
     text += &show::table(&rows);

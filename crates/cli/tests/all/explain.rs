@@ -41,7 +41,7 @@ fn what_a_recipe_asks_for_adds_passes() {
     let file = recipe("quick");
     let mesh = "parallel.mesh={ tensor = 2, pipe = 2 }";
     let args =
-        ["explain", &file, "--tiny", mesh, "memory.recompute=\"blocks\"", "train.micro_batch=2"];
+        ["explain", &file, "--tiny", mesh, "memory.recompute=\"block\"", "train.micro_batch=2"];
     let text = place.good(&args).out;
     for pass in [
         "recompute",

@@ -40,16 +40,20 @@ fn a_plan_of_one_rank_is_that_of_before() {
 #[test]
 fn zero_deals_out_memory_and_is_paid_in_bytes() {
     let place = Place::new();
-    let of = |preset: &str| plan(&place, "data = 4", &[&format!("parallel.preset={preset:?}")]);
+    // Wide enough that buckets are hardly filled up to be cut.
+    let of = |preset: &str| {
+        plan(&place, "data = 4", &["model.embed=128", &format!("parallel.preset={preset:?}")])
+    };
     let [ddp, one, two, three] = ["ddp", "zero1", "zero2", "zero3"].map(of);
-    let kind = |plan: &Value, name: &str| plan["memory"][name].as_u64().unwrap();
+    let kind = |plan: &Value, name: &str| plan["memory"][name].as_u64().unwrap() as f64;
     for (stage, plan) in [&ddp, &one, &two, &three].into_iter().enumerate() {
         assert_eq!(plan["zero_stage"], stage);
         assert_eq!(plan["micro_batches"], 1);
-        let cut = |from: usize| if stage >= from { 4 } else { 1 };
-        let share = |name: &str| (4 * kind(plan, name)).checked_div(kind(&ddp, name));
-        assert_eq!(share("optimizer_bytes"), Some(4 / cut(1)), "{plan}");
-        assert_eq!(share("parameters_bytes"), Some(4 / cut(3)), "{plan}");
+        for (name, first) in [("optimizer_bytes", 1), ("parameters_bytes", 3)] {
+            let wanted = if stage >= first { 4.0 } else { 1.0 };
+            let share = kind(&ddp, name) / kind(plan, name);
+            assert!((0.9 * wanted..=wanted).contains(&share), "{name} of ZeRO-{stage}: {share}");
+        }
     }
     // A ring's all-reduce sends what reduce-scatter and all-gather send together.
     let sum = |plan: &Value, kind: &str| traffic(plan, kind, "data").1;
@@ -59,7 +63,9 @@ fn zero_deals_out_memory_and_is_paid_in_bytes() {
         let halves = (sum(plan, "reduce_scatter"), sum(plan, "all_gather"));
         assert!(halves.0 > 0 && halves.1 > 0, "{plan}");
     }
-    assert_eq!(sum(&three, "all_gather"), 2 * sum(&two, "all_gather"), "forward and backward");
+    // Parameters are gathered for the forward and for the backward, unless these are neighbours.
+    let times = sum(&three, "all_gather") as f64 / sum(&two, "all_gather") as f64;
+    assert!((1.6..=2.0).contains(&times), "{times}");
 }
 
 #[test]
@@ -167,7 +173,10 @@ fn the_page_has_its_pictures() {
     ] {
         assert!(page.contains(part), "{part} is not in the page");
     }
-    assert!(!page.contains("http") && !page.contains("NaN"), "nothing is loaded from elsewhere");
+    assert!(
+        !page.contains("http:") && !page.contains("https:") && !page.contains("NaN"),
+        "nothing is loaded from elsewhere"
+    );
     let alone = ["plan", &file, "--tiny", "--json", "--html", "alone.html"];
     assert!(place.good(&alone).object()["memory"].is_object());
     let page = std::fs::read_to_string(place.path("alone.html")).unwrap();
@@ -198,4 +207,16 @@ fn ranks_train_to_the_weights_of_one() {
     let args = ["train", &file, "--tiny", "--ranks=4", "train.micro_batch=1", "--resume=never"];
     let shown = place.good(&args).err;
     assert!(shown.contains("4 ranks, "), "{shown}");
+}
+
+#[test]
+fn a_silent_rank_ends_the_process_with_32() {
+    let place = Place::new();
+    // Nobody is there within a nanosecond.
+    let patience = "parallel.timeout_seconds=1e-9";
+    let args =
+        ["train", &recipe("quick"), "--tiny", "--ranks", "4", "train.micro_batch=1", patience];
+    let ended = place.run(&args);
+    assert_eq!(ended.code, 32, "{}", ended.err);
+    assert!(ended.err.contains("error: ") && ended.err.contains("rank "), "{}", ended.err);
 }

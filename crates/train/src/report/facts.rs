@@ -83,18 +83,20 @@ pub(super) fn of_plan(plan: &RunPlan, shown: &RankPlan<'_>) -> String {
     let axes: Vec<String> =
         shown.axes.iter().map(|a| format!("{} {}", a.name, count(a.ranks as u64))).collect();
     facts.insert(0, ("ranks", count(ranks), axes.join(" × ")));
-    let places = shown.axes.iter().map(|a| {
-        let cuts = if a.cuts.is_empty() { String::new() } else { a.cuts.join(", ") };
-        format!("<code>{}</code>\u{a0}{} cuts {}", escape(&a.name), a.position, escape(&cuts))
-    });
-    let places: Vec<String> = places.collect();
-    let zero = escape(&shown.zero.words);
+    let place: Vec<String> =
+        shown.axes.iter().map(|a| format!("{} {}", escape(&a.name), a.position)).collect();
+    let cuts = shown.axes.iter().filter(|a| !a.cuts.is_empty());
+    let cuts: Vec<String> =
+        cuts.map(|a| format!("{} cuts {}", escape(&a.name), escape(&a.cuts.join(", ")))).collect();
     format!(
-        "{}<p class=\"caption\">Shown is rank {} of {ranks}: {}. ZeRO stage {}: {zero}.</p>\n",
+        "{}<p class=\"caption\">Shown is rank {} of {ranks}, at {}. Of the axes of the mesh, {}. \
+         ZeRO stage {}: {}.</p>\n",
         list(&facts),
         shown.rank,
-        places.join("; "),
+        place.join(", "),
+        cuts.join("; "),
         shown.zero.stage,
+        escape(&shown.zero.words)
     )
 }
 

@@ -125,7 +125,7 @@ fn stretch_name(section: &SectionReport) -> String {
     match section.calls {
         0 => format!("{}, outside the step", section.name),
         1 => section.name.clone(),
-        n => format!("{}, {} times", section.name, count(n)),
+        n => format!("{} × {}", section.name, count(n)),
     }
 }
 
@@ -162,6 +162,11 @@ fn peak(plot: &mut Plot, plan: &Report, shown: &[&SectionReport]) {
     plot.note(side, top * 1.005, &format!("arena {}", bytes(plan.total_bytes)), "");
 }
 
+/// A kind's name where there is little room.
+pub(super) fn short(kind: &str) -> &str {
+    kind.strip_prefix("activations ").unwrap_or(kind)
+}
+
 /// The class of a kind's colour.
 fn class(kind: &str) -> String {
     kind.replace(' ', "-")
@@ -190,8 +195,9 @@ fn legend(plan: &Report) -> String {
     for (name, size) in plan.kinds.list().into_iter().filter(|k| k.1 > 0) {
         let _ = writeln!(
             out,
-            "<li><i class=\"swatch {}\"></i>{name} <b>{}</b> <small>{}</small></li>",
+            "<li><i class=\"swatch {}\"></i>{} <b>{}</b> <small>{}</small></li>",
             class(name),
+            short(name),
             bytes(size),
             share(size, total)
         );

@@ -1,5 +1,6 @@
 //! The pipeline: its schedule over time, and what its stages hold.
 
+use super::memory::short;
 use super::plot::Plot;
 use super::series::{Range, evenly, tick_digits, tick_step, ticks};
 use super::text::{THIN, bytes, count, duration, escape, metric, number, plural};
@@ -12,6 +13,8 @@ use std::fmt::Write;
 const ACTIONS_MAX: usize = 16_000;
 /// The most stages that are drawn.
 const ROWS_MAX: usize = 64;
+/// From so many actions of a stage on, boxes have next to no edges.
+const DENSE: usize = 100;
 /// Places where the pointer reads, and the most stages that it reads of.
 const READ_OUTS: usize = 400;
 const READ_STAGES_MAX: usize = 8;
@@ -19,8 +22,9 @@ const READ_STAGES_MAX: usize = 8;
 const ROW_REM: f64 = 1.6;
 /// How much of a row its actions fill.
 const FILL: f64 = 0.84;
-/// Width of a digit, percent of the chart.
-const DIGIT_PERCENT: f64 = 1.0;
+/// Width of a digit and of the room beside a number, percent of the chart.
+const DIGIT_PERCENT: f64 = 0.85;
+const ROOM_PERCENT: f64 = 0.45;
 /// Narrower boxes have no room for their number on a narrow screen.
 const FINE_PERCENT: f64 = 3.6;
 
@@ -42,11 +46,15 @@ pub(super) fn html(rank: &RankPlan<'_>) -> String {
 /// The stages that are drawn, and how many are not.
 fn rows(pipeline: &PipelinePlan) -> (Vec<usize>, usize) {
     let ranks = &pipeline.timeline.ranks;
-    let longest = ranks.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    let most = (ACTIONS_MAX / longest).min(ROWS_MAX);
+    let most = (ACTIONS_MAX / longest(pipeline).max(1)).min(ROWS_MAX);
     let rows = if most < 2 { vec![] } else { evenly(ranks.len(), most) };
     let left_out = ranks.len() - rows.len();
     (rows, left_out)
+}
+
+/// Actions of the stage that has most.
+fn longest(pipeline: &PipelinePlan) -> usize {
+    pipeline.timeline.ranks.iter().map(Vec::len).max().unwrap_or(0)
 }
 
 fn chunks(pipeline: &PipelinePlan) -> usize {
@@ -83,6 +91,8 @@ fn gantt(pipeline: &PipelinePlan, rows: &[usize]) -> String {
     let floor = |row: usize| count - 1.0 - row as f64 + (1.0 - FILL) / 2.0;
     let idle: Vec<_> = (0..rows.len()).map(|r| [0.0, total, floor(r), floor(r) + FILL]).collect();
     plot.boxes(&idle, "holes");
+    // Edges of many boxes would hide what is between them.
+    let dense = if longest(pipeline) > DENSE { " dense" } else { "" };
     for (pass, class) in [(Pass::Forward, "forward"), (Pass::Backward, "backward")] {
         for odd in [0, 1] {
             let mut boxes = vec![];
@@ -96,7 +106,7 @@ fn gantt(pipeline: &PipelinePlan, rows: &[usize]) -> String {
                 let low = floor(row);
                 boxes.extend(spans.map(|s| [s.start_seconds, s.end_seconds, low, low + FILL]));
             }
-            plot.boxes(&boxes, &format!("action {class}{}", tint(odd)));
+            plot.boxes(&boxes, &format!("action{dense} {class}{}", tint(odd)));
         }
     }
     for (row, &stage) in rows.iter().enumerate() {
@@ -105,7 +115,7 @@ fn gantt(pipeline: &PipelinePlan, rows: &[usize]) -> String {
         for span in &timeline.ranks[stage] {
             let text = span.action.micro.to_string();
             let percent = 100.0 * (span.end_seconds - span.start_seconds) / total;
-            if percent >= DIGIT_PERCENT * (text.len() as f64 + 0.6) {
+            if percent >= DIGIT_PERCENT * text.len() as f64 + ROOM_PERCENT {
                 let class = if percent < FINE_PERCENT { "fine" } else { "" };
                 plot.inside(span.start_seconds, span.end_seconds, middle, &text, class);
             }
@@ -191,33 +201,36 @@ fn table(stages: &[StagePlan<'_>]) -> String {
     let shown: Vec<usize> =
         (0..Kinds::COUNT).filter(|&k| lists.iter().any(|list| list[k].1 > 0)).collect();
     let mut out = String::from(
-        "<div class=\"scroll\"><table>\n<caption>One rank of each stage</caption>\n\
+        "<div class=\"scroll\"><table class=\"dense\">\n<caption>One rank of each stage</caption>\n\
          <thead><tr><th>stage</th><th>layers</th><th class=\"n\">parameters</th>\
-         <th class=\"n\">work</th><th class=\"n\">slots</th>",
+         <th class=\"n\">work</th><th class=\"n\">slots</th>\
+         <th class=\"n\">memory</th>",
     );
     let names = lists.first().map(|list| list.map(|k| k.0)).unwrap_or_default();
     for &k in &shown {
-        let _ = write!(out, "<th class=\"n\">{}</th>", names[k]);
+        let _ = write!(out, "<th class=\"n\">{}</th>", short(names[k]));
     }
-    out += "<th class=\"n\">memory</th></tr></thead>\n<tbody>\n";
+    out += "</tr></thead>\n<tbody>\n";
     for (stage, list) in stages.iter().zip(&lists) {
         let slots: Vec<String> = stage.slots.iter().map(usize::to_string).collect();
         let _ = write!(
             out,
             "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{}</td>",
+             <td class=\"n\">{}</td><td class=\"n\">{}</td>",
             stage.stage,
             stage.layers_text(),
             count(stage.parameters),
             metric(stage.report.flops_per_step as f64, "FLOP"),
-            slots.join(" + ")
+            slots.join(" + "),
+            bytes(stage.report.total_bytes)
         );
         for &k in &shown {
             let _ = write!(out, "<td class=\"n\">{}</td>", bytes(list[k].1));
         }
-        let _ = writeln!(out, "<td class=\"n\">{}</td></tr>", bytes(stage.report.total_bytes));
+        out += "</tr>\n";
     }
     out += "</tbody>\n</table></div>\n<p class=\"caption\">Slots are the micro-batches whose \
-            activations a rank keeps at most, by chunk; work is that of one step.</p>\n";
+            activations a rank keeps at most, by chunk; work is that of one step. What stands behind \
+            the memory are its kinds at the peak.</p>\n";
     out
 }
