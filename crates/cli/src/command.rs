@@ -12,6 +12,8 @@ Exit codes:
    22  the data is missing or wrong
    23  storage failed
    30  a loss or gradient is not finite
+   32  a rank is silent; the message names it, and the last checkpoint is good
+   40  a rank is gone, or ran something else than the others
   101  a bug of aerogel
   130  stopped at once by a second Ctrl-C (143: by a second SIGTERM)
 
@@ -33,6 +35,7 @@ pub struct Cli {
 pub enum Command {
     Prepare(crate::prepare::PrepareArgs),
     Plan(crate::plan::PlanArgs),
+    Explain(crate::explain::ExplainArgs),
     Train(crate::train::TrainArgs),
     Eval(crate::eval::EvalArgs),
     Sample(crate::sample::SampleArgs),

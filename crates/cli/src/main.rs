@@ -8,6 +8,7 @@ mod args;
 mod command;
 mod doctor;
 mod eval;
+mod explain;
 mod failure;
 mod inspect;
 mod keys;
@@ -41,6 +42,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Prepare(args) => prepare::run(&args, &shared),
         Command::Plan(args) => plan::run(&args, &shared),
+        Command::Explain(args) => explain::run(&args, &shared),
         Command::Train(args) => train::run(&args, &shared),
         Command::Eval(args) => eval::run(&args, &shared),
         Command::Sample(args) => sample::run(&args, &shared),

@@ -5,17 +5,19 @@ use crate::progress::Stages;
 use crate::{show, signals};
 use aerogel_recipe::Recipe;
 use aerogel_store::Resume;
-use aerogel_train::{Event, Exit, Options, Outcome, Sink, TrainError, train};
+use aerogel_train::{Event, Exit, Options, Outcome, Sink, Ties, TrainError, train};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Train a recipe, or go on with a run that was cut
 #[derive(Args)]
 #[command(after_help = "Example: aerogel train recipes/quick.toml train.steps=100\n\n\
-    The run lies in runs/NAME. Ctrl-C saves and ends; the same command goes on from there.")]
+    The run lies in runs/NAME. Ctrl-C saves and ends; the same command goes on from there.\n\
+    With --ranks N the ranks are threads of this process, which share its cores.")]
 pub struct TrainArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -46,7 +48,7 @@ pub fn run(args: &TrainArgs, shared: &Shared) -> anyhow::Result<Exit> {
         workspace: shared.workspace(),
         resume: args.resume,
         stop: stop.clone(),
-        ties: None,
+        ties: Some(ties(&recipe)),
     };
     let mut stages = Stages::new(stop.clone(), shared.quiet);
     let outcome = if args.json {
@@ -68,6 +70,21 @@ pub fn run(args: &TrainArgs, shared: &Shared) -> anyhow::Result<Exit> {
         );
     }
     Ok(outcome.exit)
+}
+
+/// Ties that end the process where a rank does not come back: its thread cannot be ended, and
+/// waits for it would never end. What was committed is good.
+fn ties(recipe: &Recipe) -> Ties {
+    let on_hang = Arc::new(|message: &str| {
+        // Nothing is left to be done where the terminal is gone.
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: {message}\nThe last checkpoint is good; the same command goes on from there."
+        );
+        std::process::exit(Exit::Hang as i32);
+    });
+    let timeout = Duration::from_secs_f64(recipe.parallel.timeout_seconds);
+    Ties { on_hang, ..Ties::new(timeout) }
 }
 
 /// Events on stdout.
@@ -231,6 +248,7 @@ fn start_lines(event: &Event) -> Vec<String> {
         tokens_per_step,
         allocated_bytes,
         library_bytes,
+        ranks,
         threads,
         ..
     } = event
@@ -238,10 +256,14 @@ fn start_lines(event: &Event) -> Vec<String> {
         return vec![];
     };
     let from = if *resumed { format!(", resumed after step {step}") } else { String::new() };
+    let ranks = match *ranks {
+        1 => String::new(),
+        n => format!("{}, ", show::plural(n as u64, "rank", "s")),
+    };
     vec![
         format!("{run}: {}{from}", show::plural(*steps, "step", "s")),
         format!(
-            "{} parameters, {} tokens a step, {} allocated and {} for libraries, {}",
+            "{} parameters, {} tokens a step, {} allocated and {} for libraries, {ranks}{}",
             show::count(*parameters),
             show::count(*tokens_per_step),
             show::bytes(*allocated_bytes),

@@ -2,9 +2,11 @@
 
 mod all {
     mod bin;
+    mod explain;
     mod faults;
     mod kill;
     mod memory;
+    mod ranks;
     mod recipes;
     mod runs;
     mod surface;

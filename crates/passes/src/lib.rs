@@ -2,7 +2,8 @@
 //!
 //! There is no type to know beside [`Graph`](aerogel_graph::Graph): a training step is
 //! `precision`, then `backward`, then `tile`, over the loss of the global batch, with the section
-//! that `update` writes at the end. [`schedule`] gives the one number that the update is told each
+//! that `update` writes at the end; `chunk`, `partition` and `recompute` come after `backward`.
+//! [`schedule`] gives the one number that the update is told each
 //! step.
 //!
 //! Invariant: a pass reads and writes graphs and nothing else; it knows no machine, and the same
@@ -12,6 +13,7 @@
 
 mod backward;
 mod bucket;
+mod chunk;
 mod error;
 mod partition;
 pub mod pipeline;
@@ -24,6 +26,7 @@ mod update;
 
 pub use backward::backward;
 pub use bucket::{Bucket, BucketTensor, Buckets, Partials};
+pub use chunk::chunk;
 pub use error::PassError;
 pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};

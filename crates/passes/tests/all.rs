@@ -2,6 +2,8 @@
 
 #[path = "all/bucket.rs"]
 mod bucket;
+#[path = "all/chunk.rs"]
+mod chunk;
 #[path = "all/golden.rs"]
 mod golden;
 #[path = "all/models.rs"]

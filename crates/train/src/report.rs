@@ -1,14 +1,16 @@
-//! The report of a finished run: one self-contained HTML page.
+//! The report of a finished run, and of a plan: one self-contained HTML page.
 //!
 //! Nothing on the page is fetched from elsewhere, and all of it reads without its script, which
 //! only adds read-outs under the pointer. Whatever comes from outside (names, recipe, samples,
 //! messages) goes through `text::escape`.
 
 mod base64;
+mod communication;
 mod curves;
 mod facts;
 mod history;
 mod memory;
+mod pipeline;
 mod plot;
 mod samples;
 mod sections;
@@ -17,7 +19,11 @@ mod series;
 mod tests;
 mod text;
 
-use aerogel_plan::Report;
+use crate::error::TrainError;
+use crate::plan::RunPlan;
+use crate::plan_rank::RankPlan;
+use crate::setup;
+use aerogel_recipe::Recipe;
 use history::History;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -31,8 +37,8 @@ pub(crate) struct Page<'a> {
     pub recipe: String,
     /// The events, one JSON object a line.
     pub metrics: String,
-    /// The plan.
-    pub plan: &'a Report,
+    /// The plan, as one rank has it.
+    pub plan: &'a RankPlan<'a>,
     /// The folder of samples.
     pub samples: PathBuf,
 }
@@ -41,18 +47,44 @@ pub(crate) struct Page<'a> {
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
                       script-src 'unsafe-inline'";
 
-/// The page.
+/// The page of a run.
 pub(crate) fn html(page: &Page<'_>) -> String {
     let history = History::read(&page.metrics);
-    let name = escape(&page.name);
+    let plan = page.plan;
     let parts = [
         ("Loss", curves::html(&history)),
-        ("Memory of a training step", memory::html(page.plan, &history)),
-        ("Where the time is predicted to go", sections::html(page.plan, &history)),
+        ("Memory of a training step", memory::html(plan.report, &history)),
+        ("The pipeline", pipeline::html(plan)),
+        ("Communication", communication::html(plan)),
+        ("Where the time is predicted to go", sections::html(plan.report, &history)),
         ("Samples", samples::html(&page.samples, &history)),
         ("Recipe", recipe(&page.recipe)),
         ("Warnings", warnings(&history)),
     ];
+    framed("Training report", &page.name, &facts::of_run(&history), &parts)
+}
+
+/// The page of a plan, as one rank has it: memory over a step, the schedule of a pipeline, what
+/// ranks exchange. It loads nothing from elsewhere.
+///
+/// # Errors
+/// The mesh has no such rank.
+pub fn plan_html(recipe: &Recipe, plan: &RunPlan, rank: usize) -> Result<String, TrainError> {
+    let (shown, history) = (plan.rank_plan(rank)?, History::default());
+    let parts = [
+        ("Memory of a training step", memory::html(shown.report, &history)),
+        ("The pipeline", pipeline::html(&shown)),
+        ("Communication", communication::html(&shown)),
+        ("Where the time is predicted to go", sections::html(shown.report, &history)),
+        ("Recipe", self::recipe(&recipe.to_toml())),
+    ];
+    let name = setup::name(recipe);
+    Ok(framed("Training plan", &name, &facts::of_plan(plan, &shown), &parts))
+}
+
+/// A page around its parts; empty ones are left out.
+fn framed(kicker: &str, name: &str, facts: &str, parts: &[(&str, String)]) -> String {
+    let name = escape(name);
     let mut body = String::new();
     let shown = parts.iter().filter(|(_, part)| !part.is_empty());
     for (i, (title, part)) in shown.enumerate() {
@@ -65,11 +97,11 @@ pub(crate) fn html(page: &Page<'_>) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-         <title>{name} – training report</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n\
-         <header>\n<p class=\"kicker\">Training report</p>\n<h1>{name}</h1>\n{}</header>\n\
+         <title>{name} – {}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n\
+         <header>\n<p class=\"kicker\">{kicker}</p>\n<h1>{name}</h1>\n{facts}</header>\n\
          {body}</main>\n<script>\n{}</script>\n</body>\n</html>\n",
+        kicker.to_lowercase(),
         include_str!("report/page.css"),
-        facts::html(&history),
         include_str!("report/page.js"),
     )
 }

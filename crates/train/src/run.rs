@@ -406,7 +406,7 @@ impl<'a> Run<'a> {
             name: setup::name(self.recipe),
             recipe: self.recipe.to_toml(),
             metrics: std::fs::read_to_string(self.folder.metrics())?,
-            plan: self.session.plan.report(),
+            plan: &self.session.plan.rank_plan(0)?,
             samples: self.folder.samples(),
         };
         write_atomic(&RealFs, &self.folder.report(), report::html(&page).as_bytes())?;

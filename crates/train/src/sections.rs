@@ -51,11 +51,35 @@ impl Sections {
         forward: Graph,
         only: Option<usize>,
     ) -> Result<Sections, TrainError> {
-        let whole = Whole::new(recipe, model, layout, forward)?;
-        match layout.pipe {
-            None => whole.sections(recipe, layout),
-            Some(axis) => whole.pipelined(recipe, model, layout, axis, only),
+        Sections::observed(recipe, model, layout, forward, only, &mut |_, _| ())
+    }
+
+    /// The same, with all graphs on the way shown to an observer, by the names of the passes and
+    /// of the sections that they come from.
+    pub fn observed(
+        recipe: &Recipe,
+        model: &ModelConfig,
+        layout: &Layout,
+        forward: Graph,
+        only: Option<usize>,
+        observer: &mut dyn FnMut(&str, &Graph),
+    ) -> Result<Sections, TrainError> {
+        let whole = Whole::new(recipe, model, layout, forward, observer)?;
+        let sections = match layout.pipe {
+            None => whole.sections(recipe, layout)?,
+            Some(axis) => whole.pipelined(recipe, model, layout, axis, only)?,
+        };
+        for (i, stage) in sections.stages.iter().enumerate() {
+            for ask in &stage.asks {
+                match layout.pipe {
+                    None => observer(&ask.name, &ask.graph),
+                    Some(_) => {
+                        observer(&format!("stage.{}.{}", only.unwrap_or(i), ask.name), &ask.graph);
+                    }
+                }
+            }
         }
+        Ok(sections)
     }
 }
 
@@ -65,18 +89,35 @@ impl Whole {
         model: &ModelConfig,
         layout: &Layout,
         forward: Graph,
+        observer: &mut dyn FnMut(&str, &Graph),
     ) -> Result<Whole, TrainError> {
         let compute = match recipe.precision.compute {
             recipe::Compute::F32 => Compute::F32,
             recipe::Compute::Bf16 => Compute::Bf16,
         };
-        let step = passes::backward(&passes::precision(&forward, compute)?)?;
+        let step = passes::precision(&forward, compute)?;
+        observer("precision", &step);
+        let (mlp, loss) = (recipe.memory.mlp_chunks, recipe.memory.loss_chunks);
+        let step = passes::chunk(&step, mlp, loss)?;
+        if mlp * loss > 1 {
+            observer("chunk", &step);
+        }
+        let step = passes::backward(&step)?;
+        observer("backward", &step);
         let step = recomputed(recipe, layout, step)?;
+        if recipe.memory.recompute != RecomputePolicy::None {
+            observer("recompute", &step);
+        }
         let (step, partial) = cut_tensors(layout, step)?;
+        if layout.tensor.is_some() {
+            observer("partition", &step);
+        }
         let partials = Partials { axis: layout.tensor.map(|t| t.axis), parameters: partial };
         let buckets = Buckets::of(&step, &layout.shards, &partials);
         let step = buckets.apply(&step)?;
+        observer("buckets", &step);
         let micro = passes::cut(&step, &layout.shards, layout.micro_batches)?;
+        observer("cut", &micro);
         let eval = models::eval_graph(model, recipe.train.micro_batch)?;
         let eval = cut_tensors(layout, passes::precision(&eval, compute)?)?.0;
         let (mut decode, mut positions) = (None, vec![]);

@@ -4,6 +4,8 @@
 mod case;
 #[path = "compose/faults.rs"]
 mod faults;
+#[path = "compose/matrix.rs"]
+mod matrix;
 #[path = "compose/ranks.rs"]
 mod ranks;
 #[path = "compose/reshard.rs"]

@@ -15,6 +15,10 @@ fn resident_memory_is_the_plan_and_little_more() {
         ("arxiv-bpe", &[]),
         // A plan of some hundred megabytes, of which a step touches most.
         ("quick", &["model.embed=256", "model.context=1024", "model.stride=32", "train.steps=2"]),
+        // Ranks: their arenas together are the plan.
+        ("quick", &["--ranks=4", "train.micro_batch=1", "parallel.preset=\"zero3\""]),
+        ("quick", &["parallel.mesh={ data = 2, pipe = 2 }", "train.micro_batch=1"]),
+        ("quick", &["parallel.mesh={ tensor = 2, pipe = 2 }", "train.micro_batch=2"]),
     ] {
         let file = recipe(name);
         let warmup = "schedule.warmup=1";

@@ -6,12 +6,14 @@ use super::bin::{Place, recipe};
 fn help_names_every_command_and_exit_code() {
     let place = Place::new();
     let help = place.good(&["--help"]).out;
-    for word in ["prepare", "plan", "train", "eval", "sample", "inspect", "doctor", "keys"] {
+    let words =
+        ["prepare", "plan", "explain", "train", "eval", "sample", "inspect", "doctor", "keys"];
+    for word in words {
         assert!(help.contains(&format!("\n  {word} ")), "{word}");
         let own = place.good(&[word, "--help"]).out;
         assert!(own.contains("Example"), "{word} has no example");
     }
-    for code in [0, 10, 20, 21, 22, 23, 30, 101, 130] {
+    for code in [0, 10, 20, 21, 22, 23, 30, 32, 40, 101, 130] {
         assert!(help.contains(&format!("\n{code:>5}  ")), "{code}");
     }
 }

@@ -127,7 +127,7 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
     let dx = shape.tensor(rng, dx_type, LIKE_X, 1.0);
     let dw = shape.tensor(rng, Dtype::F32, LIKE_W, 1.0);
-    let mut more = [weights, given, each.clone(), each.clone(), each, dx, dw].map(|t| Some(t));
+    let mut more = [weights, given, each.clone(), each.clone(), each, dx, dw].map(Some);
     for (i, tensor) in more.iter_mut().enumerate() {
         match rng.below(3) {
             0 => *tensor = None,
@@ -143,10 +143,8 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let rows = wanted.sizes.len() as f64;
     let bound = 2e-5 * (1.0 + far * far) * (1.0 + rows.sqrt() / 10.0);
     run(&kernel, &all, outputs, &Scalars::default(), |after| {
-        let mut next = all.len() - outputs;
-        for (i, _) in more.iter().enumerate().skip(2).filter(|(_, t)| t.is_some()) {
-            let got = &after[next];
-            next += 1;
+        let asked = (2..7).filter(|&i| more[i].is_some());
+        for (i, got) in asked.zip(&after[all.len() - outputs..]) {
             let list = match i {
                 5 => &wanted.dx,
                 6 => &wanted.dw,
@@ -170,7 +168,8 @@ proptest! {
         let (vocab, width) = (rng.pick(&[1, 17, 600]), rng.pick(&[1, 9, 70]));
         let before = rng.pick(&[0, 0, 5, 400]);
         let all_rows = before + vocab + if before > 0 { rng.pick(&[0, 7]) } else { 0 };
-        check(rng, &Shape { first_row: before, all_rows, ..Shape::whole(&rows, vocab, width) }, 1.0);
+        let whole = Shape::whole(&rows, vocab, width);
+        check(rng, &Shape { first_row: before, all_rows, ..whole }, 1.0);
     }
 }
 

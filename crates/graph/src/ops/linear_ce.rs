@@ -2,9 +2,9 @@
 //! never exist.
 //!
 //! ce = weight · (log Σ_v exp(x·w_v) - x·w_target) for each token, in nats. With `grad` the same
-//! pass also emits the gradients d Σ ce / d x and d Σ ce / d w: where all tokens have one cotangent,
-//! as under a sum, autodiff widens the forward node and the gradient is made in the forward.
-//! Otherwise the backward computes it, by `linear_lse` and `linear_ce_grad`.
+//! pass also emits the gradients d Σ ce / d x and d Σ ce / d w: where all tokens have one
+//! cotangent, as under a sum, autodiff widens the forward node and the gradient is made in the
+//! forward. Otherwise the backward computes it, by `linear_lse` and `linear_ce_grad`.
 
 use super::linear_lse::{Layer, log_sum_exp, want_each, want_layer};
 use super::*;

@@ -243,7 +243,8 @@ fn linear_ce_makes_its_gradient_in_the_forward() {
     assert_eq!(again, [Some(node.outs[2])]);
 }
 
-/// Tokens in pieces, one after another, and their sum: each piece makes its gradient in the forward.
+/// Tokens in pieces, one after another, and their sum: each piece makes its gradient in the
+/// forward.
 #[test]
 fn linear_ce_of_pieces_of_the_tokens_makes_its_gradient_in_the_forward() {
     let (w, [_, x, m]) = cross_entropy();

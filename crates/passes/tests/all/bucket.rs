@@ -7,6 +7,8 @@ mod exact;
 mod layout;
 #[path = "bucket/micro.rs"]
 mod micro;
+#[path = "bucket/norm.rs"]
+mod norm;
 #[path = "bucket/refused.rs"]
 mod refused;
 #[path = "bucket/wire.rs"]

@@ -5,7 +5,7 @@
 mod by_hand;
 
 use super::golden::golden;
-use super::support::{accumulators, difference, environment, network, step};
+use super::support::{accumulators, difference, environment, network, step, tile};
 use aerogel_graph::verify::verify;
 use aerogel_graph::{
     Axes, Build, Clock, Def, Env, Graph, Mesh, Op, Phase, Place, Rounding, ValueId, interpret,
@@ -227,9 +227,9 @@ fn after_recomputation_and_before_tiling() {
 #[test]
 fn after_tiling() {
     let g = gpt2();
-    let wanted = step(&g, 2, Rounding::Exact);
+    let wanted = step(&g, 2, Order::Tree, Rounding::Exact);
     for what in ["heads mlp vocab", "heads mlp vocab seq"] {
-        let sections = tile(&g, 2).unwrap();
+        let sections = tile(&g, 2, Order::Tree).unwrap();
         let mut states = vec![Env::new(); 2];
         let axes = partition(&sections[0].1, &spec(2, what)).unwrap().graph.axes().clone();
         for (j, name) in ["micro.0", "micro.last"].into_iter().enumerate() {

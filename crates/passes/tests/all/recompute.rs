@@ -14,7 +14,7 @@ use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
 use aerogel_passes::recompute::{Policy, Recomputed, least_budget_bytes, recompute};
-use aerogel_passes::{Compute, backward, precision};
+use aerogel_passes::{Compute, Order, backward, precision};
 use std::collections::BTreeSet;
 
 fn bytes(g: &Graph, v: ValueId) -> u64 {
@@ -268,9 +268,9 @@ fn a_third_of_the_activations_of_128_layers_costs_a_ninth_of_the_step() {
 #[test]
 fn clones_are_cut_into_micro_batches_as_their_originals_are() {
     let g = backward(&network(4, true)).unwrap();
-    let wanted = step(&g, 4, Rounding::Declared);
+    let wanted = step(&g, 4, Order::Tree, Rounding::Declared);
     for policy in policies(&g) {
-        let got = step(&pass(&g, policy).graph, 4, Rounding::Declared);
+        let got = step(&pass(&g, policy).graph, 4, Order::Tree, Rounding::Declared);
         assert_eq!(got, wanted, "{policy:?}");
     }
 }

@@ -125,7 +125,7 @@ pub fn states_of(
     env
 }
 
-/// The elements of a tensor that are in a rank's piece of its bucket: where in the piece, and which.
+/// The elements of a tensor that a rank's piece of its bucket has: where in the piece, and which.
 fn elements(g: &Graph, s: &State, part: &Part, place: Place) -> Vec<(usize, usize)> {
     let axis = &g.axes()[g.ty(s.value).axes[0]];
     let start = axis.piece(0, place) as usize * axis.size;

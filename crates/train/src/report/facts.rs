@@ -1,13 +1,18 @@
-//! The facts of a run at the head of the page.
+//! The facts of a run or of a plan at the head of the page.
 
 use super::history::History;
 use super::series::median;
-use super::text::{count, duration, escape, metric, number, plural};
+use super::text::{bytes, count, duration, escape, metric, number, plural};
+use crate::plan::RunPlan;
+use crate::plan_rank::RankPlan;
 use std::fmt::Write;
 
-/// Names and values; the hashes in a line of their own.
-pub(super) fn html(history: &History) -> String {
-    let mut facts: Vec<(&str, String, String)> = vec![];
+/// Name, value, and what more there is to say of it.
+type Fact = (&'static str, String, String);
+
+/// Names and values of a run; the hashes in a line of their own.
+pub(super) fn of_run(history: &History) -> String {
+    let mut facts: Vec<Fact> = vec![];
     if let Some(start) = &history.start {
         let parameters = metric(start.parameters as f64, "");
         facts.push(("parameters", parameters, count(start.parameters)));
@@ -32,14 +37,14 @@ pub(super) fn html(history: &History) -> String {
         facts.push(("wall time", duration(history.busy_seconds), String::new()));
     }
     if let Some(start) = &history.start {
-        facts.push(("device", start.device.clone(), plural(start.threads, "thread")));
+        let threads = plural(start.threads, "thread");
+        let ranks = match start.ranks {
+            0 | 1 => threads,
+            n => format!("{}, {threads}", plural(n, "rank")),
+        };
+        facts.push(("device", start.device.clone(), ranks));
     }
-    let mut out = String::from("<dl class=\"facts\">\n");
-    for (name, value, more) in facts {
-        let (value, more) = (escape(&value), escape(&more));
-        let _ = writeln!(out, "<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>");
-    }
-    out.push_str("</dl>\n");
+    let mut out = list(&facts);
     if let Some(start) = &history.start {
         let _ = writeln!(
             out,
@@ -50,4 +55,54 @@ pub(super) fn html(history: &History) -> String {
         );
     }
     out
+}
+
+/// Names and values of a plan.
+pub(super) fn of_plan(plan: &RunPlan, shown: &RankPlan<'_>) -> String {
+    let (report, ranks) = (shown.report, shown.mesh.ranks() as u64);
+    let parameters = plan.counts.parameters;
+    let mut facts: Vec<Fact> = vec![
+        ("parameters", metric(parameters as f64, ""), count(parameters)),
+        (
+            "a step",
+            metric(plan.tokens_per_step as f64, ""),
+            format!("tokens, {} micro-batches of a rank", count(plan.micro_batches as u64)),
+        ),
+        (
+            "memory of a rank",
+            bytes(report.total_bytes),
+            format!("at most {} on any", bytes(plan.largest_bytes())),
+        ),
+        ("work of a rank", metric(report.flops_per_step as f64, "FLOP"), "a step".to_owned()),
+        ("predicted", duration(report.seconds), "of computing a step".to_owned()),
+    ];
+    if ranks == 1 {
+        facts[2].2 = "allocated before the first step".to_owned();
+        return list(&facts);
+    }
+    let axes: Vec<String> =
+        shown.axes.iter().map(|a| format!("{} {}", a.name, count(a.ranks as u64))).collect();
+    facts.insert(0, ("ranks", count(ranks), axes.join(" × ")));
+    let places = shown.axes.iter().map(|a| {
+        let cuts = if a.cuts.is_empty() { String::new() } else { a.cuts.join(", ") };
+        format!("<code>{}</code>\u{a0}{} cuts {}", escape(&a.name), a.position, escape(&cuts))
+    });
+    let places: Vec<String> = places.collect();
+    let zero = escape(&shown.zero.words);
+    format!(
+        "{}<p class=\"caption\">Shown is rank {} of {ranks}: {}. ZeRO stage {}: {zero}.</p>\n",
+        list(&facts),
+        shown.rank,
+        places.join("; "),
+        shown.zero.stage,
+    )
+}
+
+fn list(facts: &[Fact]) -> String {
+    let mut out = String::from("<dl class=\"facts\">\n");
+    for (name, value, more) in facts {
+        let (value, more) = (escape(value), escape(more));
+        let _ = writeln!(out, "<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>");
+    }
+    out + "</dl>\n"
 }

@@ -34,6 +34,7 @@ pub(super) struct Start {
     pub allocated_bytes: u64,
     pub library_bytes: u64,
     pub device: String,
+    pub ranks: u64,
     pub threads: u64,
     pub run_hash: String,
     pub plan_hash: String,

@@ -28,21 +28,33 @@ pub(super) fn html(plan: &Report, history: &History) -> String {
     out
 }
 
-/// The micro-batch that is run most often, or the one of the peak; then the update; last a section
-/// outside the step if the peak is there.
+/// The micro-batch that is run most often, or the one of the peak, in a pipeline forward and
+/// backward of each chunk; then the update; last a section outside the step if the peak is there.
 fn sections_of_a_step(plan: &Report) -> Vec<&SectionReport> {
-    let is_micro = |s: &&SectionReport| s.name.starts_with("micro");
     let is_peak = |s: &&SectionReport| s.name == plan.peak_section;
-    let micros = || plan.sections.iter().filter(is_micro);
-    let micro = micros().find(is_peak).or_else(|| micros().max_by_key(|s| s.calls));
-    let update = plan.sections.iter().find(|s| s.name == "update");
-    let mut shown: Vec<_> = micro.into_iter().chain(update).collect();
+    let mut shown: Vec<&SectionReport> = vec![];
+    for section in plan.sections.iter().filter(|s| s.calls > 0) {
+        let same = shown.iter().position(|s| group(&s.name) == group(&section.name));
+        let Some(at) = same else {
+            shown.push(section);
+            continue;
+        };
+        let is_better = section.calls >= shown[at].calls && !is_peak(&shown[at]);
+        if is_peak(&section) || is_better {
+            shown[at] = section;
+        }
+    }
     if let Some(peak) = plan.sections.iter().find(is_peak)
         && !shown.iter().any(|s| s.name == peak.name)
     {
         shown.push(peak);
     }
     shown
+}
+
+/// Sections of one group differ in what they add up, and in little else.
+fn group(name: &str) -> &str {
+    name.find("micro.").map_or(name, |at| &name[..at])
 }
 
 /// What outlives sections, by kind: what is there at the peak and not alive in its section only.
@@ -129,7 +141,7 @@ fn areas(plot: &mut Plot, tops: &[Vec<Point>], kernels: usize, plan: &Report) {
             None => tops[i].iter().all(|p| p.1 == 0.0),
         };
         if !empty {
-            plot.stairs(&tops[i], kernels as f64, kinds[i % HOLES].0);
+            plot.stairs(&tops[i], kernels as f64, &class(kinds[i % HOLES].0));
         }
     }
     plot.horizontal(plan.total_bytes as f64, "arena");
@@ -148,6 +160,11 @@ fn peak(plot: &mut Plot, plan: &Report, shown: &[&SectionReport]) {
     // On the other side of the peak, and between the line and the peak's text.
     let side = if x > all as f64 / 2.0 { 0.0 } else { all as f64 };
     plot.note(side, top * 1.005, &format!("arena {}", bytes(plan.total_bytes)), "");
+}
+
+/// The class of a kind's colour.
+fn class(kind: &str) -> String {
+    kind.replace(' ', "-")
 }
 
 fn byte_ticks(plot: &mut Plot, most: f64) {
@@ -173,7 +190,8 @@ fn legend(plan: &Report) -> String {
     for (name, size) in plan.kinds.list().into_iter().filter(|k| k.1 > 0) {
         let _ = writeln!(
             out,
-            "<li><i class=\"swatch {name}\"></i>{name} <b>{}</b> <small>{}</small></li>",
+            "<li><i class=\"swatch {}\"></i>{name} <b>{}</b> <small>{}</small></li>",
+            class(name),
             bytes(size),
             share(size, total)
         );
@@ -240,9 +258,10 @@ fn largest(plan: &Report) -> String {
         let kind = kind_name(value.kind);
         let _ = writeln!(
             out,
-            "<tr><td><code>{}</code></td><td class=\"kind\"><i class=\"swatch {kind}\"></i>{kind}\
+            "<tr><td><code>{}</code></td><td class=\"kind\"><i class=\"swatch {}\"></i>{kind}\
              </td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             escape(value.name.trim()),
+            class(kind),
             bytes(value.bytes),
             share(value.bytes, plan.total_bytes)
         );

@@ -14,12 +14,19 @@ pub(super) struct Plot {
     shapes: String,
     labels: String,
     read_outs: String,
+    style: String,
 }
 
 impl Plot {
     /// Axes without anything.
     pub fn new(x: Range, y: Range) -> Plot {
-        Plot { x, y, shapes: String::new(), labels: String::new(), read_outs: String::new() }
+        let (shapes, labels, read_outs) = (String::new(), String::new(), String::new());
+        Plot { x, y, shapes, labels, read_outs, style: String::new() }
+    }
+
+    /// A height of its own, instead of that of its class.
+    pub fn height_rem(&mut self, rem: f64) {
+        self.style = format!(" style=\"height:{rem:.2}rem\"");
     }
 
     fn across(&self, x: f64) -> f64 {
@@ -74,6 +81,28 @@ impl Plot {
         self.path(&path, class);
     }
 
+    /// Boxes, each from left to right and from bottom to top, as one shape.
+    pub fn boxes(&mut self, boxes: &[[f64; 4]], class: &str) {
+        let mut path = String::new();
+        for &[left, right, bottom, top] in boxes {
+            let (left, right) = (self.across(left), self.across(right));
+            let (bottom, top) = (self.down(bottom), self.down(top));
+            let _ = write!(path, "M{left:.1} {bottom:.1}V{top:.1}H{right:.1}V{bottom:.1}Z");
+        }
+        self.path(&path, class);
+    }
+
+    /// Text in the middle of a box.
+    pub fn inside(&mut self, left: f64, right: f64, y: f64, text: &str, class: &str) {
+        let x = self.x.part((left + right) / 2.0) * 100.0;
+        let bottom = self.y.part(y) * 100.0;
+        let text = escape(text);
+        let _ = writeln!(
+            self.labels,
+            "<span class=\"cell {class}\" style=\"left:{x:.2}%;bottom:{bottom:.2}%\">{text}</span>"
+        );
+    }
+
     /// A line from side to side.
     pub fn horizontal(&mut self, y: f64, class: &str) {
         let path = format!("M0 {:.1}H{SIDE}", self.down(y));
@@ -120,6 +149,11 @@ impl Plot {
     /// A labelled line of the grid at a height.
     pub fn y_tick(&mut self, y: f64, text: &str) {
         self.horizontal(y, "grid");
+        self.y_name(y, text);
+    }
+
+    /// The name of what lies at a height.
+    pub fn y_name(&mut self, y: f64, text: &str) {
         let bottom = self.y.part(y) * 100.0;
         let _ = writeln!(
             self.labels,
@@ -141,15 +175,19 @@ impl Plot {
     pub fn x_ticks(&mut self, with_text: bool) {
         let whole = |v: &f64| v.fract().abs() < 1e-6 && *v >= 0.0;
         for (i, v) in ticks(self.x, 7).into_iter().filter(whole).enumerate() {
-            let left = self.x.part(v) * 100.0;
             let text = if with_text { count(v as u64) } else { String::new() };
-            // Narrow screens leave out every second label.
-            let odd = if i % 2 == 1 { " odd" } else { "" };
-            let _ = writeln!(
-                self.labels,
-                "<span class=\"xt{odd}\" style=\"left:{left:.2}%\">{text}</span>"
-            );
+            self.x_tick(v, &text, i % 2 == 1);
         }
+    }
+
+    /// A label of the x axis; narrow screens leave out the odd ones.
+    pub fn x_tick(&mut self, x: f64, text: &str, odd: bool) {
+        let left = self.x.part(x) * 100.0;
+        let odd = if odd { " odd" } else { "" };
+        let _ = writeln!(
+            self.labels,
+            "<span class=\"xt{odd}\" style=\"left:{left:.2}%\">{text}</span>"
+        );
     }
 
     /// What the pointer reads at a place.
@@ -169,8 +207,9 @@ impl Plot {
             format!(" data-read=\"{}\"", self.read_outs)
         };
         format!(
-            "<div class=\"plot {class}\"{read}>\n<svg viewBox=\"0 0 {SIDE} {SIDE}\" \
+            "<div class=\"plot {class}\"{}{read}>\n<svg viewBox=\"0 0 {SIDE} {SIDE}\" \
              preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\n{}</svg>\n{}</div>\n",
+            self.style,
             escape(about),
             self.shapes,
             self.labels

@@ -3,6 +3,9 @@
 use super::series::{Range, extremes, maxima, smooth, ticks};
 use super::text::{bytes, count, duration, escape, metric, number};
 use super::{Page, base64, html};
+use crate::plan_rank::{PipelinePlan, RankPlan, StagePlan, Traffic, Zero};
+use aerogel_graph::Mesh;
+use aerogel_passes::pipeline::{Kind as Order, Seconds, schedule, timeline};
 use aerogel_plan::{Kind, Kinds, Moment, Report, SectionReport, Share};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -224,6 +227,23 @@ fn plan(blocks: u64) -> Report {
 }
 
 fn page(metrics: String, plan: &Report, samples: PathBuf) -> String {
+    page_of_rank(metrics, &alone(plan), samples)
+}
+
+fn alone(report: &Report) -> RankPlan<'_> {
+    RankPlan {
+        rank: 0,
+        mesh: Mesh(vec![]),
+        axes: vec![],
+        zero: Zero::default(),
+        report,
+        stages: vec![],
+        communication: vec![],
+        pipeline: None,
+    }
+}
+
+fn page_of_rank(metrics: String, plan: &RankPlan<'_>, samples: PathBuf) -> String {
     html(&Page {
         name: "shakespeare <char>".to_owned(),
         recipe: "[model]\nfamily = \"gpt\" # <b>\n".to_owned(),
@@ -362,4 +382,77 @@ fn a_long_run_has_a_small_page() {
     let text = page(metrics(100_000), &report, PathBuf::new());
     check(&text);
     assert!(text.len() < 600_000, "{} bytes", text.len());
+}
+
+/// A rank of a pipeline.
+fn piped<'a>(report: &'a Report, kind: Order, stages: usize, micros: usize) -> RankPlan<'a> {
+    let schedule = schedule(kind, stages, micros).unwrap();
+    let seconds = Seconds::uniform(schedule.virtual_stages(), 0.0011, 0.0023);
+    let stage = |stage: usize| StagePlan {
+        stage,
+        layers: (0..schedule.chunks)
+            .map(|c| 4 * (c * stages + stage)..4 * (c * stages + stage) + 4)
+            .collect(),
+        parameters: 1_234_567,
+        slots: schedule.slots[stage].clone(),
+        report,
+    };
+    RankPlan {
+        stages: (0..stages).map(stage).collect(),
+        communication: vec![
+            Traffic { kind: "all_reduce", over: vec!["data".into()], calls: 3, wire_bytes: 900 },
+            Traffic { kind: "send", over: vec!["pipe".into()], calls: 16, wire_bytes: 4 * MIB },
+        ],
+        pipeline: Some(PipelinePlan {
+            schedule: "a < b".to_owned(),
+            slots: schedule.slots.clone(),
+            timeline: timeline(&schedule, &seconds).unwrap(),
+            is_uniform: false,
+        }),
+        ..alone(report)
+    }
+}
+
+#[test]
+fn a_pipeline_is_drawn_with_its_idle_time() {
+    let report = plan(4);
+    let rank = piped(&report, Order::OneFOneB, 4, 8);
+    let text = page_of_rank(metrics(3), &rank, PathBuf::new());
+    check(&text);
+    // 4 stages, 8 micro-batches: three idle slots of eleven.
+    for shown in [
+        "a &lt; b",
+        "27.3\u{202f}%",
+        ">stage 3</span>",
+        ">12–15<",
+        "4.00\u{202f}MiB",
+        "<td>all-reduce</td><td>data</td><td class=\"n\">3</td>",
+        "<td>send</td><td>pipe</td><td class=\"n\">16</td>",
+    ] {
+        assert!(text.contains(shown), "{shown} is not shown");
+    }
+    // Each action is a box, and so is the idle row behind the actions of a stage.
+    let boxes = |class: &str| -> usize {
+        let lines = text.lines().filter(|l| l.starts_with(&format!("<path class=\"{class}\"")));
+        lines.map(|l| l.matches('Z').count()).sum()
+    };
+    assert_eq!((boxes("action forward"), boxes("action backward")), (32, 32));
+    assert_eq!(text.matches("class=\"cell").count(), 64, "a number in each");
+
+    let chunks = piped(&report, Order::Interleaved { chunks: 2 }, 2, 4);
+    let text = page_of_rank(metrics(3), &chunks, PathBuf::new());
+    check(&text);
+    assert!(text.contains("2\u{a0}chunks on each stage") && text.contains("0–3, 8–11"));
+}
+
+#[test]
+fn a_wide_pipeline_has_a_small_picture() {
+    let report = plan(1);
+    let rank = piped(&report, Order::OneFOneB, 96, 384);
+    let text = page_of_rank(metrics(3), &rank, PathBuf::new());
+    check(&text);
+    assert!(text.len() < 1_500_000, "{} bytes", text.len());
+    assert!(text.contains("Not drawn:"));
+    let alone = page(metrics(3), &report, PathBuf::new());
+    assert!(!alone.contains("The pipeline") && !alone.contains("Communication"));
 }

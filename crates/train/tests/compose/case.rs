@@ -117,7 +117,12 @@ impl Place {
     }
 
     /// Runs a recipe in a folder of its own.
-    pub fn run(&self, runs: &str, recipe: &Recipe, ties: Option<Ties>) -> Result<Outcome, TrainError> {
+    pub fn run(
+        &self,
+        runs: &str,
+        recipe: &Recipe,
+        ties: Option<Ties>,
+    ) -> Result<Outcome, TrainError> {
         self.resume(runs, recipe, Resume::Auto, ties)
     }
 

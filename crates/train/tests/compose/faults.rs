@@ -58,7 +58,13 @@ fn names(error: &TrainError, rank: usize) -> bool {
 
 #[test]
 fn a_hundred_faults_end_soon_and_are_named() {
-    std::panic::set_hook(Box::new(|_| ()));
+    // Ranks have no names; what they say when they are made to panic is expected.
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name().is_some() {
+            default(info);
+        }
+    }));
     let place = Place::new();
     let keys = [
         "train.steps=40",
@@ -84,7 +90,9 @@ fn a_hundred_faults_end_soon_and_are_named() {
         assert!(names(&error, rank), "{runs}, kind {kind}, rank {rank} at {at}: {error}");
         match kind {
             0 => assert_eq!(error.exit(), Exit::Hang, "{error}"),
-            1 | 3 | 4 => assert_eq!(error.exit(), Exit::PeerLost, "{error}"),
+            1 | 4 => assert_eq!(error.exit(), Exit::PeerLost, "{error}"),
+            // Who skips the last one of a step is waited for.
+            3 => assert!(matches!(error.exit(), Exit::PeerLost | Exit::Hang), "{error}"),
             _ => assert_eq!(error.exit(), Exit::Bug, "{error}"),
         }
         assert_eq!(told.lock().unwrap().len(), usize::from(kind == 0), "{runs}");
@@ -95,9 +103,7 @@ fn a_hundred_faults_end_soon_and_are_named() {
         std::fs::remove_dir_all(place.path().join(&runs)).unwrap();
     }
     assert!(threads() <= before, "{} threads, {before} before", threads());
-    let silent = TrainError::Device(DeviceError::Comm(CommError::Stopped {
-        rank: 0,
-        cause: String::new(),
-    }));
+    let silent =
+        TrainError::Device(DeviceError::Comm(CommError::Stopped { rank: 0, cause: String::new() }));
     assert_eq!(silent.exit(), Exit::PeerLost);
 }

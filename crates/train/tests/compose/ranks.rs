@@ -52,6 +52,7 @@ fn thirty_two_ranks_share_two_cores() {
     let place = Place::new();
     let keys = ["train.batch=32".to_owned()];
     let plain = run(&place, SPARSE, &keys, "plain");
-    let keys = [keys[0].clone(), "parallel.mesh={data=32}".to_owned(), "parallel.preset=zero3".to_owned()];
+    let keys =
+        [keys[0].clone(), "parallel.mesh={data=32}".to_owned(), "parallel.preset=zero3".to_owned()];
     assert_eq!(run(&place, SPARSE, &keys, "many").hash, plain.hash);
 }

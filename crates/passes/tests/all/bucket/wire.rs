@@ -125,6 +125,16 @@ fn each_stage_sends_what_its_formula_says() {
             }
             let wanted = at_the_end(&step.buckets);
             assert_eq!(sent(&step.update), wanted, "{compute:?} {shards:?}");
+            let mut wanted = Sent::new();
+            for b in step.buckets.list.iter().filter(|b| b.narrow) {
+                let [o, p] =
+                    [&shards.optimizer, &shards.parameters].map(|l| b.elements / shards.pieces(l));
+                let messages = shards.optimizer.len() - shards.parameters.len();
+                add(&mut wanted, "all_gather", messages, 2 * (p - o));
+            }
+            assert_eq!(step.copies.is_some(), compute == Compute::Bf16);
+            let got = step.copies.as_ref().map(sent).unwrap_or_default();
+            assert_eq!(got, wanted, "copies, {shards:?}");
         }
     }
 }
