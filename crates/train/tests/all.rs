@@ -26,3 +26,5 @@ mod ranks;
 mod resume;
 #[path = "all/sections.rs"]
 mod sections;
+#[path = "all/steps_of_ranks.rs"]
+mod steps_of_ranks;

@@ -230,6 +230,11 @@ impl<'a> Reference<'a> {
         Reference { g, declared, exact, floor, factor: 8.0 * (longest_sum(g) as f64).sqrt(), half }
     }
 
+    /// What it is of.
+    pub fn graph(&self) -> &Graph {
+        self.g
+    }
+
     /// The numbers of a value.
     pub fn values(&self, v: ValueId) -> &Tensor {
         &self.declared[v.index()]

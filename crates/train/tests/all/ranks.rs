@@ -4,8 +4,8 @@
 use crate::harness::{Bytes, Loaded, Reference, agrees, alone, planned, same_bits};
 use aerogel_comm::{Fabric, Options};
 use aerogel_cpu::pool::Pool;
-use aerogel_graph::{Build, Clock, Env, Graph, Mesh, Rounding, Tensor, interpret_mesh};
-use aerogel_machine::{Call, Collectives, CommError, Traffic};
+use aerogel_graph::{Clock, Env, Graph, Mesh, Rounding, Tensor, interpret_mesh};
+use aerogel_machine::{Call, Collectives, CommError, Program, Traffic};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,17 +67,11 @@ pub fn check_mesh(what: &str, g: &Graph, envs: &[Env], clock: Clock) -> Vec<Byte
     let mut first: Option<Vec<Bytes>> = None;
     for threads in 1..=2 {
         let plan = planned(alone(g), threads).unwrap_or_else(|e| panic!("{what}: {e}"));
-        let program = Arc::new(plan.program);
-        let pool = Arc::new(Pool::new(threads).expect("a few threads can be had"));
-        let options = Options { timeout: Duration::from_secs(20) };
-        let mut ranks: Vec<Loaded> = Fabric::new(g.axes().mesh.clone(), options)
-            .into_iter()
-            .map(|tie| Loaded::tied(program.clone(), pool.clone(), Arc::new(tie)))
-            .collect();
+        let mut ranks = tied(&Arc::new(plan.program), threads);
         // The second run finds the arenas as the first one left them.
         for run in 0..2 {
             let got;
-            (ranks, got) = run_all(ranks, envs, clock);
+            (ranks, got) = run_all(ranks, 0, envs, clock);
             match &first {
                 Some(first) => {
                     let what = format!("{what}, {threads} threads, run {run}");
@@ -93,14 +87,29 @@ pub fn check_mesh(what: &str, g: &Graph, envs: &[Env], clock: Clock) -> Vec<Byte
     first.expect("it ran")
 }
 
-/// Runs the only section on every rank. A rank that panics takes its tie with it, so that the
-/// others do not wait for it.
-fn run_all(ranks: Vec<Loaded>, envs: &[Env], clock: Clock) -> (Vec<Loaded>, Vec<Bytes>) {
+/// All ranks of a program's mesh, in arenas full of NaN.
+pub fn tied(program: &Arc<Program>, threads: usize) -> Vec<Loaded> {
+    let pool = Arc::new(Pool::new(threads).expect("a few threads can be had"));
+    let options = Options { timeout: Duration::from_secs(20) };
+    Fabric::new(program.sections[0].axes().mesh.clone(), options)
+        .into_iter()
+        .map(|tie| Loaded::tied(program.clone(), pool.clone(), Arc::new(tie)))
+        .collect()
+}
+
+/// Runs a section on every rank. A rank that panics takes its tie with it, so that the others do
+/// not wait for it.
+pub fn run_all(
+    ranks: Vec<Loaded>,
+    section: usize,
+    envs: &[Env],
+    clock: Clock,
+) -> (Vec<Loaded>, Vec<Bytes>) {
     std::thread::scope(|scope| {
         let start = |(mut rank, env): (Loaded, _)| {
             scope.spawn(move || {
-                rank.write_states(0, env);
-                let got = rank.run(0, env, clock);
+                rank.write_states(section, env);
+                let got = rank.run(section, env, clock);
                 (rank, got)
             })
         };

@@ -3,9 +3,7 @@
 
 use crate::common::step_sections;
 use crate::harness::{Bytes, Loaded, Reference, Rng, bytes_of, fill, numbers_of, same_bits};
-use aerogel_graph::{
-    Build, Clock, DType, Env, Graph, Init, Role, Rounding, State, Tensor, interpret,
-};
+use aerogel_graph::{Build, Clock, DType, Env, Graph, Init, Place, Role, State, Tensor};
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
@@ -87,20 +85,29 @@ fn order(asks: &[Ask]) -> Vec<(usize, u64)> {
     maybe("weights").map(|s| (s, 0)).into_iter().chain(micro).chain([(find("update"), 0)]).collect()
 }
 
-/// Every copy in bf16 that a section has written is its master, rounded.
-fn copies_are_rounded(what: &str, g: &Graph, got: &Bytes) -> usize {
-    let named = |s: &&State| {
-        s.role == Role::Weights && g.assigns.iter().any(|a| g.states()[a.0.index()].name == s.name)
-    };
+/// Every copy in bf16 that a section has written is its master, rounded: as far as the rank has it.
+pub fn copies_are_rounded(what: &str, g: &Graph, place: Place, got: &Bytes) -> usize {
     let mut copies = 0;
-    for s in g.states().iter().filter(named) {
+    let states = g.assigns.iter().map(|a| &g.states()[a.0.index()]);
+    for s in states.filter(|s| s.role == Role::Weights) {
         let master = s.name.strip_suffix(".bf16").expect("the name of a copy");
-        let master = numbers_of(DType::F32, &got[&format!("state {master}")]);
-        let copy = &got[&format!("state {}", s.name)];
-        assert!(*copy == bytes_of(DType::Bf16, &master), "{what}: {} is no copy", s.name);
+        let master = g.find_state(master).expect("what is copied");
+        let master = &g.states()[master.index()];
+        let numbers = numbers_of(DType::F32, &got[&format!("state {}", master.name)]);
+        let start = held(g, master, place).start - held(g, s, place).start;
+        let copy = &got[&format!("state {}", s.name)][2 * start..][..2 * numbers.len()];
+        assert!(*copy == bytes_of(DType::Bf16, &numbers), "{what}: {} is no copy", s.name);
         copies += 1;
     }
     copies
+}
+
+/// Which elements of a state a rank has: of a flat bucket maybe a piece.
+fn held(g: &Graph, s: &State, place: Place) -> Range<usize> {
+    let list = &g.ty(s.value).axes;
+    let count = g.axes().count(list);
+    let piece = if s.parts.is_empty() { 0 } else { g.axes()[list[0]].piece(0, place) as usize };
+    piece * count..(piece + 1) * count
 }
 
 fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
@@ -122,9 +129,9 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
             let got = device.run(section, &env, clock);
             let what = format!("{name} {} of piece {micro}", asks[section].name);
             if threads == 1 {
-                near(&what, g, &env, clock, &got);
+                near(&what, &Reference::new(g, &env, clock, 0.0), clock.place, &got);
             }
-            copies += copies_are_rounded(&what, g, &got);
+            copies += copies_are_rounded(&what, g, clock.place, &got);
             // Each section is judged alone: both go on from what the device has.
             for s in g.states() {
                 let data = numbers_of(g.ty(s.value).dtype, &got[&format!("state {}", s.name)]);
@@ -142,9 +149,8 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
 
 /// New states and outputs are the interpreter's, to a part of the largest number in the section's
 /// results of their kind: the gradient of a key bias is 0 but for rounding.
-fn near(what: &str, g: &Graph, env: &Env, clock: Clock, got: &Bytes) {
-    let run = interpret(g, env, clock, Rounding::Declared).unwrap();
-    let reference = Reference::new(g, env, clock, 0.0);
+pub fn near(what: &str, reference: &Reference<'_>, place: Place, got: &Bytes) {
+    let g = reference.graph();
     let ends = g.assigns.iter().map(|(s, v)| (format!("state {}", g.states()[s.index()].name), *v));
     let ends = ends.chain(g.outputs.iter().map(|(n, v)| (format!("output {n}"), *v)));
     let ends: Vec<_> = ends.collect();
@@ -152,13 +158,13 @@ fn near(what: &str, g: &Graph, env: &Env, clock: Clock, got: &Bytes) {
     let largest = ends
         .iter()
         .filter(|e| sums(&e.0) && e.0.contains("grad."))
-        .flat_map(|e| &run.values[e.1.index()].data)
+        .flat_map(|e| &reference.values(e.1).data)
         .fold(0.0, |m: f64, x| m.max(x.abs()));
     for (name, v) in ends {
         let floor = if sums(&name) { reference.relative() * largest } else { 0.0 };
         let numbers = numbers_of(g.ty(v).dtype, &got[&name]);
-        let wanted = &run.values[v.index()].data;
-        for (part, is_tensor) in stretches(g, &name, wanted.len()) {
+        let wanted = &reference.values(v).data;
+        for (part, is_tensor) in stretches(g, &name, wanted.len(), place) {
             let tolerance = reference.tolerance_in(v, part.clone()).max(floor).max(1e-7);
             // Between the tensors of a bucket there is nothing but zeros.
             let tolerance = if is_tensor { tolerance } else { 0.0 };
@@ -172,20 +178,25 @@ fn near(what: &str, g: &Graph, env: &Env, clock: Clock, got: &Bytes) {
 }
 
 /// The tensors of a value, and what is between and after them; each tensor is judged by itself.
-fn stretches(g: &Graph, name: &str, count: usize) -> Vec<(Range<usize>, bool)> {
+fn stretches(g: &Graph, name: &str, count: usize, place: Place) -> Vec<(Range<usize>, bool)> {
     let state = name.strip_prefix("state ").and_then(|n| g.find_state(n));
-    let parts = state.map_or(&[][..], |id| &g.states()[id.index()].parts);
-    if parts.is_empty() {
+    let Some(state) = state.map(|id| &g.states()[id.index()]).filter(|s| !s.parts.is_empty())
+    else {
         return vec![(0..count, true)];
-    }
+    };
+    let own = held(g, state, place);
     let (mut list, mut end) = (vec![], 0);
-    for part in parts {
+    for part in &state.parts {
         let next = part.first + g.axes().count(&part.axes);
         list.extend([(end..part.first, false), (part.first..next, true)]);
         end = next;
     }
-    list.push((end..count, false));
-    list
+    list.push((end..own.end.max(end), false));
+    let local = |r: Range<usize>| {
+        let ends = [r.start, r.end].map(|x| x.clamp(own.start, own.end) - own.start);
+        ends[0]..ends[1]
+    };
+    list.into_iter().map(|(r, is_tensor)| (local(r), is_tensor)).collect()
 }
 
 fn every_attention(family: Family, compute: Compute) {
