@@ -2,8 +2,6 @@
 
 #[path = "compose/case.rs"]
 mod case;
-#[path = "compose/faults.rs"]
-mod faults;
 #[path = "compose/matrix.rs"]
 mod matrix;
 #[path = "compose/ranks.rs"]

@@ -1,4 +1,5 @@
 //! Runs of small models with whatever keys a test sets.
+#![allow(dead_code)] // each binary uses its part
 
 use aerogel_data::NoProgress;
 use aerogel_recipe::Recipe;
