@@ -225,7 +225,15 @@ fn caption(plan: &Report, history: &History) -> String {
         escape(plan.peak_step.trim())
     );
     let Some(start) = &history.start else { return out };
-    let _ = write!(out, " Allocated: {}.", bytes(start.allocated_bytes));
+    let _ = match start.ranks {
+        0 | 1 => write!(out, " Allocated: {}.", bytes(start.allocated_bytes)),
+        n => write!(
+            out,
+            " Shown is one rank; allocated for all {} of them: {}.",
+            count(n),
+            bytes(start.allocated_bytes)
+        ),
+    };
     if start.library_bytes > 0 {
         let _ = write!(out, " Taken by libraries beside it: {}.", bytes(start.library_bytes));
     }

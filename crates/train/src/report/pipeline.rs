@@ -198,8 +198,9 @@ fn caption(pipeline: &PipelinePlan, left_out: usize) -> String {
 
 fn table(stages: &[StagePlan<'_>]) -> String {
     let lists: Vec<_> = stages.iter().map(|s| s.report.kinds.list()).collect();
+    // All but the holes.
     let shown: Vec<usize> =
-        (0..Kinds::COUNT).filter(|&k| lists.iter().any(|list| list[k].1 > 0)).collect();
+        (0..Kinds::COUNT - 1).filter(|&k| lists.iter().any(|list| list[k].1 > 0)).collect();
     let mut out = String::from(
         "<div class=\"scroll\"><table class=\"dense\">\n<caption>One rank of each stage</caption>\n\
          <thead><tr><th>stage</th><th>layers</th><th class=\"n\">parameters</th>\
@@ -230,7 +231,7 @@ fn table(stages: &[StagePlan<'_>]) -> String {
         out += "</tr>\n";
     }
     out += "</tbody>\n</table></div>\n<p class=\"caption\">Slots are the micro-batches whose \
-            activations a rank keeps at most, by chunk; work is that of one step. What stands behind \
-            the memory are its kinds at the peak.</p>\n";
+            activations a rank keeps at most, by chunk; work is that of one step. Behind memory \
+            stand its kinds at the peak.</p>\n";
     out
 }
