@@ -68,8 +68,10 @@ fn key(pipeline: &PipelinePlan) -> String {
             let tint = tint(chunk);
             let name = match (chunks(pipeline), chunk) {
                 (1, _) => name.to_owned(),
-                (_, 0) => format!("{name}, chunks 0, 2 …"),
-                (_, _) => "1, 3 …".to_owned(),
+                (2, 0) => format!("{name}, chunk 0"),
+                (2, _) => "chunk 1".to_owned(),
+                (_, 0) => format!("{name}, even chunks"),
+                (_, _) => "odd chunks".to_owned(),
             };
             let _ = write!(out, "<span><i class=\"swatch {class}{tint}\"></i>{name}</span>");
         }
