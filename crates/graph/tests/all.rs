@@ -4,6 +4,7 @@
 mod all {
     mod autodiff;
     mod cases;
+    mod collectives;
     mod cost;
     mod expansion;
     mod expressions;

@@ -255,3 +255,47 @@ impl Collectives for Alone {
         0
     }
 }
+
+impl<T: Collectives + ?Sized> Collectives for Box<T> {
+    fn mesh(&self) -> &Mesh {
+        (**self).mesh()
+    }
+
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn exchange(&self, call: &Call, input: &[u8], output: &mut [u8]) -> Result<(), CommError> {
+        (**self).exchange(call, input, output)
+    }
+
+    fn send(&self, to: usize, tag: u64, site: &str, bytes: &[u8]) -> Result<(), CommError> {
+        (**self).send(to, tag, site, bytes)
+    }
+
+    fn receive(
+        &self,
+        from: usize,
+        tag: u64,
+        site: &str,
+        bytes: &mut [u8],
+    ) -> Result<(), CommError> {
+        (**self).receive(from, tag, site, bytes)
+    }
+
+    fn leave(&self, reason: &str) {
+        (**self).leave(reason);
+    }
+
+    fn progress(&self, site: &Arc<str>) {
+        (**self).progress(site);
+    }
+
+    fn traffic(&self) -> Vec<Traffic> {
+        (**self).traffic()
+    }
+
+    fn held_bytes(&self) -> u64 {
+        (**self).held_bytes()
+    }
+}

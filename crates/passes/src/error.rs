@@ -74,6 +74,28 @@ pub enum PassError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A node cannot run on pieces of the sequence.
+    #[error("chunk: `{op}` at `{scope}` cannot run on a piece of `seq`: {reason}")]
+    Chunk {
+        /// The op.
+        op: &'static str,
+        /// Its scope.
+        scope: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// What is to run in pieces is not there.
+    #[error("chunk: the graph has no scope `{scope}` to run in pieces; ask for 1 piece")]
+    NoScope {
+        /// The scope.
+        scope: &'static str,
+    },
+    /// The update cannot stand inside the backward.
+    #[error("inside: the update does not fit into the backward: {reason}")]
+    Inside {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// There is nothing to update.
     #[error("update: the graph declares no parameter")]
     NoParameters,

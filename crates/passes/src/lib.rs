@@ -2,8 +2,9 @@
 //!
 //! There is no type to know beside [`Graph`](aerogel_graph::Graph): a training step is
 //! `precision`, then `backward`, then `tile`, over the loss of the global batch, with the section
-//! that `update` writes at the end. [`schedule`] gives the one number that the update is told each
-//! step.
+//! that `update` writes at the end, or `inside` writes between the gradients; `chunk`, `partition`
+//! and `recompute` come after `backward`. [`schedule`] gives the one number that the update is told
+//! each step.
 //!
 //! Invariant: a pass reads and writes graphs and nothing else; it knows no machine, and the same
 //! graph in gives the same graph out. What it adds is ordinary ops, so that the interpreter runs
@@ -12,7 +13,9 @@
 
 mod backward;
 mod bucket;
+mod chunk;
 mod error;
+mod inside;
 mod partition;
 pub mod pipeline;
 mod precision;
@@ -24,7 +27,9 @@ mod update;
 
 pub use backward::backward;
 pub use bucket::{Bucket, BucketTensor, Buckets, Partials};
+pub use chunk::chunk;
 pub use error::PassError;
+pub use inside::inside;
 pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};
 pub use shards::Shards;

@@ -5,10 +5,10 @@
 //! A value is whole, a rank's piece of an axis that is cut, a piece of the sequence, or one of the
 //! terms whose sum over ranks it is. Which of them follows from its axes and from how its node can
 //! run on pieces (`Rules::sharding`); nothing is propagated globally. Heads, inner width and
-//! vocabulary are cut where they stand, in parameters as well; a piece of the sequence is an axis of
-//! its own, beside the whole one. Sums stay terms through everything linear, and are taken once,
+//! vocabulary are cut where they stand, in parameters as well; a piece of the sequence is an axis
+//! of its own, beside the whole one. Sums stay terms through what is linear, and are taken once,
 //! straight into the layout that is read. Of each layer that leaves two all-reduces forward and two
-//! backward, or as many gathers and reduce-scatters of the same bytes, and nobody wrote them:
+//! backward, or as many gathers and reduce-scatters of the same bytes, though no rule names them:
 //! gradients are taken before ranks are known.
 //!
 //! What is gathered is gathered again for the backward, so a rank keeps pieces in between.

@@ -2,7 +2,7 @@
 //! al., Training Deep Nets with Sublinear Memory Cost, 2016; Korthikanti et al., Reducing
 //! Activation Recomputation in Large Transformer Models, 2022, for the selective form).
 //!
-//! The forward is a [chain](chain) of residual blocks, found by their scopes `h.N`; what is before
+//! The forward is a [chain] of residual blocks, found by their scopes `h.N`; what is before
 //! the first block and after the last one is kept as it is. A policy is a schedule of that chain,
 //! and the schedule is carried out with clones of forward nodes. A clone is the same op at the same
 //! scope: it rounds where the original does and draws the same random numbers, so that losses and
@@ -10,8 +10,7 @@
 //!
 //! Always kept, and never cloned: parameters in the compute dtype (they are no activations),
 //! outputs of the graph, outputs of `linear_ce` (it makes gradients in the forward), and values
-//! that more than one border between blocks lies before a reader of. A graph without blocks is one
-//! segment.
+//! with a reader beyond the next block. A graph without blocks is one segment.
 
 pub mod chain;
 mod optimum;
@@ -57,7 +56,7 @@ pub struct Recomputed {
     pub kept_bytes: u64,
     /// The most bytes of activations, kept or computed again, that the schedule holds at once.
     pub peak_bytes: u64,
-    /// FLOPs that the graph has more than the one without recomputation.
+    /// FLOPs of the graph beyond those without recomputation.
     pub recomputed_flops: u64,
     /// FLOPs of the forward.
     pub forward_flops: u64,

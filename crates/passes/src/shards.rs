@@ -4,7 +4,8 @@
 //! the very innermost first: so the pieces over fewer axes are made of those over more, and ranks
 //! that are near each other exchange most. Micro-batches are dealt out in the same order: axes over
 //! which gradients are cut run below time (a sum over them comes before one over time), the others
-//! above. Either way the sums make one tree, that of a binary counter over all micro-batches.
+//! above. Either way the sums make one tree, that of a binary counter over all micro-batches, as
+//! long as every factor of their number but the outermost is a power of two.
 
 use aerogel_graph::ops::{Collective, Exchange, Merge};
 use aerogel_graph::{AxisId, Build, Cutter, Graph, Mesh, OpError, Place, ValueId};

@@ -3,13 +3,12 @@
 //! The tree over micro-batches 0..M is that of a binary counter: level l holds the sum of 2^l
 //! neighbours, and a micro-batch that completes a level carries into the next. So as many buffers
 //! as M - 1 has binary digits are enough, a sum of n terms rounds log2(n) times on each path, and
-//! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out changes no bit.
+//! whoever owns a whole subtree can sum it alone: how micro-batches are dealt out in powers of two
+//! changes no bit.
 
 use crate::PassError;
 use crate::shards::{Shards, is_sum};
-use aerogel_graph::{
-    Build, DType, Def, Graph, Init, OpError, Phase, Role, StateId, ValueId, verify,
-};
+use aerogel_graph::{Build, DType, Def, Graph, Init, OpError, Role, StateId, ValueId, verify};
 
 const PASS: &str = "tile";
 const AXIS: &str = "batch";
@@ -137,7 +136,8 @@ fn declare(
 }
 
 /// One section: the levels in `folds` are added to the fresh sums, the earlier operand first, and
-/// the result becomes level `to`.
+/// the result becomes level `to`. Each sum is taken right behind the node that makes its last term,
+/// so that no more than one fresh gradient is there at a time.
 fn section(
     cut: &Graph,
     sums: &[(String, ValueId)],
@@ -145,19 +145,36 @@ fn section(
     folds: &[u32],
     to: u32,
 ) -> Result<Graph, PassError> {
-    let mut g = cut.clone();
-    for (i, (_, fresh)) in sums.iter().enumerate() {
-        if let Def::Node(made, _) = g.value(*fresh).def {
-            let scope = g.node(made).scope.clone();
-            g.at(&scope, Phase::Backward);
-        }
-        let mut value = *fresh;
+    let mut assigns = vec![];
+    let mut fold = |g: &mut Graph, i: usize, fresh: ValueId| -> Result<(), OpError> {
+        let mut value = fresh;
         for &level in folds {
             let earlier = g.states()[stack[level as usize][i].index()].value;
             value = g.add(earlier, value)?;
         }
-        g.assign(stack[to as usize][i], value)?;
+        assigns.push((stack[to as usize][i], value));
+        Ok(())
+    };
+    let mut g = cut.rewrite(|g, node, ins| {
+        let outs = g.emit(node.op.clone(), ins)?;
+        for (old, new) in node.outs.iter().zip(&outs) {
+            for (i, _) in sums.iter().enumerate().filter(|(_, s)| s.1 == *old) {
+                fold(g, i, *new)?;
+            }
+        }
+        Ok(Some(outs))
+    })?;
+    // A pipeline's backward finds the loss in a state, where its forward left it.
+    for (i, (_, v)) in sums.iter().enumerate() {
+        let given = match cut.value(*v).def {
+            Def::State(s) => g.states()[s.index()].value,
+            Def::Input(n) => g.inputs()[n as usize].value,
+            Def::Node(..) => continue,
+        };
+        fold(&mut g, i, given)?;
     }
-    g.at(&"".into(), Phase::Forward);
+    for (state, value) in assigns {
+        g.assign(state, value)?;
+    }
     Ok(g.pruned()?)
 }

@@ -9,10 +9,10 @@
 //! Every new value is a select by `finite`, never a product with it: a step whose loss or gradient
 //! norm is not finite leaves parameters, moments and the count of applied steps as they were.
 
-mod config;
-mod held;
-mod norm;
-mod rules;
+pub(crate) mod config;
+pub(crate) mod held;
+pub(crate) mod norm;
+pub(crate) mod rules;
 
 pub use config::{Optimizer, Share, UpdateConfig};
 
@@ -21,8 +21,11 @@ use crate::bucket::Bucket;
 use crate::shards::all_reduce;
 use aerogel_graph::{Build, DType, Graph, OpError, Phase, Role, StateId, Type, ValueId};
 use held::{Master, Moments};
-use norm::squares;
-use rules::{Owned, ZERO, scalar, scalar_map, scalars};
+use norm::{chunks, squares};
+use rules::{Owned, ZERO, clipped, measured, scalar, scalar_map, scalars};
+
+/// Name of the state that counts the steps that were applied.
+pub(crate) const APPLIED: &str = "optimizer.applied";
 
 /// The update section over the axes of `like` (any section of the step will do).
 ///
@@ -49,35 +52,41 @@ pub fn update(like: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result<
     let mut masters = vec![];
     for (_, b) in share.list() {
         g.at(&b.scope, Phase::Update);
-        masters.push(Master::declare(&mut g, b, share)?);
+        let master = Master::declare(&mut g, b, share)?;
+        masters.push((master, master.piece(&mut g, b, share)?));
     }
     let mut moments = vec![];
     for (_, b) in share.list() {
         moments.push(Moments::declare(&mut g, b, share, config)?);
     }
-    let applied = g.state("optimizer.applied", scalar(), Role::Optimizer, None, ZERO)?;
+    let applied = g.state(APPLIED, scalar(), Role::Optimizer, None, ZERO)?;
     let applied = (StateId(g.states().len() as u32 - 1), applied);
     g.at(&"".into(), Phase::Update);
-    let (loss, tokens) = totals(&mut g, share)?;
-    let inverse = scalar_map(&mut g, &[tokens], &|v| v[0].recip())?;
+    let totals = totals(&mut g, share)?;
+    let inverse = scalar_map(&mut g, &[totals[1]], &|v| v[0].recip())?;
     let mut owned = vec![];
-    for (((_, b), master), moments) in share.list().zip(masters).zip(moments) {
+    for (((_, b), (_, master)), moments) in share.list().zip(&masters).zip(moments) {
         g.at(&b.scope, Phase::Update);
         let grad = gradient(&mut g, b, share)?;
-        owned.push(Owned { decays: b.decays, grad, master, moments });
+        owned.push(Owned { decays: b.decays, grad, master: *master, moments });
     }
-    let grads: Vec<ValueId> = owned.iter().map(|o| o.grad).collect();
-    let squares = squares(&mut g, share, &grads, inverse)?;
-    let scalars = scalars(&mut g, config, squares, [rate, applied.1, loss, tokens, inverse])?;
+    let mut lists = vec![];
     for ((_, b), o) in share.list().zip(&owned) {
         g.at(&b.scope, Phase::Update);
+        lists.push(chunks(&mut g, b, share, [o.grad, inverse])?);
+    }
+    let squares = squares(&mut g, share, &lists)?;
+    let [norm, finite] = measured(&mut g, squares, totals)?;
+    let factor = clipped(&mut g, config, [inverse, norm])?;
+    let scalars = scalars(&mut g, config, [rate, applied.1, factor], Some(finite))?;
+    for (((_, b), (master, _)), o) in share.list().zip(masters).zip(&owned) {
+        g.at(&b.scope, Phase::Update);
         let new = o.applied(&mut g, config, &scalars)?;
-        o.master.write(&mut g, b, share, new)?;
+        master.write(&mut g, b, share, new)?;
     }
     g.at(&"".into(), Phase::Update);
-    let count = scalar_map(&mut g, &[scalars.finite, applied.1], &|v| {
-        v[0].clone().select(&v[1] + 1.0, &v[1])
-    })?;
+    let count =
+        scalar_map(&mut g, &[finite, applied.1], &|v| v[0].clone().select(&v[1] + 1.0, &v[1]))?;
     g.assign(applied.0, count)?;
     g.at(&"".into(), Phase::Forward);
     Ok(g)
@@ -98,7 +107,8 @@ pub fn copies(like: &Graph, share: &Share<'_>) -> Result<Option<Graph>, PassErro
     for (_, b) in share.list() {
         g.at(&b.scope, Phase::Update);
         let master = Master::declare(&mut g, b, share)?;
-        master.write_copy(&mut g, b, share, master.value)?;
+        let piece = master.piece(&mut g, b, share)?;
+        master.write_copy(&mut g, b, share, piece)?;
     }
     g.at(&"".into(), Phase::Forward);
     Ok(Some(g.pruned()?))
@@ -111,18 +121,22 @@ fn above<'a>(share: &Share<'a>) -> &'a [u8] {
 }
 
 /// Loss and tokens of the global batch.
-fn totals(g: &mut Graph, share: &Share<'_>) -> Result<(ValueId, ValueId), OpError> {
-    let shards = &share.buckets.shards;
+fn totals(g: &mut Graph, share: &Share<'_>) -> Result<[ValueId; 2], OpError> {
     let mut total = |name: &str| {
-        let mut v = match share.has_loss {
+        let v = match share.has_loss {
             true => g.state(&format!("sum.0.{name}"), scalar(), Role::Accumulator, None, ZERO)?,
             false => g.constant(0.0, scalar())?,
         };
-        v = shards.sum(g, v, above(share))?;
-        // One stage has them; zeros of the others change nothing.
-        share.pipe.map_or(Ok(v), |m| all_reduce(g, v, m))
+        total(g, v, share)
     };
-    Ok((total("loss")?, total("tokens")?))
+    Ok([total("loss")?, total("tokens")?])
+}
+
+/// A number of this rank's part of the batch, summed over the global batch.
+pub(crate) fn total(g: &mut Graph, v: ValueId, share: &Share<'_>) -> Result<ValueId, OpError> {
+    let v = share.buckets.shards.sum(g, v, above(share))?;
+    // One stage has them; zeros of the others change nothing.
+    share.pipe.map_or(Ok(v), |m| all_reduce(g, v, m))
 }
 
 /// This rank's piece of a bucket's gradient, summed over the global batch.
@@ -132,9 +146,21 @@ fn gradient(g: &mut Graph, b: &Bucket, share: &Share<'_>) -> Result<ValueId, OpE
     let axis = shards.piece(g, whole, &shards.gradients)?;
     let name = format!("sum.0.grad.{}", b.name);
     let ty = Type::new(DType::F32, [axis]);
-    let mut v = g.state(&name, ty, Role::Accumulator, None, ZERO)?;
-    v = shards.scatter(g, v, whole, &shards.optimizer, &shards.gradients)?;
+    let v = g.state(&name, ty, Role::Accumulator, None, ZERO)?;
+    summed(g, v, b, share)
+}
+
+/// The same, from what this rank has of it after its backward.
+pub(crate) fn summed(
+    g: &mut Graph,
+    v: ValueId,
+    b: &Bucket,
+    share: &Share<'_>,
+) -> Result<ValueId, OpError> {
+    let shards = &share.buckets.shards;
+    let whole = b.axis(g)?;
+    let v = shards.scatter(g, v, whole, &shards.optimizer, &shards.gradients)?;
     let rest = shards.batch.len() - shards.optimizer.len();
-    v = shards.sum(g, v, &shards.batch[..rest])?;
+    let v = shards.sum(g, v, &shards.batch[..rest])?;
     b.partial.map_or(Ok(v), |m| all_reduce(g, v, m))
 }

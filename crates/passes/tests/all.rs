@@ -1,7 +1,13 @@
 //! Integration tests of the passes.
 
+#[path = "all/bucket.rs"]
+mod bucket;
+#[path = "all/chunk.rs"]
+mod chunk;
 #[path = "all/golden.rs"]
 mod golden;
+#[path = "all/inside.rs"]
+mod inside;
 #[path = "all/models.rs"]
 mod models;
 #[path = "all/partition.rs"]

@@ -10,7 +10,7 @@ use aerogel_passes::pipeline::{
 use aerogel_passes::recompute::{Policy, recompute};
 use aerogel_passes::{
     self as passes, Buckets, Compute, Optimizer, Partials, Share, Tensor, UpdateConfig, accumulate,
-    partition, section_of,
+    inside, partition, section_of, update,
 };
 use aerogel_plan::Ask;
 use aerogel_recipe::{self as recipe, Recipe, RecomputePolicy};
@@ -99,6 +99,11 @@ impl Whole {
         observer("precision", &step);
         let step = passes::backward(&step)?;
         observer("backward", &step);
+        let (mlp, loss) = (recipe.memory.mlp_chunks, recipe.memory.loss_chunks);
+        let step = passes::chunk(&step, mlp, loss)?;
+        if mlp * loss > 1 {
+            observer("chunk", &step);
+        }
         let step = recomputed(recipe, layout, step)?;
         if recipe.memory.recompute != RecomputePolicy::None {
             observer("recompute", &step);
@@ -127,8 +132,15 @@ impl Whole {
     /// One stage: every section is the whole model's.
     fn sections(self, recipe: &Recipe, layout: &Layout) -> Result<Sections, TrainError> {
         let share = Share { tensor: layout.tensor.map(|t| t.axis), ..Share::whole(&self.buckets) };
-        let mut asks = micro_asks(&self.micro, layout, "")?;
-        asks.extend(update_asks(recipe, &self.micro, &share)?);
+        let mut asks = match recipe.memory.update_in_backward {
+            true => vec![ask("step", inside(&self.micro, &share, &update_config(recipe))?, 1)],
+            false => {
+                let mut asks = micro_asks(&self.micro, layout, "")?;
+                asks.push(ask("update", update(&self.micro, &share, &update_config(recipe))?, 1));
+                asks
+            }
+        };
+        asks.extend(passes::copies(&self.micro, &share)?.map(|g| ask("weights", g, 0)));
         asks.push(ask("eval", self.eval, 0));
         asks.extend(self.decode.map(|g| ask("decode", g, 0)));
         Ok(Sections {
@@ -189,7 +201,9 @@ impl Whole {
                 tensor: layout.tensor.map(|t| t.axis),
                 pipe: Some(axis),
             };
-            asks.extend(update_asks(recipe, like.unwrap_or(&self.micro), &share)?);
+            let like = like.unwrap_or(&self.micro);
+            asks.push(ask("update", update(like, &share, &update_config(recipe))?, 1));
+            asks.extend(passes::copies(like, &share)?.map(|g| ask("weights", g, 0)));
             stages.push(StageAsks { asks });
         }
         Ok(Sections {
@@ -217,13 +231,6 @@ fn micro_asks(g: &Graph, layout: &Layout, prefix: &str) -> Result<Vec<Ask>, Trai
         .into_iter()
         .map(|(name, g)| Ask { calls: calls(&name), name: format!("{prefix}{name}"), graph: g })
         .collect())
-}
-
-/// The update, and the copies that a run makes of what it has loaded.
-fn update_asks(recipe: &Recipe, like: &Graph, share: &Share<'_>) -> Result<Vec<Ask>, TrainError> {
-    let mut asks = vec![ask("update", passes::update(like, share, &update_config(recipe))?, 1)];
-    asks.extend(passes::copies(like, share)?.map(|g| ask("weights", g, 0)));
-    Ok(asks)
 }
 
 fn recomputed(recipe: &Recipe, layout: &Layout, g: Graph) -> Result<Graph, TrainError> {
@@ -258,7 +265,8 @@ fn cut_tensors(layout: &Layout, g: Graph) -> Result<(Graph, Vec<String>), TrainE
         seq: t.seq,
     };
     let done = partition(&g, &spec)?;
-    Ok((done.graph, done.partial))
+    let parameter = |output: String| output.trim_start_matches("grad.").to_owned();
+    Ok((done.graph, done.partial.into_iter().map(parameter).collect()))
 }
 
 /// Layers of each virtual stage, balanced by the work of their nodes.

@@ -24,10 +24,14 @@ pub(crate) struct Updated {
 /// One rank's sections, looked up once, and its data.
 pub(crate) struct Stepper<'a> {
     program: Arc<Program>,
-    /// The sections of its micro-batches in order, where one section is a whole micro-batch.
+    /// The sections of its micro-batches in order, where one section is a whole micro-batch and
+    /// the update is another.
     micros: Vec<usize>,
     pipe: Option<Pipe>,
-    update: usize,
+    /// The section that ends the step: the update, or all of the step.
+    last: usize,
+    /// Whether that section reads data as well.
+    inside: bool,
     place: Place,
     micro_batch: u64,
     /// Micro-batches of all ranks in one step.
@@ -49,14 +53,18 @@ impl<'a> Stepper<'a> {
         let section = |name: &str| program.section(name).expect("the plan has all sections");
         let pipe = Pipe::new(plan, rank);
         let count = layout.micro_batches;
+        let inside = program.section("step").is_some();
         let micros = match &pipe {
-            Some(_) => vec![],
-            None => (0..count).map(|j| section(&section_of(j, count, layout.order))).collect(),
+            None if !inside => {
+                (0..count).map(|j| section(&section_of(j, count, layout.order))).collect()
+            }
+            _ => vec![],
         };
         Stepper {
             micros,
             pipe,
-            update: section("update"),
+            last: section(if inside { "step" } else { "update" }),
+            inside,
             place: plan.mesh.place(rank),
             micro_batch: micro_batch as u64,
             all: (count * layout.shards.pieces(&layout.shards.batch)) as u64,
@@ -89,11 +97,16 @@ impl<'a> Stepper<'a> {
             write_inputs(&self.program, device, section, &mut self.feed, position)?;
             device.run(section, clock(micro), 0)?;
         }
-        device.write_input(self.update, "rate", &(rate as f32).to_le_bytes())?;
-        device.run(self.update, clock(0), 0)?;
+        if self.inside {
+            let position = first + global(&self.program, self.last, 0, self.place);
+            let position = position * self.micro_batch;
+            write_inputs(&self.program, device, self.last, &mut self.feed, position)?;
+        }
+        device.write_input(self.last, "rate", &(rate as f32).to_le_bytes())?;
+        device.run(self.last, clock(0), 0)?;
         let scalar = |name: &str| {
             let mut bytes = [0u8; 4];
-            device.read_output(self.update, name, &mut bytes)?;
+            device.read_output(self.last, name, &mut bytes)?;
             Ok::<f32, TrainError>(f32::from_le_bytes(bytes))
         };
         let updated = Updated {

@@ -1,7 +1,11 @@
 //! Whole runs: tiny recipes trained, resumed and sampled; the device against the interpreter.
 
+#[path = "all/collectives.rs"]
+mod collectives;
 #[path = "all/common.rs"]
 mod common;
+#[path = "all/concat.rs"]
+mod concat;
 #[path = "all/device.rs"]
 mod device;
 #[path = "all/harness.rs"]
@@ -16,7 +20,11 @@ mod parity;
 mod planning;
 #[path = "all/random_graphs.rs"]
 mod random_graphs;
+#[path = "all/ranks.rs"]
+mod ranks;
 #[path = "all/resume.rs"]
 mod resume;
 #[path = "all/sections.rs"]
 mod sections;
+#[path = "all/steps_of_ranks.rs"]
+mod steps_of_ranks;

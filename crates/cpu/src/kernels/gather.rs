@@ -3,8 +3,8 @@
 //! The space of all three kernels is [batch axes..., row axes..., width]: `rows[b, r, w] =
 //! table[b, ids[b, r], w]`. Ids have stride 0 on width; a table has the stride of a table row on
 //! the last row axis and 0 on the others.
-//! A table may be a piece of a longer one that its ids count along: rows of other pieces are read as
-//! zeros and not written, so that a sum over the pieces is the whole.
+//! A table may be a piece of a longer one that its ids count along: rows of other pieces are read
+//! as zeros and not written, so that a sum over the pieces is the whole.
 //! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are
 //! summed (or overwritten) in row order whoever does it.
 
@@ -148,7 +148,7 @@ impl Layout {
     }
 }
 
-/// A prepared gather. Addresses: table, ids, rows. An id outside the whole table gives a row of NaN.
+/// A prepared gather. Addresses: table, ids, rows. An id outside the whole table gives NaN.
 #[derive(Clone, Debug)]
 pub struct Gather(Layout);
 

@@ -205,8 +205,8 @@ impl LinearCe {
         Matrix { ptr, dtype: w.dtype, offset, row: by_entry, col: by_col }
     }
 
-    /// A stored f32 of a row, if the spec has the operand.
-    unsafe fn cell(&self, io: &Io, operand: usize, row: usize) -> Option<*mut f32> {
+    /// Where the f32 of a row is stored, if the spec has the operand.
+    fn cell(&self, io: &Io, operand: usize, row: usize) -> Option<*mut f32> {
         io[operand].map(|ptr| ptr.at::<f32>(self.rows.offset(operand, row)))
     }
 

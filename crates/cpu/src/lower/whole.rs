@@ -248,3 +248,39 @@ pub(super) fn linear_ce_grad(
     layer.spec.dw = layer.also(node.outs[1]);
     layer.call()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BlockLists, lower};
+    use super::*;
+    use crate::kernel::{Ptr, Scalars};
+    use crate::pool::Pool;
+    use aerogel_graph::{Cutter, DType, Graph, NodeId, Place};
+    use aerogel_machine::{Slot, Uses};
+
+    /// Of twelve rows on two times two ranks, the third rank reads rows 6 to 8.
+    #[test]
+    fn a_rank_reads_the_rows_that_it_holds() {
+        let mut g = Graph::new();
+        let (rows, t) = (g.axis("rows", 12).unwrap(), g.axis("t", 4).unwrap());
+        (0..2).for_each(|mesh| g.cut_axis("rows", Cutter::Mesh(mesh), 2).unwrap());
+        let table = g.input("table", DType::F32, &[rows]).unwrap();
+        let ids = g.input("ids", DType::U32, &[t]).unwrap();
+        g.gather(table, rows, ids).unwrap();
+        let uses = Uses::new(&g);
+        let strides: Vec<_> = (g.values().iter())
+            .map(|value| Slot::contiguous(0, g.axes(), &value.ty.axes).strides)
+            .collect();
+        let lists = BlockLists::default();
+        let place = Place([1, 0, 0, 0]);
+        let source = Source { graph: &g, uses: &uses, strides: &strides, lists: &lists, place };
+        let calls = lower(&source, &[NodeId(0)]).unwrap();
+        let (table, ids, mut out) = ([10.0f32, 20.0, 30.0], [5u32, 6, 8, 9], [f32::NAN; 4]);
+        let ptrs = [Ptr::new(table.as_ptr()), Ptr::new(ids.as_ptr()), Ptr::new(out.as_mut_ptr())];
+        let pool = Pool::new(1).unwrap();
+        let mut scratch = vec![0; calls[0].kernel.scratch_bytes(1)];
+        // SAFETY: the three arrays are as long as the axes, and nobody else touches them.
+        unsafe { calls[0].kernel.run(&pool, &ptrs, &Scalars::default(), &mut scratch) };
+        assert_eq!(out, [0.0, 10.0, 30.0, 0.0]);
+    }
+}

@@ -127,7 +127,7 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
     let dx = shape.tensor(rng, dx_type, LIKE_X, 1.0);
     let dw = shape.tensor(rng, Dtype::F32, LIKE_W, 1.0);
-    let mut more = [weights, given, each.clone(), each.clone(), each, dx, dw].map(|t| Some(t));
+    let mut more = [weights, given, each.clone(), each.clone(), each, dx, dw].map(Some);
     for (i, tensor) in more.iter_mut().enumerate() {
         match rng.below(3) {
             0 => *tensor = None,
@@ -143,10 +143,8 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let rows = wanted.sizes.len() as f64;
     let bound = 2e-5 * (1.0 + far * far) * (1.0 + rows.sqrt() / 10.0);
     run(&kernel, &all, outputs, &Scalars::default(), |after| {
-        let mut next = all.len() - outputs;
-        for (i, _) in more.iter().enumerate().skip(2).filter(|(_, t)| t.is_some()) {
-            let got = &after[next];
-            next += 1;
+        let asked = (2..7).filter(|&i| more[i].is_some());
+        for (i, got) in asked.zip(&after[all.len() - outputs..]) {
             let list = match i {
                 5 => &wanted.dx,
                 6 => &wanted.dw,
@@ -170,7 +168,8 @@ proptest! {
         let (vocab, width) = (rng.pick(&[1, 17, 600]), rng.pick(&[1, 9, 70]));
         let before = rng.pick(&[0, 0, 5, 400]);
         let all_rows = before + vocab + if before > 0 { rng.pick(&[0, 7]) } else { 0 };
-        check(rng, &Shape { first_row: before, all_rows, ..Shape::whole(&rows, vocab, width) }, 1.0);
+        let whole = Shape::whole(&rows, vocab, width);
+        check(rng, &Shape { first_row: before, all_rows, ..whole }, 1.0);
     }
 }
 
@@ -201,7 +200,12 @@ fn a_target_beyond_the_whole_vocabulary_is_seen_in_the_loss() {
 }
 
 /// Bits of ce, lse, hit and dx of each row, for rows `from..from + rows` of what is given alone.
-fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize) -> Vec<Vec<u64>> {
+fn bits(
+    (pool, rng): (&Pool, &mut Rng),
+    shape: &Shape,
+    [x, w, targets]: [&Tensor; 3],
+    from: usize,
+) -> Vec<Vec<u64>> {
     let rows = shape.rows[0];
     let mut own = shape.tensor(rng, x.dtype, LIKE_X, 1.0);
     own.fill(|at| x.get(&[from + at[0], 0, at[2]]));
@@ -216,10 +220,9 @@ fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize
     let mut all = vec![own, w.clone(), ids];
     all.extend(more.into_iter().flatten());
     let ptrs: Vec<_> = all.iter().map(Tensor::ptr).collect();
-    let pool = Pool::new(2).unwrap();
     let mut scratch = vec![0xff; kernel.scratch_bytes(pool.threads())];
     // SAFETY: the tensors cover what their strides reach, and live to the end of the run.
-    unsafe { kernel.run(&pool, &ptrs, &Scalars::default(), &mut scratch) };
+    unsafe { kernel.run(pool, &ptrs, &Scalars::default(), &mut scratch) };
     let of = |row: usize| {
         let each = all[3..6].iter().map(|t| t.get(&[row, 0, 0]).to_bits());
         each.chain((0..shape.width).map(|d| all[6].get(&[row, 0, d]).to_bits())).collect()
@@ -231,7 +234,7 @@ fn bits(rng: &mut Rng, shape: &Shape, [x, w, targets]: [&Tensor; 3], from: usize
 /// various paths, more rows than a block, fewer, and all in another storage order.
 #[test]
 fn a_row_gets_the_same_bits_in_any_company() {
-    let rng = &mut Rng(4);
+    let (pool, rng) = (Pool::new(2).unwrap(), &mut Rng(4));
     for (vocab, width) in [
         (1, 1),
         (1, 40),
@@ -253,7 +256,7 @@ fn a_row_gets_the_same_bits_in_any_company() {
             w.strides[0] = 0;
             let mut targets = whole.tensor(rng, Dtype::U32, EACH, 1.0);
             targets.fill(|_| rng.below(vocab) as f64);
-            let wanted = bits(rng, &whole, [&x, &w, &targets], 0);
+            let wanted = bits((&pool, rng), &whole, [&x, &w, &targets], 0);
             for rows in [1, 2, 16, 17, 63, 64, 65, 100].into_iter().filter(|&rows| rows < many) {
                 for from in (0..many).step_by(rows) {
                     let part = Shape::whole(&[rows.min(many - from)], vocab, width);
@@ -261,7 +264,7 @@ fn a_row_gets_the_same_bits_in_any_company() {
                     if rows < 16 && from % 29 > 1 && from + rows < many {
                         continue;
                     }
-                    let got = bits(rng, &part, [&x, &w, &targets], from);
+                    let got = bits((&pool, rng), &part, [&x, &w, &targets], from);
                     let same = got[..] == wanted[from..from + got.len()];
                     assert!(same, "{vocab} x {width}, {w_type:?}: rows {from}.. of {rows}");
                 }

@@ -2,9 +2,9 @@
 //! never exist.
 //!
 //! ce = weight · (log Σ_v exp(x·w_v) - x·w_target) for each token, in nats. With `grad` the same
-//! pass also emits the gradients d Σ ce / d x and d Σ ce / d w: where all tokens have one cotangent,
-//! as under a sum, autodiff widens the forward node and the gradient is made in the forward.
-//! Otherwise the backward computes it, by `linear_lse` and `linear_ce_grad`.
+//! pass also emits the gradients d Σ ce / d x and d Σ ce / d w: where all tokens have one
+//! cotangent, as under a sum, autodiff widens the forward node and the gradient is made in the
+//! forward. Otherwise the backward computes it, by `linear_lse` and `linear_ce_grad`.
 
 use super::linear_lse::{Layer, log_sum_exp, want_each, want_layer};
 use super::*;
@@ -22,8 +22,13 @@ pub struct LinearCe {
     pub grad: bool,
 }
 
-/// A scalar that all elements are: what a sum's gradient hands back.
-fn uniform(b: &mut dyn Build, v: ValueId) -> Result<Option<ValueId>, OpError> {
+/// A scalar that all elements are: what a sum's gradient hands back, or pieces of it.
+fn uniform(b: &mut dyn Build, mut v: ValueId) -> Result<Option<ValueId>, OpError> {
+    while let Some(Op::View(view)) = b.op_of(v)
+        && !matches!(view, View::Pad { .. } | View::Concat { .. })
+    {
+        v = b.ins_of(v)[0];
+    }
     let Some(Op::Map(map)) = b.op_of(v) else { return Ok(None) };
     let own = |e: &Expr| matches!(e, Expr::Coord(_) | Expr::Rand(_));
     let ins = b.ins_of(v).to_vec();

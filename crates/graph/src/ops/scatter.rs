@@ -1,7 +1,7 @@
 //! scatter: rows added to zeros, or set in a base, by index.
 //!
-//! Ids count along the whole table. Of a table that is cut over ranks each takes the rows of its own
-//! piece and drops the others.
+//! Ids count along the whole table. Of a table that is cut over ranks each takes the rows of its
+//! own piece and drops the others.
 
 use super::*;
 use crate::tensor::for_each;

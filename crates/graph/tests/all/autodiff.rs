@@ -243,6 +243,35 @@ fn linear_ce_makes_its_gradient_in_the_forward() {
     assert_eq!(again, [Some(node.outs[2])]);
 }
 
+/// Tokens in pieces, one after another, and their sum: each piece makes its gradient in the
+/// forward.
+#[test]
+fn linear_ce_of_pieces_of_the_tokens_makes_its_gradient_in_the_forward() {
+    let (w, [_, x, m]) = cross_entropy();
+    let mut g = w.g.clone();
+    let [t, e, v] = ["t", "e", "v"].map(|name| g.axes().find(name).unwrap());
+    let (first, rest) = (g.axis("first", 1).unwrap(), g.axis("rest", 2).unwrap());
+    let [ids, weights] = ["ids", "weights"].map(|name| g.find_input(name).unwrap().value);
+    let mut parts = vec![];
+    for (start, into) in [(0, first), (1, rest)] {
+        let ins = [x, ids, weights].map(|v| g.slice(v, t, start, into).unwrap());
+        parts.push(g.linear_ce(ins[0], m, ins[1], ins[2], e, v).unwrap());
+    }
+    let ce = g.concat(&parts, &[first, rest], t).unwrap();
+    let loss = whole(&mut g, ce).unwrap();
+    gradients(&mut g, loss, &[x, m]).unwrap();
+    let layers: Vec<_> = g.nodes().iter().filter(|n| n.op.name().starts_with("linear")).collect();
+    let widened = layers.iter().filter(|n| is_ce(&n.op, true)).count();
+    assert_eq!((layers.len(), widened), (3, 2), "the third is the whole, which nobody asks");
+    let chunked = World { g, ..w };
+    let (w, [whole_loss, ..]) = cross_entropy();
+    for (got, wanted) in
+        chunked.gradient(loss).unwrap().iter().zip(&w.gradient(whole_loss).unwrap())
+    {
+        close(got, wanted, 1e-12, "in pieces");
+    }
+}
+
 /// Tokens of different cotangents: the backward computes the gradient, with the weights scaled.
 #[test]
 fn linear_ce_of_tokens_that_differ_has_a_backward_of_its_own() {

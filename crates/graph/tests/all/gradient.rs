@@ -32,12 +32,13 @@ fn check(op: &str) {
 
 #[test]
 fn every_op_is_in_the_table() {
-    for op in Op::NAMES {
+    // Collectives come after autodiff: `collectives.rs` has their cases.
+    for op in Op::NAMES.iter().filter(|op| **op != "collective") {
         let own = CHECKED.contains(op) && CASES.iter().any(|c| c.op == *op);
         let as_gradient = AS_GRADIENT.iter().any(|(name, _)| name == op);
         assert!(own != as_gradient, "{op} must be in CASES and CHECKED, or in AS_GRADIENT");
     }
-    assert_eq!(CHECKED.len() + AS_GRADIENT.len(), Op::NAMES.len());
+    assert_eq!(CHECKED.len() + AS_GRADIENT.len() + 1, Op::NAMES.len());
 }
 
 #[test]

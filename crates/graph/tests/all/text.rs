@@ -47,6 +47,8 @@ fn every_op_prints_and_parses_to_the_same_graph() {
         }
         seen.extend(back.nodes().iter().map(|n| n.op.name()));
     }
+    // `collectives.rs` prints and parses its own.
+    seen.insert("collective");
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), {
         let mut all = Op::NAMES.to_vec();
         all.sort_unstable();

@@ -264,7 +264,10 @@ impl<'a> Work<'a> {
             let lost = || OpError::new(PASS, format!("output `{name}` is a parameter"));
             let mut v = self.moved[v.index()].ok_or_else(lost)?;
             if trains && is_sum(name) {
-                self.g.at(&"head".into(), Phase::Backward);
+                if let Def::Node(made, _) = self.g.value(v).def {
+                    let scope = self.g.node(made).scope.clone();
+                    self.g.at(&scope, Phase::Backward);
+                }
                 v = shards.sum(&mut self.g, v, &shards.gradients)?;
             }
             self.g.output(name, v);

@@ -36,8 +36,8 @@ pub struct Forms {
     pub cuts: Cuts,
     /// The form of each old value: as its node gives it, or, of terms, as it was summed.
     home: Vec<Option<Form>>,
-    /// Others that were made of it, for the readers of one phase: what the forward gathers is not
-    /// kept until the backward, which gathers it again.
+    /// What was made of it: gathers once a phase, since the backward gathers again what the forward
+    /// did, and the piece of a whole once.
     made: HashMap<(ValueId, Phase), ValueId>,
 }
 
@@ -88,12 +88,11 @@ impl Forms {
     /// The value along a piece of the sequence, where it has the sequence; else whole.
     pub fn along_seq(&mut self, old: ValueId, phase: Phase) -> Result<ValueId, OpError> {
         let form = self.home(old)?;
+        if form.layout == Layout::Seq {
+            return Ok(form.value);
+        }
         let Some(seq) = self.cuts.seq.filter(|s| self.out.ty(form.value).has(s.whole)) else {
-            return if form.layout == Layout::Seq {
-                Ok(form.value)
-            } else {
-                self.whole(old, phase)
-            };
+            return self.whole(old, phase);
         };
         if form.layout == Layout::Partial {
             let scatter = Exchange::ReduceScatter { axis: seq.whole, into: seq.piece };
@@ -101,7 +100,9 @@ impl Forms {
             self.set(old, value, Layout::Seq);
             return Ok(value);
         }
-        self.made_once(old, form, phase, Exchange::Keep { axis: seq.whole, into: seq.piece })
+        // One for all phases: a piece that waits for the backward is less than what it is of.
+        let keep = Exchange::Keep { axis: seq.whole, into: seq.piece };
+        self.made_once(old, form, Phase::Forward, keep)
     }
 
     fn made_once(

@@ -101,8 +101,8 @@ pub fn layer_stages(ranges: &[Range<usize>]) -> impl Fn(&str) -> usize + use<> {
 ///
 /// - `saved.S.NAME` is a state that the forward of stage S assigns and its backward reads, with
 ///   `slots[S]` copies.
-/// - All outputs of the graph become outputs of the backward of the stage that makes them. A graph
-///   without a backward has them in its forwards, and its backwards are empty.
+/// - All outputs of the graph become outputs of the backward of the stage that makes them; of its
+///   forward, if the graph has no backward nodes. The backward sections are empty then.
 /// - Each section declares the inputs and states that it reads and no others.
 /// - Two kinds of backward nodes move to the first stage that their operands come from: a sum whose
 ///   own stage is before that, if it is smaller than its terms; and what finishes a gradient, up to

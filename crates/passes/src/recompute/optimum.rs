@@ -5,8 +5,9 @@
 //! the binomial schedule of Griewank and Walther, "Revolve" (2000). For the segments s..=t, whose
 //! input is there, one of these is done first: s runs and is kept whole or lean; or s..k run, only
 //! the last of their outputs is kept, k..=t is done, and then s..k is done with all of the bytes.
-//! The optimum is over schedules that hold what they keep until its backward. In the first sweep
-//! running forward is free, for it is done once in any case.
+//! The optimum is over schedules that hold what they keep, and its input, until its backward: the
+//! memory-persistent ones of Beaumont et al. In the first sweep running forward is free, for it is
+//! done once in any case.
 
 use super::chain::{Action, Keep, Schedule, Segment};
 
@@ -46,7 +47,7 @@ pub fn optimal(chain: &[Segment], budget_bytes: u64) -> Result<Schedule, TooSmal
         return Ok(super::chain::keep_all(chain));
     }
     let least = Least::new(chain, &sizes);
-    let least_bytes = least.first[0].0;
+    let least_bytes = least.bytes();
     if least_bytes > budget_bytes {
         return Err(TooSmall { budget_bytes, least_bytes });
     }
@@ -54,7 +55,7 @@ pub fn optimal(chain: &[Segment], budget_bytes: u64) -> Result<Schedule, TooSmal
     let sizes = sizes.in_units(unit);
     let table = Table::new(chain, &sizes, most);
     let mut size = most;
-    while table.first[0][size as usize] < NEVER {
+    while table.row(Range::whole(chain.len()))[size as usize] < NEVER {
         let schedule = schedule(chain, &|range, size| table.best(range, size), size);
         let Some(excess) = schedule.peak_bytes.checked_sub(budget_bytes + 1) else {
             return Ok(schedule);
@@ -67,21 +68,48 @@ pub fn optimal(chain: &[Segment], budget_bytes: u64) -> Result<Schedule, TooSmal
 
 fn schedule(chain: &[Segment], best: &dyn Fn(Range, u64) -> Choice, size: u64) -> Schedule {
     let mut actions = vec![];
-    trace(best, Range { first: true, s: 0, t: chain.len() - 1 }, size, &mut actions);
+    trace(best, Range::whole(chain.len()), size, &mut actions);
     Schedule::counted(chain, actions)
 }
 
 /// The smallest peak that a schedule of the chain can have, in bytes.
 pub fn least_bytes(chain: &[Segment]) -> u64 {
-    if chain.is_empty() { 0 } else { Least::new(chain, &Sizes::exact(chain)).first[0].0 }
+    if chain.is_empty() { 0 } else { Least::new(chain, &Sizes::exact(chain)).bytes() }
 }
 
-/// Segments s..=t, in the first sweep (then t is the last of the chain) or again.
+/// Segments s..=t, in the first sweep (then t is the last of the chain) or again (then it is not).
 #[derive(Clone, Copy)]
 struct Range {
     first: bool,
     s: usize,
     t: usize,
+}
+
+impl Range {
+    fn whole(n: usize) -> Self {
+        Range { first: true, s: 0, t: n - 1 }
+    }
+
+    fn position(self, n: usize) -> usize {
+        self.s * n + self.t
+    }
+
+    /// What comes after the choice.
+    fn after(self, choice: &Choice) -> Self {
+        Range { s: choice.next, ..self }
+    }
+
+    /// What a split leaves to run again.
+    fn before(self, choice: &Choice) -> Self {
+        Range { first: false, s: self.s, t: choice.next - 1 }
+    }
+}
+
+/// All ranges of n segments, each after those that it is made of. By last segment, so that the
+/// rows that are read often are read soon again.
+fn ranges(n: usize) -> impl Iterator<Item = Range> {
+    let to = move |t: usize| (0..=t).rev().map(move |s| Range { first: t + 1 == n, s, t });
+    (0..n).flat_map(to)
 }
 
 /// What is done first in a range of two segments or more.
@@ -184,31 +212,39 @@ fn gcd(a: u64, b: u64) -> u64 {
 struct Table<'a> {
     chain: &'a [Segment],
     sizes: &'a Sizes,
-    /// Ranges from s to the last segment, in the first sweep.
-    first: Vec<Vec<u64>>,
-    /// Ranges s..=t that run again, at s * n + t; by size.
-    again: Vec<Vec<u64>>,
+    /// By range, then by size.
+    rows: Vec<Vec<u64>>,
+    /// The last cost of every stretch of every row: what a look at a row costs least with.
+    ends: Vec<u64>,
+    /// Stretches of a row.
+    stretches: usize,
 }
+
+/// Sizes that are compared together.
+const STRETCH: usize = 32;
 
 impl<'a> Table<'a> {
     fn new(chain: &'a [Segment], sizes: &'a Sizes, budget: u64) -> Self {
         let n = chain.len();
-        let (first, again) = (vec![vec![]; n], vec![vec![]; n * n]);
-        let mut table = Table { chain, sizes, first, again };
-        // By last segment, so that the rows that are read often are read soon again.
-        for t in 0..n - 1 {
-            for s in (0..=t).rev() {
-                table.again[s * n + t] = table.filled(Range { first: false, s, t }, budget);
-            }
-        }
-        for s in (0..n).rev() {
-            table.first[s] = table.filled(Range { first: true, s, t: n - 1 }, budget);
+        let stretches = budget as usize / STRETCH + 1;
+        let (rows, ends) = (vec![vec![]; n * n], vec![NEVER; n * n * stretches]);
+        let mut table = Table { chain, sizes, rows, ends, stretches };
+        for range in ranges(n) {
+            let row = table.filled(range, budget);
+            let at = range.position(n);
+            let ends = table.ends[at * stretches..].iter_mut();
+            row.chunks(STRETCH).zip(ends).for_each(|(part, end)| *end = part[part.len() - 1]);
+            table.rows[at] = row;
         }
         table
     }
 
-    fn row(&self, Range { first, s, t }: Range) -> &[u64] {
-        if first { &self.first[s] } else { &self.again[s * self.chain.len() + t] }
+    fn row(&self, range: Range) -> &[u64] {
+        &self.rows[range.position(self.chain.len())]
+    }
+
+    fn ends(&self, range: Range) -> &[u64] {
+        &self.ends[range.position(self.chain.len()) * self.stretches..][..self.stretches]
     }
 
     fn filled(&self, range: Range, budget: u64) -> Vec<u64> {
@@ -226,19 +262,38 @@ impl<'a> Table<'a> {
             if from > enough {
                 continue;
             }
-            let right = &self.row(Range { s: choice.next, ..range })[from - charge..];
-            let here = &mut row[from..=enough];
             if choice.keep == Keep::Boundary {
-                let left = Range { first: false, s, t: choice.next - 1 };
-                lower(here, choice.flops, right, &self.row(left)[from..]);
-            } else {
-                let here = here.iter_mut().zip(right);
-                here.for_each(|(c, r)| *c = (*c).min(choice.flops.wrapping_add(*r)));
+                self.split(range, &choice, &mut row[..=enough]);
+                continue;
             }
+            let right = &self.row(range.after(&choice))[from - charge..];
+            let here = row[from..=enough].iter_mut().zip(right);
+            here.for_each(|(c, r)| *c = (*c).min(choice.flops.wrapping_add(*r)));
         }
         let last = row[enough];
         row[enough..].fill(last);
         row
+    }
+
+    /// Lowers the costs of a range to those of a split, where they are less. All costs fall with
+    /// the size, so that the ends of stretches say whether anything in one can be lower.
+    fn split(&self, range: Range, choice: &Choice, costs: &mut [u64]) {
+        let (from, charge) = (choice.need as usize, choice.charge as usize);
+        let (after, before) = (range.after(choice), range.before(choice));
+        let (right, left) = (self.row(after), self.row(before));
+        let (right_ends, left_ends) = (self.ends(after), self.ends(before));
+        let stretches = costs.len().div_ceil(STRETCH);
+        for (i, left_end) in left_ends.iter().enumerate().take(stretches).skip(from / STRETCH) {
+            let (a, b) = ((i * STRETCH).max(from), ((i + 1) * STRETCH).min(costs.len()));
+            let right_end = right_ends[(b - 1 - charge) / STRETCH];
+            if choice.flops.wrapping_add(right_end).wrapping_add(*left_end) >= costs[a] {
+                continue;
+            }
+            let parts = right[a - charge..b - charge].iter().zip(&left[a..b]);
+            for (c, (r, l)) in costs[a..b].iter_mut().zip(parts) {
+                *c = (*c).min(choice.flops.wrapping_add(*r).wrapping_add(*l));
+            }
+        }
     }
 
     /// The choice whose FLOPs the table holds.
@@ -247,28 +302,12 @@ impl<'a> Table<'a> {
             if c.need > size {
                 return NEVER;
             }
-            let right = self.row(Range { s: c.next, ..range })[(size - c.charge) as usize];
-            let left = Range { first: false, s: range.s, t: c.next - 1 };
-            let left = if c.keep == Keep::Boundary { self.row(left)[size as usize] } else { 0 };
+            let right = self.row(range.after(c))[(size - c.charge) as usize];
+            let split = c.keep == Keep::Boundary;
+            let left = if split { self.row(range.before(c))[size as usize] } else { 0 };
             c.flops + right + left
         };
         least_of(self.sizes.choices(self.chain, range), total)
-    }
-}
-
-/// Lowers costs to `flops` and the sum of two rows, where that is less. All three fall with the
-/// size, so that the ends of a stretch say whether anything in it can be lower.
-fn lower(costs: &mut [u64], flops: u64, right: &[u64], left: &[u64]) {
-    const STRETCH: usize = 32;
-    let rows = right.chunks(STRETCH).zip(left.chunks(STRETCH));
-    for (costs, (right, left)) in costs.chunks_mut(STRETCH).zip(rows) {
-        let last = costs.len() - 1;
-        if flops.wrapping_add(right[last]).wrapping_add(left[last]) >= costs[0] {
-            continue;
-        }
-        for ((c, r), l) in costs.iter_mut().zip(right).zip(left) {
-            *c = (*c).min(flops.wrapping_add(*r).wrapping_add(*l));
-        }
     }
 }
 
@@ -276,28 +315,26 @@ fn lower(costs: &mut [u64], flops: u64, right: &[u64], left: &[u64]) {
 struct Least<'a> {
     chain: &'a [Segment],
     sizes: &'a Sizes,
-    first: Vec<(u64, u64)>,
-    again: Vec<(u64, u64)>,
+    costs: Vec<(u64, u64)>,
 }
 
 impl<'a> Least<'a> {
     fn new(chain: &'a [Segment], sizes: &'a Sizes) -> Self {
         let n = chain.len();
-        let mut least = Least { chain, sizes, first: vec![(0, 0); n], again: vec![(0, 0); n * n] };
-        for length in 1..n {
-            for s in 0..n - length {
-                let range = Range { first: false, s, t: s + length - 1 };
-                least.again[s * n + range.t] = least.filled(range);
-            }
-        }
-        for s in (0..n).rev() {
-            least.first[s] = least.filled(Range { first: true, s, t: n - 1 });
+        let mut least = Least { chain, sizes, costs: vec![(0, 0); n * n] };
+        for range in ranges(n) {
+            least.costs[range.position(n)] = least.filled(range);
         }
         least
     }
 
-    fn of(&self, Range { first, s, t }: Range) -> (u64, u64) {
-        if first { self.first[s] } else { self.again[s * self.chain.len() + t] }
+    fn of(&self, range: Range) -> (u64, u64) {
+        self.costs[range.position(self.chain.len())]
+    }
+
+    /// The smallest peak of the whole chain.
+    fn bytes(&self) -> u64 {
+        self.of(Range::whole(self.chain.len())).0
     }
 
     fn filled(&self, range: Range) -> (u64, u64) {
@@ -309,9 +346,8 @@ impl<'a> Least<'a> {
     }
 
     fn total(&self, range: Range, c: &Choice) -> (u64, u64) {
-        let right = self.of(Range { s: c.next, ..range });
-        let left = Range { first: false, s: range.s, t: c.next - 1 };
-        let left = if c.keep == Keep::Boundary { self.of(left) } else { (0, 0) };
+        let right = self.of(range.after(c));
+        let left = if c.keep == Keep::Boundary { self.of(range.before(c)) } else { (0, 0) };
         (c.need.max(c.charge + right.0).max(left.0), c.flops + right.1 + left.1)
     }
 
@@ -342,10 +378,9 @@ fn trace(best: &dyn Fn(Range, u64) -> Choice, range: Range, size: u64, actions: 
         let keep = if last { choice.keep } else { Keep::Nothing };
         actions.push(Action::Forward { segment, keep });
     }
-    let rest = Range { s: choice.next, ..range };
-    trace(best, rest, size.saturating_sub(choice.charge), actions);
+    trace(best, range.after(&choice), size.saturating_sub(choice.charge), actions);
     if choice.keep == Keep::Boundary {
-        return trace(best, Range { first: false, s, t: choice.next - 1 }, size, actions);
+        return trace(best, range.before(&choice), size, actions);
     }
     if choice.keep == Keep::Lean {
         actions.push(Action::Replay { segment: s });

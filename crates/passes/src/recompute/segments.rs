@@ -134,6 +134,17 @@ fn block(scope: &str) -> Option<usize> {
     parts.next()?.parse().ok()
 }
 
+/// Forward values by who reads them.
+#[derive(Default)]
+struct Readers {
+    /// The forward of the next segment.
+    next: BTreeSet<ValueId>,
+    /// The backward of the own segment.
+    own: BTreeSet<ValueId>,
+    /// Anybody else, the backward of the next segment left out where its forward reads it too.
+    far: BTreeSet<ValueId>,
+}
+
 type Spans = (Vec<Range<usize>>, Vec<usize>, usize);
 
 /// Spans of the blocks and of what follows them, and the segment of each backward node.
@@ -174,56 +185,72 @@ impl Segments {
     fn borders(&mut self, g: &Graph, forward: usize, bytes: Measure<'_>) {
         let mut home: Vec<Option<usize>> = vec![None; g.values().len()];
         for (i, span) in self.spans.iter().enumerate() {
-            for node in &g.nodes()[span.clone()] {
-                node.outs.iter().for_each(|v| home[v.index()] = Some(i));
-            }
+            let outs = g.nodes()[span.clone()].iter().flat_map(|node| &node.outs);
+            outs.for_each(|v| home[v.index()] = Some(i));
         }
         let alone = parameters_alone(g);
-        let mut always: Vec<bool> =
-            home.iter().zip(&alone).map(|(home, alone)| home.is_none() || *alone).collect();
-        g.outputs.iter().for_each(|(_, v)| always[v.index()] = true);
-        g.assigns.iter().for_each(|(_, v)| always[v.index()] = true);
-        for span in &self.spans[..self.blocks] {
-            let nodes = g.nodes()[span.clone()].iter();
-            let losses = nodes.filter(|node| matches!(node.op, Op::LinearCe(_)));
-            losses.flat_map(|node| &node.outs).for_each(|v| always[v.index()] = true);
-        }
-        // What the next segment reads, what the own backward reads, and what anybody else reads.
-        let (mut next, mut own, mut far) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for (n, node) in g.nodes().iter().enumerate() {
-            let reader = node.outs.first().and_then(|v| home[v.index()]);
-            for v in node.ins.iter().filter(|v| !alone[v.index()]) {
-                let from = home[v.index()];
-                let steps = |to: usize| from.map(|from| to.checked_sub(from));
-                match (n < forward, reader) {
-                    (true, Some(i)) if steps(i) == Some(Some(1)) => next.insert(*v),
-                    (true, Some(i)) => from != Some(i) && far.insert(*v),
-                    (true, None) => false,
-                    (false, _) => match steps(self.backward_of[n]) {
-                        Some(Some(0)) => own.insert(*v),
-                        Some(Some(1)) if next.contains(v) => false,
-                        _ => far.insert(*v),
-                    },
-                };
-            }
-        }
-        // Values of the backward itself are far from everything; they are no activations.
-        let forward_value = |v: &ValueId| match g.value(*v).def {
-            Def::Node(n, _) => n.index() < forward,
-            _ => false,
-        };
-        far.retain(forward_value);
+        let mut always = self.pinned(g, &home, &alone);
+        let Readers { next, own, far } = self.readers(g, forward, &home, &alone);
         far.iter().for_each(|v| always[v.index()] = true);
         let read = far.iter().chain(&next).chain(&own).filter(|v| always[v.index()]);
         self.always_bytes = bytes_of(g, read, bytes);
-        self.always = always;
         for (set, lists) in [(&next, &mut self.outputs), (&own, &mut self.saved)] {
-            for v in set.iter().filter(|v| !self.always[v.index()]) {
+            for v in set.iter().filter(|v| !always[v.index()]) {
                 if let Some(i) = home[v.index()] {
                     lists[i].push(*v);
                 }
             }
         }
+        self.always = always;
+    }
+
+    /// Values that are there whoever reads them: of no segment, parameters, ends of the graph, and
+    /// what `linear_ce` gives.
+    fn pinned(&self, g: &Graph, home: &[Option<usize>], alone: &[bool]) -> Vec<bool> {
+        let mut pinned: Vec<bool> =
+            home.iter().zip(alone).map(|(home, alone)| home.is_none() || *alone).collect();
+        g.outputs.iter().for_each(|(_, v)| pinned[v.index()] = true);
+        g.assigns.iter().for_each(|(_, v)| pinned[v.index()] = true);
+        // After the blocks nothing runs again in any case, and gradients need not stay so long.
+        for span in &self.spans[..self.blocks] {
+            let nodes = g.nodes()[span.clone()].iter();
+            let losses = nodes.filter(|node| matches!(node.op, Op::LinearCe(_)));
+            losses.flat_map(|node| &node.outs).for_each(|v| pinned[v.index()] = true);
+        }
+        pinned
+    }
+
+    fn readers(
+        &self,
+        g: &Graph,
+        forward: usize,
+        home: &[Option<usize>],
+        alone: &[bool],
+    ) -> Readers {
+        let mut readers = Readers::default();
+        let Readers { next, own, far } = &mut readers;
+        for (n, node) in g.nodes().iter().enumerate() {
+            let reader = match n < forward {
+                true => node.outs.first().and_then(|v| home[v.index()]),
+                false => Some(self.backward_of[n]),
+            };
+            // What precedes the blocks reads nothing of them.
+            let Some(reader) = reader else { continue };
+            for v in node.ins.iter().filter(|v| !alone[v.index()]) {
+                if !matches!(g.value(*v).def, Def::Node(made, _) if made.index() < forward) {
+                    continue;
+                }
+                let steps = home[v.index()].and_then(|from| reader.checked_sub(from));
+                match (steps, n < forward) {
+                    (Some(0), true) => false,
+                    (Some(0), false) => own.insert(*v),
+                    (Some(1), true) => next.insert(*v),
+                    (Some(1), false) if next.contains(v) => false,
+                    _ => far.insert(*v),
+                };
+            }
+        }
+        readers
     }
 
     /// Whether a value is there when a segment has its input and nothing else.

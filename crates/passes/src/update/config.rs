@@ -73,12 +73,12 @@ impl<'a> Share<'a> {
     }
 
     /// The buckets that are updated here, and their positions.
-    pub(super) fn list(&self) -> impl Iterator<Item = (usize, &'a Bucket)> {
+    pub(crate) fn list(&self) -> impl Iterator<Item = (usize, &'a Bucket)> {
         self.buckets.list.iter().enumerate().filter(|(i, _)| self.owned.get(*i) == Some(&true))
     }
 }
 
-pub(super) fn check(config: &UpdateConfig) -> Result<(), PassError> {
+pub(crate) fn check(config: &UpdateConfig) -> Result<(), PassError> {
     let fail = |what, wanted, got| Err(PassError::OutOfRange { what, wanted, got });
     let share = |what, x: f64| match x {
         x if (0.0..1.0).contains(&x) => Ok(()),

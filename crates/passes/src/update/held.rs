@@ -2,11 +2,11 @@
 
 use super::config::{Optimizer, Share, UpdateConfig};
 use crate::bucket::Bucket;
-use aerogel_graph::{Build, DType, Graph, OpError, Role, StateId, ValueId};
+use aerogel_graph::{AxisId, Build, DType, Graph, OpError, Role, StateId, ValueId};
 
 /// What the optimizer remembers of one bucket.
 #[derive(Clone, Copy)]
-pub(super) struct Moments {
+pub(crate) struct Moments {
     /// First moment, or the last change.
     pub m: Option<(StateId, ValueId)>,
     /// Second moment.
@@ -32,8 +32,7 @@ impl Moments {
         let mut declare = |used: bool, letter: &str| {
             let prefix = format!("optimizer.{letter}.");
             let name = format!("{prefix}{}", b.name);
-            used.then(|| b.declare(g, &name, axis, DType::F32, Role::Optimizer, &prefix))
-                .transpose()
+            used.then(|| held(g, b, &name, axis, DType::F32, Role::Optimizer, &prefix)).transpose()
         };
         Ok(Moments { m: declare(m, "m")?, v: declare(v, "v")? })
     }
@@ -41,27 +40,55 @@ impl Moments {
 
 /// A bucket's parameters in f32, and their copy in the compute dtype if there is one.
 #[derive(Clone, Copy)]
-pub(super) struct Master {
-    pub id: StateId,
-    /// The piece that is updated here.
-    pub value: ValueId,
-    pub copy: Option<StateId>,
+pub(crate) struct Master {
+    id: StateId,
+    /// What this rank holds.
+    value: ValueId,
+    copy: Option<StateId>,
+}
+
+/// A state over a piece of a bucket: the graph's, if it has it already, as a section does that
+/// reads the parameters as well.
+fn held(
+    g: &mut Graph,
+    b: &Bucket,
+    name: &str,
+    axis: AxisId,
+    dtype: DType,
+    role: Role,
+    prefix: &str,
+) -> Result<(StateId, ValueId), OpError> {
+    match g.find_state(name) {
+        Some(id) => Ok((id, g.states()[id.index()].value)),
+        None => b.declare(g, name, axis, dtype, role, prefix),
+    }
 }
 
 impl Master {
-    /// Declares what this rank holds; the piece that it updates is kept of it.
+    /// Declares what this rank holds.
     pub fn declare(g: &mut Graph, b: &Bucket, share: &Share<'_>) -> Result<Master, OpError> {
         let shards = &share.buckets.shards;
         let whole = b.axis(g)?;
-        let held = if b.narrow { &shards.optimizer } else { &shards.parameters };
-        let axis = shards.piece(g, whole, held)?;
-        let (id, value) = b.declare(g, &b.name, axis, DType::F32, Role::Parameter, "")?;
-        let value = shards.keep(g, value, whole, &shards.optimizer, held)?;
+        let axis = shards.piece(g, whole, Master::cut(b, share))?;
+        let (id, value) = held(g, b, &b.name, axis, DType::F32, Role::Parameter, "")?;
         let copy = b.narrow.then(|| {
             let axis = shards.piece(g, whole, &shards.parameters)?;
-            b.declare(g, &b.copy_name(), axis, DType::Bf16, Role::Weights, "bf16.")
+            held(g, b, &b.copy_name(), axis, DType::Bf16, Role::Weights, "bf16.")
         });
         Ok(Master { id, value, copy: copy.transpose()?.map(|c| c.0) })
+    }
+
+    /// The mesh axes over which it is cut.
+    fn cut<'a>(b: &Bucket, share: &Share<'a>) -> &'a [u8] {
+        let shards = &share.buckets.shards;
+        if b.narrow { &shards.optimizer } else { &shards.parameters }
+    }
+
+    /// The piece that is updated here, of what this rank holds.
+    pub fn piece(&self, g: &mut Graph, b: &Bucket, share: &Share<'_>) -> Result<ValueId, OpError> {
+        let shards = &share.buckets.shards;
+        let whole = b.axis(g)?;
+        shards.keep(g, self.value, whole, &shards.optimizer, Master::cut(b, share))
     }
 
     /// Assigns the new value of this rank's piece, and what ranks hold of it.

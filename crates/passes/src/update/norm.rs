@@ -6,24 +6,19 @@ use crate::shards::{Shards, all_reduce, exchange};
 use aerogel_graph::ops::Exchange;
 use aerogel_graph::{AxisId, Build, DType, Graph, OpError, Phase, Type, ValueId};
 
-/// The sum of squares of the mean gradient over all buckets of all ranks.
+/// The sum of squares of the mean gradient over all buckets of all ranks, from the [`chunks`] of
+/// this rank's.
 ///
 /// Each chunk is summed by itself, then the chunks of a bucket, then the buckets, each in order:
 /// so the number of pieces, and which stage has which bucket, changes no bit.
-pub(super) fn squares(
+pub(crate) fn squares(
     g: &mut Graph,
     share: &Share<'_>,
-    grads: &[ValueId],
-    inverse: ValueId,
+    lists: &[ValueId],
 ) -> Result<ValueId, OpError> {
     let shards = &share.buckets.shards;
-    let mut lists = vec![];
-    for ((_, b), &grad) in share.list().zip(grads) {
-        g.at(&b.scope, Phase::Update);
-        lists.push(chunks(g, b, share, [grad, inverse])?);
-    }
     g.at(&"".into(), Phase::Update);
-    let lists = together(g, shards, &lists)?;
+    let lists = together(g, shards, lists)?;
     let one = g.storage_axis("one", 1)?;
     let mut totals: Vec<Option<ValueId>> = vec![None; share.buckets.list.len()];
     for ((i, b), v) in share.list().zip(lists) {
@@ -86,8 +81,8 @@ fn together(g: &mut Graph, shards: &Shards, own: &[ValueId]) -> Result<Vec<Value
     Ok(lists)
 }
 
-/// The sum of squares of the mean gradient in each chunk of this rank's piece.
-fn chunks(
+/// The sum of squares of the mean gradient in each chunk of this rank's piece of a bucket.
+pub(crate) fn chunks(
     g: &mut Graph,
     b: &Bucket,
     share: &Share<'_>,

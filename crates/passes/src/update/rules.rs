@@ -1,16 +1,16 @@
 //! The optimizers' equations.
 
 use super::config::{Optimizer, UpdateConfig};
-use super::held::{Master, Moments};
+use super::held::Moments;
 use aerogel_graph::{Build, DType, Expr, Graph, Init, OpError, StateId, Type, ValueId};
 
-pub(super) const ZERO: Init = Init::Constant(0.0);
+pub(crate) const ZERO: Init = Init::Constant(0.0);
 
-pub(super) fn scalar() -> Type {
+pub(crate) fn scalar() -> Type {
     Type::new(DType::F32, [])
 }
 
-pub(super) fn scalar_map(
+pub(crate) fn scalar_map(
     g: &mut Graph,
     ins: &[ValueId],
     f: &dyn Fn(&[Expr]) -> Expr,
@@ -19,10 +19,10 @@ pub(super) fn scalar_map(
 }
 
 /// Numbers that all tensors share.
-pub(super) struct Scalars {
-    /// 1 where the step is to be applied.
-    pub finite: ValueId,
-    /// What a summed gradient is multiplied by: one over the tokens, times the clipping.
+pub(crate) struct Scalars {
+    /// 1 where the step is to be applied; `None` where it always is.
+    finite: Option<ValueId>,
+    /// What a summed gradient is multiplied by.
     factor: ValueId,
     /// What the direction is multiplied by: the rate, for Adam over its first bias correction.
     step: ValueId,
@@ -32,26 +32,43 @@ pub(super) struct Scalars {
     decay: Option<ValueId>,
 }
 
-/// Loss, norm, clipping and the optimizer's scalars; declares the outputs.
-pub(super) fn scalars(
+/// The global norm of the gradient, and whether it and the loss are finite; declares the outputs.
+pub(crate) fn measured(
     g: &mut Graph,
-    config: &UpdateConfig,
-    total: ValueId,
-    [rate, applied, loss, tokens, share]: [ValueId; 5],
-) -> Result<Scalars, OpError> {
-    let norm = scalar_map(g, &[total], &|v| v[0].sqrt())?;
+    squares: ValueId,
+    [loss, tokens]: [ValueId; 2],
+) -> Result<[ValueId; 2], OpError> {
+    let norm = scalar_map(g, &[squares], &|v| v[0].sqrt())?;
     let mean = scalar_map(g, &[loss, tokens], &|v| &v[0] / &v[1])?;
     let finite = scalar_map(g, &[norm, mean], &|v| is_finite(&v[0]) * is_finite(&v[1]))?;
     g.output("loss", mean);
     g.output("grad_norm", norm);
     g.output("tokens", tokens);
     g.output("finite", finite);
-    let factor = match config.clip {
-        0.0 => share,
-        clip => scalar_map(g, &[share, norm], &|v| {
+    Ok([norm, finite])
+}
+
+/// What a summed gradient is multiplied by: one over the tokens, times the clipping.
+pub(crate) fn clipped(
+    g: &mut Graph,
+    config: &UpdateConfig,
+    [inverse, norm]: [ValueId; 2],
+) -> Result<ValueId, OpError> {
+    match config.clip {
+        0.0 => Ok(inverse),
+        clip => scalar_map(g, &[inverse, norm], &|v| {
             &v[0] * (Expr::Const(clip) / (&v[1] + 1e-6)).min(1.0)
-        })?,
-    };
+        }),
+    }
+}
+
+/// The optimizer's scalars.
+pub(crate) fn scalars(
+    g: &mut Graph,
+    config: &UpdateConfig,
+    [rate, applied, factor]: [ValueId; 3],
+    finite: Option<ValueId>,
+) -> Result<Scalars, OpError> {
     let (step, root) = match config.kind {
         Optimizer::Adam { beta1, beta2, .. } | Optimizer::AdamW { beta1, beta2, .. } => {
             let step = scalar_map(g, &[rate, applied], &|v| &v[0] / correction(beta1, &v[1]))?;
@@ -85,13 +102,13 @@ fn correction(beta: f64, applied: &Expr) -> Expr {
 }
 
 /// A bucket, as the rules see it.
-pub(super) struct Owned {
+pub(crate) struct Owned {
     /// Whether weight decay applies.
     pub decays: bool,
     /// This rank's piece of the summed gradient.
     pub grad: ValueId,
-    /// Its parameters.
-    pub master: Master,
+    /// The parameters that are updated here.
+    pub master: ValueId,
     /// What is remembered of them.
     pub moments: Moments,
 }
@@ -109,7 +126,7 @@ impl Owned {
         // The gradient is written out where it is read: no buffer for it, and no second rounding.
         let mut ins = vec![self.grad, s.factor];
         if l2 > 0.0 {
-            ins.push(self.master.value);
+            ins.push(self.master);
         }
         let gradient = move |x: &[Expr]| match l2 {
             0.0 => &x[0] * &x[1],
@@ -118,7 +135,7 @@ impl Owned {
         let gate = |g: &mut Graph, state, ins: &[ValueId], f: &dyn Fn(&Expr, &[Expr]) -> Expr| {
             gated(g, s.finite, state, ins, f)
         };
-        let master = self.master.value;
+        let master = self.master;
         let step = |g: &mut Graph, ins: &[ValueId], f: &dyn Fn(&Expr, &[Expr]) -> Expr| {
             selected(g, s.finite, master, ins, f)
         };
@@ -173,7 +190,7 @@ fn mean_square(keep: f64, old: &Expr, x: &Expr) -> Expr {
 /// Assigns a state `f` of its old value and of `ins` where the step is finite; gives the new value.
 fn gated(
     g: &mut Graph,
-    finite: ValueId,
+    finite: Option<ValueId>,
     (id, old): (StateId, ValueId),
     ins: &[ValueId],
     f: &dyn Fn(&Expr, &[Expr]) -> Expr,
@@ -183,15 +200,19 @@ fn gated(
     Ok(new)
 }
 
-/// `f` of an old value and of `ins` where the step is finite, else the old value.
+/// `f` of an old value and of `ins` where the step is finite, else the old value; always `f`, where
+/// nothing says whether it is.
 fn selected(
     g: &mut Graph,
-    finite: ValueId,
+    finite: Option<ValueId>,
     old: ValueId,
     ins: &[ValueId],
     f: &dyn Fn(&Expr, &[Expr]) -> Expr,
 ) -> Result<ValueId, OpError> {
     let ty = g.ty(old).clone();
-    let args: Vec<ValueId> = [finite, old].into_iter().chain(ins.iter().copied()).collect();
-    g.map_to(&args, ty, &|v| v[0].clone().select(f(&v[1], &v[2..]), &v[1]))
+    let args: Vec<ValueId> = finite.into_iter().chain([old]).chain(ins.iter().copied()).collect();
+    match finite {
+        Some(_) => g.map_to(&args, ty, &|v| v[0].clone().select(f(&v[1], &v[2..]), &v[1])),
+        None => g.map_to(&args, ty, &|v| f(&v[0], &v[1..])),
+    }
 }

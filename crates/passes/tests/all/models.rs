@@ -11,7 +11,7 @@ use aerogel_passes::{
     update,
 };
 
-fn config(family: Family, attention: AttentionKind, combine: Combine) -> ModelConfig {
+pub fn config(family: Family, attention: AttentionKind, combine: Combine) -> ModelConfig {
     ModelConfig {
         family,
         layers: 2,

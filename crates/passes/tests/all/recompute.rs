@@ -14,7 +14,7 @@ use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
 use aerogel_passes::recompute::{Policy, Recomputed, least_budget_bytes, recompute};
-use aerogel_passes::{Compute, backward, precision};
+use aerogel_passes::{Compute, Order, backward, precision};
 use std::collections::BTreeSet;
 
 fn bytes(g: &Graph, v: ValueId) -> u64 {
@@ -25,8 +25,8 @@ fn pass(g: &Graph, policy: Policy) -> Recomputed {
     recompute(g, &policy, &bytes).unwrap()
 }
 
-fn model(family: Family, attention: AttentionKind, combine: Combine) -> Graph {
-    let config = ModelConfig {
+fn config(family: Family, attention: AttentionKind, combine: Combine) -> ModelConfig {
+    ModelConfig {
         family,
         layers: 4,
         heads: 2,
@@ -48,8 +48,11 @@ fn model(family: Family, attention: AttentionKind, combine: Combine) -> Graph {
         dropout: 0.1,
         embed_dropout: 0.1,
         init: WeightInit::Code,
-    };
-    train_graph(&config, 2).unwrap()
+    }
+}
+
+fn model(family: Family, attention: AttentionKind, combine: Combine) -> Graph {
+    train_graph(&config(family, attention, combine), 2).unwrap()
 }
 
 fn gpt2() -> Graph {
@@ -245,11 +248,29 @@ fn a_larger_budget_never_costs_more_and_one_too_small_says_how_much_would_do() {
 }
 
 #[test]
+fn a_third_of_the_activations_of_128_layers_costs_a_ninth_of_the_step() {
+    let small = config(Family::SparseTransformer, AttentionKind::Strided, Combine::Interleaved);
+    let image = Some([32, 32, 3]);
+    let (context, stride, window) = (3072, 96, 96);
+    let large = ModelConfig { layers: 128, embed: 256, mlp: 1024, qk: 128, vocab: 256, ..small };
+    let large = ModelConfig { image, context, stride, window, ..large };
+    let g = precision(&train_graph(&large, 1).unwrap(), Compute::Bf16).unwrap();
+    let g = backward(&g).unwrap();
+    let all = pass(&g, Policy::None).peak_bytes;
+    let found = pass(&g, Policy::Budget { bytes: all / 3 });
+    assert!(found.peak_bytes <= all / 3 && found.kept_bytes <= all / 3);
+    let (before, after) = (flops(&g, g.nodes()), flops(&found.graph, found.graph.nodes()));
+    assert_eq!(after - before, found.recomputed_flops);
+    let ratio = after as f64 / before as f64;
+    assert!(ratio <= 1.15, "{ratio} times the FLOPs");
+}
+
+#[test]
 fn clones_are_cut_into_micro_batches_as_their_originals_are() {
     let g = backward(&network(4, true)).unwrap();
-    let wanted = step(&g, 4, Rounding::Declared);
+    let wanted = step(&g, 4, Order::Tree, Rounding::Declared);
     for policy in policies(&g) {
-        let got = step(&pass(&g, policy).graph, 4, Rounding::Declared);
+        let got = step(&pass(&g, policy).graph, 4, Order::Tree, Rounding::Declared);
         assert_eq!(got, wanted, "{policy:?}");
     }
 }

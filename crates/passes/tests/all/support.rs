@@ -68,15 +68,22 @@ pub fn noise(name: &str, i: usize) -> f64 {
 /// Inputs and states of a graph, the same numbers for every dtype; f32 values.
 pub fn environment(g: &Graph) -> Env {
     let mut env = states(g, Place::default());
+    env.extend(inputs(g, ""));
+    env
+}
+
+/// Inputs of a graph; another `draw` gives others.
+pub fn inputs(g: &Graph, draw: &str) -> Env {
+    let mut env = Env::new();
     for i in g.inputs() {
         let axes = g.ty(i.value).axes.clone();
-        let draw = |p| match i.name.as_str() {
+        let number = |p| match i.name.as_str() {
             // One position in four is left out, so that token counts are ragged.
-            "weights" if noise("left out", p) < -0.5 => 0.0,
+            "weights" if noise(&format!("left out{draw}"), p) < -0.5 => 0.0,
             "weights" => 1.0,
-            name => ((noise(name, p) + 1.0) * 2.5).floor(),
+            name => ((noise(&format!("{name}{draw}"), p) + 1.0) * 2.5).floor(),
         };
-        let data = (0..g.axes().count(&axes)).map(draw).collect();
+        let data = (0..g.axes().count(&axes)).map(number).collect();
         env.insert(i.name.clone(), Tensor::from_vec(g.axes(), &axes, data));
     }
     env
@@ -118,7 +125,7 @@ pub fn states_of(
     env
 }
 
-/// The elements of a tensor that are in a rank's piece of its bucket: where in the piece, and which.
+/// The elements of a tensor that a rank's piece of its bucket has: where in the piece, and which.
 fn elements(g: &Graph, s: &State, part: &Part, place: Place) -> Vec<(usize, usize)> {
     let axis = &g.axes()[g.ty(s.value).axes[0]];
     let start = axis.piece(0, place) as usize * axis.size;

@@ -1,13 +1,16 @@
 //! The device against the interpreter: a graph is planned, loaded into an arena full of NaN, run
 //! twice on one, two and three threads, and every output and state is compared.
 
+use crate::ranks::Placed;
+use aerogel_cpu::pool::Pool;
 use aerogel_cpu::{CpuDevice, CpuTarget};
 use aerogel_graph::{
     Build, Clock, DType, Def, Env, Graph, Op, Rounding, Tensor, Type, ValueId, interpret,
 };
-use aerogel_machine::{Device, Machine, Program};
+use aerogel_machine::{Collectives, Device, Machine, Program};
 use aerogel_plan::{Ask, Plan, PlanError, plan};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes by name.
@@ -91,11 +94,24 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn new(asks: Vec<Ask>, threads: usize) -> Result<Loaded, PlanError> {
+        Loaded::at(asks, threads, 0)
+    }
+
+    /// As one rank of the mesh that the graphs know, which cannot exchange anything.
+    pub fn at(asks: Vec<Ask>, threads: usize, rank: usize) -> Result<Loaded, PlanError> {
+        let ties = Placed { mesh: asks[0].graph.axes().mesh.clone(), rank };
         let program = Arc::new(planned(asks, threads)?.program);
-        let mut device = CpuDevice::load(program.clone(), threads).expect("a plan can be loaded");
+        let pool = Arc::new(Pool::new(threads).expect("a few threads can be had"));
+        Ok(Loaded::tied(program, pool, Arc::new(ties)))
+    }
+
+    /// As one rank of several.
+    pub fn tied(program: Arc<Program>, pool: Arc<Pool>, ties: Arc<dyn Collectives>) -> Loaded {
+        let device = CpuDevice::load_rank(program.clone(), pool, ties);
+        let mut device = device.expect("a plan can be loaded");
         assert_eq!(device.allocated_bytes(), program.arena_bytes, "planned = allocated");
         device.poison();
-        Ok(Loaded { device, program })
+        Loaded { device, program }
     }
 
     /// Writes the states that the section declares and the environment has.
@@ -141,8 +157,10 @@ pub fn check(what: &str, g: &Graph, env: &Env, clock: Clock) -> Bytes {
 /// `check`, where what values are computed from is as large as `floor`.
 pub fn check_near(what: &str, g: &Graph, env: &Env, clock: Clock, floor: f64) -> Bytes {
     let mut first: Option<Bytes> = None;
+    let rank = g.axes().mesh.rank(clock.place);
     for threads in 1..=3 {
-        let mut loaded = Loaded::new(alone(g), threads).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let loaded = Loaded::at(alone(g), threads, rank);
+        let mut loaded = loaded.unwrap_or_else(|e| panic!("{what}: {e}"));
         // The second run finds the arena as the first one left it.
         for run in 0..2 {
             loaded.write_states(0, env);
@@ -152,7 +170,7 @@ pub fn check_near(what: &str, g: &Graph, env: &Env, clock: Clock, floor: f64) ->
                     same_bits(&format!("{what}, {threads} threads, run {run}"), &got, first)
                 }
                 None => {
-                    agrees(what, g, env, clock, &got, floor);
+                    agrees(what, env, &got, &Reference::new(g, env, clock, floor));
                     first = Some(got);
                 }
             }
@@ -169,8 +187,8 @@ pub fn same_bits(what: &str, got: &Bytes, wanted: &Bytes) {
 }
 
 /// Asserts that outputs and new states are the interpreter's, and other states are untouched.
-fn agrees(what: &str, g: &Graph, env: &Env, clock: Clock, got: &Bytes, floor: f64) {
-    let reference = Reference::new(g, env, clock, floor);
+pub fn agrees(what: &str, env: &Env, got: &Bytes, reference: &Reference<'_>) {
+    let g = reference.g;
     for (name, v) in &g.outputs {
         reference.compare(what, &format!("output {name}"), *v, got);
     }
@@ -193,7 +211,8 @@ pub struct Reference<'a> {
     exact: Vec<Tensor>,
     /// Factor of all tolerances: c √K.
     factor: f64,
-    epsilon: f64,
+    /// Whether anything is computed from bf16 values.
+    half: bool,
     /// The least magnitude that rounding is relative to.
     floor: f64,
 }
@@ -201,15 +220,19 @@ pub struct Reference<'a> {
 impl<'a> Reference<'a> {
     pub fn new(g: &'a Graph, env: &Env, clock: Clock, floor: f64) -> Reference<'a> {
         let run = |mode| interpret(g, env, clock, mode).expect("all is given").values;
-        let half = g.values().iter().any(|v| v.ty.dtype == DType::Bf16);
-        Reference {
-            g,
-            declared: run(Rounding::Declared),
-            exact: run(Rounding::Exact),
-            floor,
-            factor: 8.0 * (longest_sum(g) as f64).sqrt(),
-            epsilon: if half { 2f64.powi(-9) } else { 2f64.powi(-24) },
-        }
+        Reference::of(g, [run(Rounding::Declared), run(Rounding::Exact)], floor)
+    }
+
+    /// The same of values that are known, as declared and exactly.
+    pub fn of(g: &'a Graph, [declared, exact]: [Vec<Tensor>; 2], floor: f64) -> Reference<'a> {
+        let half = g.values().iter().zip(g.readers());
+        let half = half.clone().any(|(v, r)| v.ty.dtype == DType::Bf16 && !r.is_empty());
+        Reference { g, declared, exact, floor, factor: 8.0 * (longest_sum(g) as f64).sqrt(), half }
+    }
+
+    /// What it is of.
+    pub fn graph(&self) -> &Graph {
+        self.g
     }
 
     /// The numbers of a value.
@@ -217,21 +240,27 @@ impl<'a> Reference<'a> {
         &self.declared[v.index()]
     }
 
-    /// c √K roundings, as a part of a magnitude.
+    /// c √K roundings of what is computed, as a part of a magnitude.
     pub fn relative(&self) -> f64 {
-        self.factor * self.epsilon
+        self.factor * if self.half { 2f64.powi(-9) } else { 2f64.powi(-24) }
     }
 
     /// How far a device may be from a value: c √K roundings of its largest element (or of what it
     /// is the difference of), and as many times what rounding each value once has done to it,
     /// which is large where the graph is badly conditioned. A lost or doubled term makes more.
     pub fn tolerance(&self, v: ValueId) -> f64 {
-        let (a, b) = (&self.declared[v.index()].data, &self.exact[v.index()].data);
+        self.tolerance_in(v, 0..self.declared[v.index()].data.len())
+    }
+
+    /// The same of some of a value's elements, judged by themselves.
+    pub fn tolerance_in(&self, v: ValueId, part: Range<usize>) -> f64 {
+        let [a, b] = [&self.declared, &self.exact].map(|t| &t[v.index()].data[part.clone()]);
         let finite = |x: &&f64| x.is_finite();
         let largest = a.iter().filter(finite).fold(self.floor, |m, x| m.max(x.abs()));
         let noise = a.iter().zip(b).map(|(x, y)| (x - y).abs());
         let noise = noise.filter(|x| x.is_finite()).fold(0.0, f64::max);
-        self.factor * (self.epsilon * largest + noise)
+        let own = if self.g.ty(v).dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
+        self.relative().max(self.factor * own) * largest + self.factor * noise
     }
 
     fn compare(&self, what: &str, name: &str, v: ValueId, got: &Bytes) {

@@ -17,7 +17,8 @@ fn run(text: &str, dir: &Path, overrides: &[&str], tiny: bool) -> (Vec<Event>, O
     let recipe = Recipe::parse(text, "learning.toml", dir, &overrides, tiny).unwrap();
     let workspace = Workspace::under(dir);
     let stop = Arc::new(AtomicBool::new(false));
-    let options = Options { workspace: workspace.clone(), resume: Resume::Never, stop };
+    let resume = Resume::Never;
+    let options = Options { workspace: workspace.clone(), resume, stop, ties: None };
     let mut log = Log::default();
     let outcome = train(&recipe, &options, &mut NoProgress, &mut log).unwrap();
     (log.0, open_run(&outcome.folder, &workspace, &Pick::default()).unwrap())
@@ -42,8 +43,8 @@ fn bits_where(
     let tokens = data.split(split).unwrap();
     let context = session.plan.model.context;
     let sampler = Sampler::in_order(tokens, context).unwrap();
-    let section = session.plan.program.section("eval").unwrap();
-    let s = &session.plan.program.sections[section];
+    let section = session.plan.program(0).section("eval").unwrap();
+    let s = &session.plan.program(0).sections[section];
     let batch = s.axes().size(s.graph.value(s.input("tokens").unwrap()).ty.axes[0]);
     let weights: Vec<f32> =
         (0..batch * context).map(|i| if counts(i % context) { 1.0 } else { 0.0 }).collect();
@@ -54,7 +55,7 @@ fn bits_where(
         for (row, sequence) in rows.chunks_mut(context).enumerate() {
             sampler.read(tokens, batch_index * batch as u64 + row as u64, sequence).unwrap();
         }
-        let device = &mut session.device;
+        let device = &mut session.ranks[0];
         device.write_input(section, "tokens", bytemuck::cast_slice(&rows)).unwrap();
         device.write_input(section, "targets", bytemuck::cast_slice(&rows)).unwrap();
         device.write_input(section, "weights", bytemuck::cast_slice(&weights)).unwrap();

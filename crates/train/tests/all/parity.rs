@@ -1,16 +1,15 @@
 //! Ten AdamW steps on the device give PyTorch's losses. `crates/models/tests/fixtures/README.md`
 //! says how its numbers, the weights and the tokens are made.
 
+use crate::common::step_sections;
 use aerogel_cpu::{CpuDevice, CpuTarget};
-use aerogel_graph::{Clock, DType};
+use aerogel_graph::{Clock, DType, Place, Role};
 use aerogel_machine::{Device, Machine, Program};
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, shifts_inside, train_graph,
 };
-use aerogel_passes::{
-    Compute, Optimizer, UpdateConfig, backward, precision, section_of, tile, update,
-};
-use aerogel_plan::{Ask, plan};
+use aerogel_passes::{Compute, Optimizer, Order, UpdateConfig, section_of};
+use aerogel_plan::plan;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -93,14 +92,10 @@ fn program(
 ) -> Arc<Program> {
     let get = |key: &str| recipe[key].as_f64().unwrap();
     let batch = get("batch") as usize;
-    let forward = precision(&train_graph(model, batch).unwrap(), compute).unwrap();
-    let micros = tile(&backward(&forward).unwrap(), micro_batches).unwrap();
     let kind = Optimizer::AdamW { beta1: get("beta1"), beta2: get("beta2"), epsilon: get("eps") };
     let config = UpdateConfig { kind, weight_decay: get("weight_decay"), clip: get("clip") };
-    let last = update(&micros[0].1, &config).unwrap();
-    let ask = |(name, graph)| Ask { name, graph, calls: 1 };
-    let mut asks: Vec<Ask> = micros.into_iter().map(ask).collect();
-    asks.push(ask(("update".to_owned(), last)));
+    let forward = train_graph(model, batch).unwrap();
+    let asks = step_sections(&forward, compute, micro_batches, &config);
     let machine = Machine::cpu(2, 1 << 30);
     Arc::new(plan(asks, &CpuTarget::new(machine.clone()), &machine).unwrap().program)
 }
@@ -108,11 +103,23 @@ fn program(
 /// The device with the weights of the fixtures; moments and sums are 0.
 fn device(program: &Arc<Program>) -> CpuDevice {
     let mut device = CpuDevice::load(program.clone(), 2).unwrap();
-    for s in program.states.iter().filter(|s| s.role == aerogel_graph::Role::Parameter) {
+    let mut seen = 0;
+    for s in program.states.iter().filter(|s| s.role == Role::Parameter) {
         assert_eq!(s.dtype, DType::F32, "{}", s.name);
-        let count: usize = s.axes.iter().map(|a| a.size).product();
-        let values: Vec<f32> = (0..count).map(|i| weight(&s.name, i)).collect();
-        device.write_state(&s.name, 0, bytemuck::cast_slice(&values)).unwrap();
+        for part in &s.parts {
+            let count = part.count();
+            let values: Vec<f32> = (0..count as usize).map(|i| weight(&part.name, i)).collect();
+            for run in s.runs(part, Place::default()) {
+                let own = &values[run.global as usize..][..run.count as usize];
+                device.write_state(&s.name, 4 * run.local, bytemuck::cast_slice(own)).unwrap();
+                seen += run.count;
+            }
+        }
+    }
+    let parts = program.states.iter().filter(|s| s.role == Role::Parameter).flat_map(|s| &s.parts);
+    assert_eq!(seen, parts.map(|p| p.count()).sum::<u64>());
+    if let Some(weights) = program.section("weights") {
+        device.run(weights, Clock::default(), 0).unwrap();
     }
     device
 }
@@ -138,7 +145,7 @@ fn train(
     let mut seen = vec![];
     for step in 0..recipe["steps"].as_u64().unwrap() {
         for micro in 0..micro_batches {
-            let s = section(&section_of(micro, micro_batches));
+            let s = section(&section_of(micro, micro_batches, Order::Tree));
             let (inputs, targets) = (tokens(micro, 0), tokens(micro, shift));
             let weights = vec![1f32; inputs.len()];
             device.write_input(s, "tokens", bytemuck::cast_slice(&inputs)).unwrap();

@@ -22,10 +22,10 @@ fn plan(name: &str, vocab: usize, overrides: &[&str]) -> RunPlan {
 }
 
 fn is_tight_and_adds_up(name: &str, plan: &RunPlan) {
-    let report = &plan.report;
+    let report = plan.report();
     println!("{name}: planned in {:.2} s", report.planning_seconds);
     assert!(report.planning_seconds < 3.0, "{name}: {} s", report.planning_seconds);
-    assert_eq!(report.total_bytes, plan.program.arena_bytes, "{name}");
+    assert_eq!(report.total_bytes, plan.program(0).arena_bytes, "{name}");
     assert_eq!(report.kinds.total(), report.total_bytes, "{name}: {:?}", report.kinds);
     for s in &report.sections {
         let (placed, live) = (s.transient_bytes as f64, s.largest_live_bytes as f64);
@@ -47,7 +47,7 @@ fn of_gpt2_124m() {
 
 /// Bytes of the section that runs a micro-batch.
 fn micro_bytes(plan: &RunPlan) -> f64 {
-    let micro = plan.report.sections.iter().find(|s| s.name == "micro.last").unwrap();
+    let micro = plan.report().sections.iter().find(|s| s.name == "micro.last").unwrap();
     micro.transient_bytes as f64
 }
 
@@ -63,14 +63,14 @@ fn a_micro_batch_grows_as_its_activations_do() {
     let (a, b, c) = (micro_bytes(&four), micro_bytes(&eight), micro_bytes(&wide));
     assert!(b / a > 1.3 && b / a < 2.05, "twice the layers: {a} to {b}");
     assert!(c / a > 1.5 && c / a < 2.05, "twice the sequences: {a} to {c}");
-    let (one, two) = (four.report.state_bytes, wide.report.state_bytes);
+    let (one, two) = (four.report().state_bytes, wide.report().state_bytes);
     assert!(one >= two, "states of fewer micro-batches: {one} to {two}");
 }
 
 /// Two plannings give one program.
 #[test]
 fn the_plan_of_a_recipe_is_one() {
-    let of = || plan("cifar10-strided.toml", 256, &["model.layers=8"]).program.hash.clone();
+    let of = || plan("cifar10-strided.toml", 256, &["model.layers=8"]).hash();
     let first = of();
     assert!((0..3).all(|_| of() == first));
 }

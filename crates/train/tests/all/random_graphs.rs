@@ -2,10 +2,13 @@
 //! get wrong shows as NaN or as another number.
 
 use crate::harness::{Rng, check, fill};
-use aerogel_graph::ops::{Einsum, Fold, Reduce, Scatter, ScatterMode, View};
+use crate::ranks::check_mesh;
+use aerogel_graph::ops::{
+    Collective, Einsum, Exchange, Fold, Merge, Reduce, Scatter, ScatterMode, View,
+};
 use aerogel_graph::{
-    AxisId, Build, Clock, DType, Env, Expr, Graph, Init, Op, OpError, Role, StateId, Tensor, Type,
-    ValueId, verify::verify,
+    AxisId, Build, Clock, Cutter, DType, Env, Expr, Graph, Init, Mesh, Op, OpError, Role, StateId,
+    Tensor, Type, ValueId, verify::verify,
 };
 
 type Made = Result<ValueId, OpError>;
@@ -23,6 +26,19 @@ struct Axes {
     ac: AxisId,
     /// `b` + 3.
     long: AxisId,
+    /// Where there are ranks: an axis, and the piece of it that a rank has.
+    ends: Option<[AxisId; 2]>,
+}
+
+/// Where a graph runs.
+#[derive(Clone, Copy, PartialEq)]
+enum On {
+    /// One machine, on whole axes.
+    Whole,
+    /// One rank, on pieces of axes.
+    Pieces,
+    /// All ranks, which exchange values.
+    Ranks,
 }
 
 struct Maker {
@@ -33,25 +49,74 @@ struct Maker {
     /// Values to build on, oldest first.
     pool: Vec<ValueId>,
     names: usize,
+    over: Vec<u8>,
+}
+
+/// The mesh of graphs on pieces and on ranks.
+const MESH: [usize; 2] = [2, 2];
+/// Pieces in time of the axes that time cuts.
+const TIMES: usize = 3;
+
+/// A random way to cut an axis, of up to two cuts; by ranks alone where `ranks` asks for it.
+fn cuts(rng: &mut Rng, ranks: bool) -> Vec<(Cutter, usize)> {
+    let mut all = vec![(Cutter::Mesh(0), MESH[0]), (Cutter::Mesh(1), MESH[1])];
+    if !ranks {
+        all.extend([(Cutter::Time, TIMES), (Cutter::Fixed(rng.below(2)), 2)]);
+    }
+    rng.shuffle(&mut all);
+    all.truncate(rng.below(3));
+    all
+}
+
+/// An axis of which this size is left when it is cut.
+fn cut_axis(
+    g: &mut Graph,
+    name: &str,
+    size: usize,
+    cuts: &[(Cutter, usize)],
+) -> Result<AxisId, OpError> {
+    let pieces: usize = cuts.iter().map(|c| c.1).product();
+    let axis = g.axis(name, size * pieces)?;
+    cuts.iter().try_for_each(|&(by, pieces)| g.cut_axis(name, by, pieces))?;
+    Ok(axis)
 }
 
 impl Maker {
-    fn new(seed: u64) -> Result<Maker, OpError> {
+    fn new(seed: u64, on: On) -> Result<Maker, OpError> {
         let mut rng = Rng(seed);
         let mut g = Graph::new();
         // Now and then an axis is longer than a tile of registers or a block of a product.
         let mut size = |most| if rng.one_in(6) { 20 + rng.below(20) } else { 1 + rng.below(most) };
         let (a, b, c) = (size(5), size(6), size(4));
+        let (mut tall, mut wide, mut table, mut over, mut ends) =
+            (vec![], vec![], vec![], vec![], None);
+        if on != On::Whole {
+            let names = ["outer", "inner"].map(str::to_owned);
+            g.set_mesh(Mesh(names.into_iter().zip(MESH).collect()));
+            (tall, wide, table) =
+                (cuts(&mut rng, false), cuts(&mut rng, false), cuts(&mut rng, true));
+        }
+        if on == On::Ranks {
+            over = rng.pick(&[&[0][..], &[1], &[0, 1], &[1, 0]]).to_vec();
+            let members = MESH[0].pow(over.len() as u32);
+            let whole = g.axis("whole", members * (1 + rng.below(4)))?;
+            let mut piece = whole;
+            for &m in &over {
+                piece = g.piece_of(piece, &format!("piece.{m}"), Cutter::Mesh(m), 2)?;
+            }
+            ends = Some([whole, piece]);
+        }
         let x = Axes {
-            a: g.axis("a", a)?,
-            twin: g.axis("twin", a)?,
+            a: cut_axis(&mut g, "a", a, &tall)?,
+            twin: cut_axis(&mut g, "twin", a, &tall)?,
             b: g.axis("b", b)?,
-            c: g.axis("c", c)?,
-            ab: g.axis("ab", a * b)?,
+            c: cut_axis(&mut g, "c", c, &wide)?,
+            ab: cut_axis(&mut g, "ab", a * b, &tall)?,
             ac: g.axis("ac", a + c)?,
-            long: g.axis("long", b + 3)?,
+            long: cut_axis(&mut g, "long", b + 3, &table)?,
+            ends,
         };
-        let mut maker = Maker { g, env: Env::new(), rng, x, pool: vec![], names: 0 };
+        let mut maker = Maker { g, env: Env::new(), rng, x, pool: vec![], names: 0, over };
         for _ in 0..2 + maker.rng.below(3) {
             let v = maker.leaf()?;
             maker.pool.push(v);
@@ -71,6 +136,7 @@ impl Maker {
     fn axes(&mut self, most: usize) -> Vec<AxisId> {
         let x = &self.x;
         let mut list = vec![x.a, x.twin, x.b, x.c, x.ab, x.ac, x.long];
+        list.extend(x.ends.into_iter().flatten());
         self.rng.shuffle(&mut list);
         list.truncate(self.rng.below(most + 1));
         list
@@ -219,7 +285,8 @@ impl Maker {
     fn rows(&mut self) -> Made {
         let (x, y) = (self.some(), self.some());
         let (long, b) = (self.x.long, self.x.b);
-        let (rows, count) = (self.g.axes().size(long), self.g.axes().size(b));
+        // Ids count along the whole table: some of them name rows of other ranks.
+        let (rows, count) = (self.g.axes()[long].global_size(), self.g.axes().size(b));
         let name = self.name("ids");
         let ids = self.g.input(&name, DType::U32, &[b])?;
         let mut list: Vec<f64> = (0..rows).map(|i| i as f64).collect();
@@ -239,7 +306,30 @@ impl Maker {
         }
     }
 
+    /// What all ranks exchange.
+    fn exchange(&mut self, [whole, piece]: [AxisId; 2]) -> Made {
+        let x = self.some();
+        let [gather, scatter, keep] = [
+            Exchange::AllGather { axis: piece, into: whole },
+            Exchange::ReduceScatter { axis: whole, into: piece },
+            Exchange::Keep { axis: whole, into: piece },
+        ];
+        let mut fits =
+            vec![Exchange::AllReduce(self.rng.pick(&[Merge::Sum, Merge::Max, Merge::Lse]))];
+        match [whole, piece].map(|a| self.g.ty(x).has(a)) {
+            [true, false] => fits = vec![scatter, keep],
+            [false, true] => fits = vec![gather],
+            _ => {}
+        }
+        let exchange = fits.swap_remove(self.rng.below(fits.len()));
+        let over = self.over.iter().copied().collect();
+        Ok(self.g.emit(Collective { exchange, over }.into(), &[x])?[0])
+    }
+
     fn step(&mut self) -> Made {
+        if let Some(ends) = self.x.ends.filter(|_| self.rng.one_in(5)) {
+            return self.exchange(ends);
+        }
         match self.rng.below(16) {
             0..6 => self.map(),
             6..8 => self.einsum(),
@@ -278,9 +368,9 @@ impl Maker {
     }
 }
 
-/// A graph that verifies, and its data.
-fn make(seed: u64) -> Result<(Graph, Env), OpError> {
-    let mut maker = Maker::new(seed)?;
+/// A graph that verifies, the data of each rank, and when and where it runs.
+fn make(seed: u64, on: On) -> Result<(Graph, Vec<Env>, Clock), OpError> {
+    let mut maker = Maker::new(seed, on)?;
     let steps = 4 + maker.rng.below(24);
     for _ in 0..steps {
         // What does not fit the values at hand, or is too much for the interpreter, is left out.
@@ -295,32 +385,58 @@ fn make(seed: u64) -> Result<(Graph, Env), OpError> {
         maker.g.output(&name, v);
     }
     maker.assigns()?;
-    let Maker { g, mut env, mut rng, .. } = maker;
+    let Maker { g, env, mut rng, .. } = maker;
     verify(&g).expect("a graph of the builder verifies");
-    fill(&g, &mut env, &mut rng, 1);
-    Ok((g, env))
+    let mut clock = Clock { seed, step: 3, micro: 0, ..Clock::default() };
+    let ranks = if on == On::Ranks { g.axes().mesh.ranks() } else { 1 };
+    let mut envs = vec![env; ranks];
+    envs.iter_mut().for_each(|env| fill(&g, env, &mut rng, 1));
+    if on != On::Whole {
+        clock.micro = rng.below(TIMES) as u64;
+    }
+    if on == On::Pieces {
+        clock.place = g.axes().mesh.place(rng.below(4));
+    }
+    Ok((g, envs, clock))
 }
 
 /// Seeds of the graphs: all of them, or the one that a failure named, whose text is shown.
-fn seeds() -> std::ops::Range<u64> {
+fn seeds(count: u64, on: On) -> std::ops::Range<u64> {
     match std::env::var("AEROGEL_GRAPH").ok().and_then(|n| n.parse().ok()) {
         Some(seed) => {
-            let (g, env) = make(seed).unwrap();
-            println!("{}\n{env:?}", aerogel_graph::text::print(&g));
+            let (g, envs, clock) = make(seed, on).unwrap();
+            println!("{}\n{clock:?} {envs:?}", aerogel_graph::text::print(&g));
             seed..seed + 1
         }
-        None => 0..1500,
+        None => 0..count,
     }
+}
+
+fn all_hold(count: u64, on: On) {
+    let fails = |seed: u64| {
+        let made = make(seed, on).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let what = format!("AEROGEL_GRAPH={seed}");
+        let run = || match &made {
+            (g, envs, clock) if on == On::Ranks => drop(check_mesh(&what, g, envs, *clock)),
+            (g, envs, clock) => drop(check(&what, g, &envs[0], *clock)),
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let failed: Vec<u64> = seeds(count, on).filter(|seed| fails(*seed)).collect();
+    assert!(failed.is_empty(), "graphs {failed:?} failed; run one with AEROGEL_GRAPH=N");
 }
 
 #[test]
 fn of_all_ops() {
-    let fails = |seed: u64| {
-        let (g, env) = make(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        let clock = Clock { seed, step: 3, micro: 0, ..Clock::default() };
-        let run = || check(&format!("AEROGEL_GRAPH={seed}"), &g, &env, clock);
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
-    };
-    let failed: Vec<u64> = seeds().filter(|seed| fails(*seed)).collect();
-    assert!(failed.is_empty(), "graphs {failed:?} failed; run one with AEROGEL_GRAPH=N");
+    all_hold(1500, On::Whole);
+}
+
+#[test]
+fn of_all_ops_on_pieces_of_axes() {
+    all_hold(500, On::Pieces);
+}
+
+#[test]
+fn of_all_ops_and_exchanges_between_ranks() {
+    all_hold(300, On::Ranks);
 }

@@ -134,7 +134,8 @@ impl Ran {
 /// Trains until done, or until after a step.
 fn run(recipe: &Recipe, workspace: &Workspace, resume: Resume, stop_after: Option<u64>) -> Ran {
     let stop = Arc::new(AtomicBool::new(false));
-    let options = Options { workspace: workspace.clone(), resume, stop: stop.clone() };
+    let (workspace, ties) = (workspace.clone(), None);
+    let options = Options { workspace, resume, stop: stop.clone(), ties };
     let mut sink = StopAfter { step: stop_after.unwrap_or(u64::MAX), stop, log: Log::default() };
     let outcome = train(recipe, &options, &mut NoProgress, &mut sink);
     Ran { outcome, events: sink.log.0 }
@@ -255,7 +256,8 @@ fn a_run_stopped_before_its_first_step_continues() {
     let workspace = Workspace::under(dir.path());
     let recipe = recipe(SPARSE, &["train.steps=3", "schedule.warmup=1"]);
     let stop = Arc::new(AtomicBool::new(true));
-    let options = Options { workspace: workspace.clone(), resume: Resume::Auto, stop };
+    let resume = Resume::Auto;
+    let options = Options { workspace: workspace.clone(), resume, stop, ties: None };
     let outcome = train(&recipe, &options, &mut NoProgress, &mut Log::default()).unwrap();
     assert_eq!((outcome.exit, outcome.step), (Exit::Resumable, 0));
     let ran = run(&recipe, &workspace, Resume::Auto, None);

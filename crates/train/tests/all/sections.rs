@@ -1,15 +1,15 @@
 //! Whole training steps of small models: micro-batches and update on the device, against the
 //! interpreter running the same sections.
 
-use crate::harness::{Loaded, Reference, Rng, fill, numbers_of, same_bits};
-use aerogel_graph::{Build, Clock, Env, Graph, Init, Role, Rounding, Tensor, interpret};
+use crate::common::step_sections;
+use crate::harness::{Bytes, Loaded, Reference, Rng, bytes_of, fill, numbers_of, same_bits};
+use aerogel_graph::{Build, Clock, DType, Env, Graph, Init, Place, Role, State, Tensor};
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
 };
-use aerogel_passes::{
-    Compute, Optimizer, UpdateConfig, backward, precision, section_of, tile, update,
-};
+use aerogel_passes::{Compute, Optimizer, Order, UpdateConfig, section_of};
 use aerogel_plan::Ask;
+use std::ops::Range;
 
 const BATCH: usize = 4;
 const PIECES: usize = 4;
@@ -48,13 +48,16 @@ fn environment(asks: &[Ask]) -> Env {
     for g in asks.iter().map(|a| &a.graph) {
         for s in g.states() {
             let list = &g.ty(s.value).axes;
-            let count = g.axes().count(list);
-            let data = (0..count).map(|_| match (s.role, s.init) {
-                (Role::Parameter, Init::Normal(std)) => std.max(0.05) * rng.value(),
-                (Role::Parameter, Init::Constant(c)) => c + 0.05 * rng.value(),
-                _ => 0.0,
-            });
-            let data = data.map(|x| f64::from(x as f32)).collect();
+            let mut data = vec![0.0; g.axes().count(list)];
+            // What lies between the tensors of a bucket is 0.
+            for part in s.parts.iter().filter(|_| s.role == Role::Parameter) {
+                for x in &mut data[part.first..][..g.axes().count(&part.axes)] {
+                    *x = f64::from(match part.init {
+                        Init::Normal(std) => std.max(0.05) * rng.value(),
+                        Init::Constant(c) => c + 0.05 * rng.value(),
+                    } as f32);
+                }
+            }
             env.entry(s.name.clone()).or_insert_with(|| Tensor::from_vec(g.axes(), list, data));
         }
     }
@@ -73,26 +76,47 @@ fn inputs(g: &Graph, env: &mut Env, rng: &mut Rng) {
     fill(g, env, rng, 11);
 }
 
-/// The sections of a step in the order of their runs, with the clock's `micro`.
+/// The sections of a step in the order of their runs, with the clock's `micro`: copies of the
+/// parameters that were loaded, if there are any, then all pieces, then the update.
 fn order(asks: &[Ask]) -> Vec<(usize, u64)> {
-    let find = |name: &str| asks.iter().position(|a| a.name == name).expect("a section");
-    let micro = (0..PIECES).map(|j| (find(&section_of(j, PIECES)), j as u64));
-    micro.chain([(find("update"), 0)]).collect()
+    let maybe = |name: &str| asks.iter().position(|a| a.name == name);
+    let find = |name: &str| maybe(name).expect("a section");
+    let micro = (0..PIECES).map(|j| (find(&section_of(j, PIECES, Order::Tree)), j as u64));
+    maybe("weights").map(|s| (s, 0)).into_iter().chain(micro).chain([(find("update"), 0)]).collect()
+}
+
+/// Every copy in bf16 that a section has written is its master, rounded: as far as the rank has it.
+pub fn copies_are_rounded(what: &str, g: &Graph, place: Place, got: &Bytes) -> usize {
+    let mut copies = 0;
+    let states = g.assigns.iter().map(|a| &g.states()[a.0.index()]);
+    for s in states.filter(|s| s.role == Role::Weights) {
+        let master = s.name.strip_suffix(".bf16").expect("the name of a copy");
+        let master = g.find_state(master).expect("what is copied");
+        let master = &g.states()[master.index()];
+        let numbers = numbers_of(DType::F32, &got[&format!("state {}", master.name)]);
+        let start = held(g, master, place).start - held(g, s, place).start;
+        let copy = &got[&format!("state {}", s.name)][2 * start..][..2 * numbers.len()];
+        assert!(*copy == bytes_of(DType::Bf16, &numbers), "{what}: {} is no copy", s.name);
+        copies += 1;
+    }
+    copies
+}
+
+/// Which elements of a state a rank has: of a flat bucket maybe a piece.
+fn held(g: &Graph, s: &State, place: Place) -> Range<usize> {
+    let list = &g.ty(s.value).axes;
+    let count = g.axes().count(list);
+    let piece = if s.parts.is_empty() { 0 } else { g.axes()[list[0]].piece(0, place) as usize };
+    piece * count..(piece + 1) * count
 }
 
 fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
-    let whole = backward(&precision(forward, compute).unwrap()).unwrap();
-    let micros = tile(&whole, PIECES).unwrap();
     let kind = Optimizer::Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-3 };
-    let last = update(&micros[0].1, &UpdateConfig { kind, weight_decay: 0.1, clip: 1.0 }).unwrap();
-    let sections = || -> Vec<Ask> {
-        let update = ("update".to_owned(), last.clone());
-        let all = micros.iter().cloned().chain([update]);
-        all.map(|(name, graph)| Ask { name, graph, calls: 1 }).collect()
-    };
+    let config = UpdateConfig { kind, weight_decay: 0.1, clip: 1.0 };
+    let sections = || step_sections(forward, compute, PIECES, &config);
     let asks = sections();
     let start = environment(&asks);
-    let mut first = None;
+    let (mut first, mut copies) = (None, 0);
     for threads in 1..=2 {
         let mut device = Loaded::new(sections(), threads).unwrap_or_else(|e| panic!("{name}: {e}"));
         (0..asks.len()).for_each(|i| device.write_states(i, &start));
@@ -105,8 +129,9 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
             let got = device.run(section, &env, clock);
             let what = format!("{name} {} of piece {micro}", asks[section].name);
             if threads == 1 {
-                near(&what, g, &env, clock, &got);
+                near(&what, &Reference::new(g, &env, clock, 0.0), clock.place, &got);
             }
+            copies += copies_are_rounded(&what, g, clock.place, &got);
             // Each section is judged alone: both go on from what the device has.
             for s in g.states() {
                 let data = numbers_of(g.ty(s.value).dtype, &got[&format!("state {}", s.name)]);
@@ -119,13 +144,13 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
             Some(first) => all.iter().zip(first).for_each(|(a, b)| same_bits(name, a, b)),
         }
     }
+    assert_eq!(copies > 0, compute == Compute::Bf16, "{name}: {copies} copies");
 }
 
 /// New states and outputs are the interpreter's, to a part of the largest number in the section's
 /// results of their kind: the gradient of a key bias is 0 but for rounding.
-fn near(what: &str, g: &Graph, env: &Env, clock: Clock, got: &crate::harness::Bytes) {
-    let run = interpret(g, env, clock, Rounding::Declared).unwrap();
-    let reference = Reference::new(g, env, clock, 0.0);
+pub fn near(what: &str, reference: &Reference<'_>, place: Place, got: &Bytes) {
+    let g = reference.graph();
     let ends = g.assigns.iter().map(|(s, v)| (format!("state {}", g.states()[s.index()].name), *v));
     let ends = ends.chain(g.outputs.iter().map(|(n, v)| (format!("output {n}"), *v)));
     let ends: Vec<_> = ends.collect();
@@ -133,17 +158,45 @@ fn near(what: &str, g: &Graph, env: &Env, clock: Clock, got: &crate::harness::By
     let largest = ends
         .iter()
         .filter(|e| sums(&e.0) && e.0.contains("grad."))
-        .flat_map(|e| &run.values[e.1.index()].data)
+        .flat_map(|e| &reference.values(e.1).data)
         .fold(0.0, |m: f64, x| m.max(x.abs()));
     for (name, v) in ends {
         let floor = if sums(&name) { reference.relative() * largest } else { 0.0 };
-        let tolerance = reference.tolerance(v).max(floor).max(1e-7);
         let numbers = numbers_of(g.ty(v).dtype, &got[&name]);
-        for (i, (a, b)) in numbers.iter().zip(&run.values[v.index()].data).enumerate() {
-            let fits = a == b || (a - b).abs() <= tolerance;
-            assert!(fits, "{what}: {name} element {i} is {a}, wanted {b} ± {tolerance:e}");
+        let wanted = &reference.values(v).data;
+        for (part, is_tensor) in stretches(g, &name, wanted.len(), place) {
+            let tolerance = reference.tolerance_in(v, part.clone()).max(floor).max(1e-7);
+            // Between the tensors of a bucket there is nothing but zeros.
+            let tolerance = if is_tensor { tolerance } else { 0.0 };
+            for i in part {
+                let (a, b) = (numbers[i], wanted[i]);
+                let fits = a == b || (a - b).abs() <= tolerance;
+                assert!(fits, "{what}: {name} element {i} is {a}, wanted {b} ± {tolerance:e}");
+            }
         }
     }
+}
+
+/// The tensors of a value, and what is between and after them; each tensor is judged by itself.
+fn stretches(g: &Graph, name: &str, count: usize, place: Place) -> Vec<(Range<usize>, bool)> {
+    let state = name.strip_prefix("state ").and_then(|n| g.find_state(n));
+    let Some(state) = state.map(|id| &g.states()[id.index()]).filter(|s| !s.parts.is_empty())
+    else {
+        return vec![(0..count, true)];
+    };
+    let own = held(g, state, place);
+    let (mut list, mut end) = (vec![], 0);
+    for part in &state.parts {
+        let next = part.first + g.axes().count(&part.axes);
+        list.extend([(end..part.first, false), (part.first..next, true)]);
+        end = next;
+    }
+    list.push((end..own.end.max(end), false));
+    let local = |r: Range<usize>| {
+        let ends = [r.start, r.end].map(|x| x.clamp(own.start, own.end) - own.start);
+        ends[0]..ends[1]
+    };
+    list.into_iter().map(|(r, is_tensor)| (local(r), is_tensor)).collect()
 }
 
 fn every_attention(family: Family, compute: Compute) {

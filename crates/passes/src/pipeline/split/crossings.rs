@@ -1,6 +1,6 @@
 //! What leaves the section that makes it, and how: saved for the backward, or sent.
 
-use super::sites::{Section, ends, shown};
+use super::sites::{Section, last_pass, shown};
 use crate::pipeline::schedule::Pass;
 use aerogel_graph::ops::View;
 use aerogel_graph::{Build, Graph, Op, ValueId};
@@ -24,10 +24,8 @@ pub struct Crossings {
     pub messages: BTreeSet<Crossing>,
     /// By stage, what its forward saves for its backward.
     pub saved: Vec<BTreeSet<ValueId>>,
-    /// By stage, the graph's outputs that it has, in the section `ends`.
-    pub outputs: Vec<Vec<(String, ValueId)>>,
-    /// The backward; the forward of a graph that has no other.
-    pub ends: Pass,
+    /// The graph's outputs, by the section that has them.
+    pub outputs: BTreeMap<Section, Vec<(String, ValueId)>>,
 }
 
 impl Crossings {
@@ -44,14 +42,14 @@ impl Crossings {
 
 /// Decides for each value that two sections share.
 pub fn crossings(g: &Graph, sites: &[Option<Section>], stages: usize) -> Crossings {
-    let mut outputs = vec![vec![]; stages];
+    let pass = last_pass(g);
+    let mut outputs: BTreeMap<Section, Vec<(String, ValueId)>> = BTreeMap::new();
     for (name, v) in &g.outputs {
         let stage = sites[v.index()].map_or(stages - 1, |site| site.0);
-        outputs[stage].push((name.clone(), *v));
+        outputs.entry((stage, pass)).or_default().push((name.clone(), *v));
     }
-    let ends = ends(g);
-    let wanted = wanted(g, sites, &outputs, ends);
-    let mut crossings = Crossings { messages: BTreeSet::new(), saved: vec![], outputs, ends };
+    let wanted = wanted(g, sites, &outputs);
+    let mut crossings = Crossings { messages: BTreeSet::new(), saved: vec![], outputs };
     let of = |at: Section| wanted.get(&at).map(|list| settled(g, list)).unwrap_or_default();
     for stage in 0..stages {
         let forward = (stage, Pass::Forward);
@@ -78,8 +76,7 @@ pub fn crossings(g: &Graph, sites: &[Option<Section>], stages: usize) -> Crossin
 fn wanted(
     g: &Graph,
     sites: &[Option<Section>],
-    outputs: &[Vec<(String, ValueId)>],
-    ends: Pass,
+    outputs: &BTreeMap<Section, Vec<(String, ValueId)>>,
 ) -> BTreeMap<Section, BTreeSet<ValueId>> {
     let mut wanted: BTreeMap<Section, BTreeSet<ValueId>> = BTreeMap::new();
     let mut want = |at: Section, v: ValueId| {
@@ -93,8 +90,8 @@ fn wanted(
             node.ins.iter().for_each(|v| want(at, *v));
         }
     }
-    for (stage, list) in outputs.iter().enumerate() {
-        list.iter().for_each(|(_, v)| want((stage, ends), *v));
+    for (at, list) in outputs {
+        list.iter().for_each(|(_, v)| want(*at, *v));
     }
     wanted
 }

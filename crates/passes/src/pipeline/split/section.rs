@@ -49,14 +49,11 @@ pub fn write(
     names: &Names,
 ) -> Result<Graph, PassError> {
     let (stage, pass) = at;
-    let none = (BTreeSet::new(), vec![]);
+    let none = BTreeSet::new();
     let (received, sent) = (crossings.received(at), crossings.sent(at));
+    let outputs = crossings.outputs.get(&at).map_or(&[][..], Vec::as_slice);
     let saved = &crossings.saved[stage];
-    let outputs = if pass == crossings.ends { &crossings.outputs[stage] } else { &none.1 };
-    let (kept, restored) = match pass {
-        Pass::Forward => (saved, &none.0),
-        _ => (&none.0, saved),
-    };
+    let (kept, restored) = if pass == Pass::Forward { (saved, &none) } else { (&none, saved) };
     let given: BTreeSet<ValueId> = received.union(restored).copied().collect();
     let ends = sent.iter().chain(kept).copied().chain(outputs.iter().map(|o| o.1));
     let live = Live::new(g, &given, ends);

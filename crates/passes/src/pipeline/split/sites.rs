@@ -8,14 +8,6 @@ use aerogel_graph::{Build, Def, Graph, Node, Op, Phase, ValueId};
 /// A virtual stage, and its forward or its backward.
 pub type Section = (usize, Pass);
 
-/// The section that outputs belong to.
-pub fn ends(g: &Graph) -> Pass {
-    match g.nodes().iter().any(|n| n.phase == Phase::Backward) {
-        true => Pass::Backward,
-        false => Pass::Forward,
-    }
-}
-
 /// Whether a value of one section can reach another within a micro-batch.
 fn reaches(from: Section, to: Section) -> bool {
     match (from.1, to.1) {
@@ -37,6 +29,13 @@ pub fn shown(g: &Graph, v: ValueId) -> Option<ValueId> {
         )
     );
     costs_nothing.then(|| node.ins[0])
+}
+
+/// The section of a stage that has the graph's outputs: its last one. A graph without gradients, as
+/// evaluation has it, has forwards alone.
+pub fn last_pass(g: &Graph) -> Pass {
+    let trains = g.nodes().iter().any(|node| node.phase == Phase::Backward);
+    if trains { Pass::Backward } else { Pass::Forward }
 }
 
 /// For each value the section that makes it; `None` for what every section has or makes for itself:
@@ -65,9 +64,10 @@ pub fn sites(
         };
         node.outs.iter().for_each(|v| made[v.index()] = site);
     }
+    let passes = if last_pass(g) == Pass::Backward { 2 } else { 1 };
     for (stage, filled) in filled.into_iter().enumerate() {
-        for (filled, section) in filled.into_iter().zip(["forward", "backward"]) {
-            if !filled && (section == "forward" || ends(g) == Pass::Backward) {
+        for (filled, section) in filled.into_iter().zip(["forward", "backward"]).take(passes) {
+            if !filled {
                 return Err(PassError::EmptyStage { stage, section });
             }
         }

@@ -1,6 +1,8 @@
 //! Sections of a pipeline against the graph that was split: the same bits, nothing computed twice,
 //! nothing kept or sent that need not be.
 
+#[path = "split/layouts.rs"]
+mod layouts;
 #[path = "split/small.rs"]
 mod small;
 
@@ -12,7 +14,7 @@ use aerogel_graph::{
     ValueId, interpret_mesh, text, verify::verify,
 };
 use aerogel_models::{
-    AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
+    AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, eval_graph, train_graph,
 };
 use aerogel_passes::pipeline::{
     Kind, Message, Pass, Replica, Schedule, Split, check, layer_stages, schedule, split,
@@ -55,6 +57,7 @@ fn config(family: Family, attention: AttentionKind) -> ModelConfig {
 
 struct Case {
     name: String,
+    config: ModelConfig,
     /// The step of the global batch, whose inputs a host would have.
     global: Graph,
     /// The step of one micro-batch.
@@ -82,7 +85,8 @@ fn cases() -> Vec<Case> {
     ] {
         for compute in [Compute::F32, Compute::Bf16] {
             for policy in [Policy::None, Policy::Cheap, Policy::Blocks { every: 1 }, ACROSS] {
-                let forward = train_graph(&config(family, attention), MICROS).unwrap();
+                let config = config(family, attention);
+                let forward = train_graph(&config, MICROS).unwrap();
                 let global = backward(&precision(&forward, compute).unwrap()).unwrap();
                 let bytes = |g: &Graph, v| g.ty(v).bytes(g.axes());
                 let global = recompute(&global, &policy, &bytes).unwrap().graph;
@@ -90,7 +94,7 @@ fn cases() -> Vec<Case> {
                 micro.cut_axis("batch", Cutter::Time, MICROS).unwrap();
                 let name = format!("{family:?} {attention:?} {compute:?}, recompute {policy:?}");
                 let tied = family == Family::Gpt2;
-                list.push(Case { name, global, micro, tied, compute, policy });
+                list.push(Case { name, config, global, micro, tied, compute, policy });
             }
         }
     }
@@ -357,7 +361,7 @@ fn a_stage_saves_what_its_backward_reads() {
 #[test]
 fn neighbours_send_one_activation_and_one_gradient() {
     for case in cases() {
-        let c = config(Family::Gpt2, AttentionKind::Dense);
+        let c = &case.config;
         let dtype = if case.compute == Compute::F32 { DType::F32 } else { DType::Bf16 };
         let stream = (c.context * c.embed * dtype.bytes()) as u64;
         let table = (c.vocab * c.embed * DType::F32.bytes()) as u64;
@@ -382,6 +386,23 @@ fn neighbours_send_one_activation_and_one_gradient() {
             assert_eq!(split.replicas, replicas, "{} on {stages}", case.name);
             split.messages.iter().for_each(|m| sent_as_received(&split, m));
         }
+    }
+}
+
+/// So a host can carry both by the same list.
+#[test]
+fn evaluation_sends_what_the_forwards_of_training_send() {
+    for case in cases() {
+        let forward = eval_graph(&case.config, 1).unwrap();
+        let eval = precision(&forward, case.compute).unwrap();
+        let schedule = schedule(Kind::OneFOneB, LAYERS, MICROS).unwrap();
+        let ends = |g| {
+            let messages = split_for(g, &schedule).messages.into_iter();
+            let forward = messages.filter(|m| m.to.1 == Pass::Forward);
+            forward.map(|m| (m.name, m.from, m.to)).collect::<Vec<_>>()
+        };
+        let wanted = ends(&case.micro);
+        assert_eq!((ends(&eval), wanted.len()), (wanted, LAYERS - 1), "{}", case.name);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Graphs by hand: what models do not do, what is refused, and the sections as text.
 
 use super::super::super::support::{network, noise};
-use super::{MICROS, Ranks, assert_same, execute, sections, whole};
+use super::{MICROS, Ranks, assert_same, execute, run, sections, whole};
 use aerogel_graph::ops::{Collective, Exchange};
 use aerogel_graph::{
     Build, Cutter, DType, Env, Graph, Init, Mesh, OpError, ParamClass, Part, Phase, Role, Tensor,
@@ -184,6 +184,26 @@ fn a_value_goes_to_whoever_reads_it() {
     assert_eq!(messages(&split)[3..], gradients);
     let users: Vec<_> = split.replicas.iter().map(|r| (r.owner, r.user)).collect();
     assert_eq!(users, [(0, 1), (0, 2)]);
+}
+
+#[test]
+fn without_gradients_there_are_forwards_alone() {
+    let g = skipping().unwrap();
+    let split = split(&g, &layer_stages(&[0..1, 1..2, 2..3]), 3, &[1, 1, 1]).unwrap();
+    assert_eq!(
+        messages(&split),
+        ["F0 > F1 h.0.map 48", "F0 > F2 h.0.map 48", "F1 > F2 h.1.map 48"]
+    );
+    let mut env = given(&g).remove(0);
+    let wanted = run(&g, &env, 0).remove(0).outputs;
+    for stage in &split.stages {
+        assert_eq!((stage.backward.nodes(), stage.backward.outputs.as_slice()), (&[][..], &[][..]));
+        assert!(stage.forward.states().iter().all(|s| s.role == Role::Parameter));
+        let outputs = run(&stage.forward, &env, 0).remove(0).outputs;
+        let received = |(name, t): (String, Tensor)| (name.replace("send.", "receive."), t);
+        env[0].extend(outputs.into_iter().map(received));
+    }
+    assert_eq!(env[0]["loss"], wanted["loss"]);
 }
 
 #[test]

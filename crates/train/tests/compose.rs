@@ -1,0 +1,12 @@
+//! Techniques together: whole runs of small models, whose numbers a technique must not change.
+
+#[path = "compose/case.rs"]
+mod case;
+#[path = "compose/faults.rs"]
+mod faults;
+#[path = "compose/matrix.rs"]
+mod matrix;
+#[path = "compose/ranks.rs"]
+mod ranks;
+#[path = "compose/reshard.rs"]
+mod reshard;
