@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 #[command(
     after_help = "Example: aerogel plan recipes/cifar10-strided.toml train.micro_batch=1\n         \
-    aerogel plan recipes/gpt2-124m.toml 'parallel.mesh={ data = 2, tensor = 2, pipe = 2 }' --rank 5\n\n\
+    aerogel plan recipes/quick.toml 'parallel.mesh={ data = 2, pipe = 2 }' --rank 3\n\n\
     Nothing is loaded or prepared. `train` allocates exactly the memory that this shows.\n\
     Of several ranks one is shown, rank 0 if none is asked for; parameters and tokens are of all.\n\
     Ends with 21, after the table, where that is more than it may take."

@@ -1,5 +1,8 @@
 //! One rank of a plan: where it stands in the mesh, what it holds, what it sends, and when it runs.
 
+#[cfg(test)]
+mod tests;
+
 use crate::error::TrainError;
 use crate::plan::RunPlan;
 use crate::setup::{self, Workspace};

@@ -130,7 +130,8 @@ fn stages(shown: &RankPlan<'_>, pipeline: &PipelinePlan) -> String {
     );
     let lists: Vec<_> = shown.stages.iter().map(|s| s.report.kinds.list()).collect();
     let is_shown = |k: &usize| lists.iter().any(|list| list[*k].1 > 0);
-    let kinds: Vec<usize> = (0..Kinds::COUNT).filter(is_shown).collect();
+    // All but the holes.
+    let kinds: Vec<usize> = (0..Kinds::COUNT - 1).filter(is_shown).collect();
     let mut head: Vec<String> = ["stage", "layers", "parameters", "FLOP a step", "slots", "memory"]
         .map(str::to_owned)
         .into();

@@ -103,7 +103,7 @@ fn timeline(plan: &Report, shown: &[&SectionReport]) -> String {
             plot.read_out((offset + i) as f64 + 0.5, &text);
         }
         let end = offset + totals.len();
-        plot.stretch(offset as f64, end as f64, &stretch_name(section));
+        plot.stretch(offset as f64, end as f64, &stretch_name(section, kernels));
         borders.extend((offset > 0).then_some(offset));
         offset = end;
     }
@@ -121,8 +121,10 @@ fn timeline(plan: &Report, shown: &[&SectionReport]) -> String {
     plot.html("tall timeline", &about)
 }
 
-fn stretch_name(section: &SectionReport) -> String {
+/// The name of a section, and how often it is called where there is room.
+fn stretch_name(section: &SectionReport, kernels: usize) -> String {
     match section.calls {
+        1.. if 10 * section.timeline.len() < kernels => section.name.clone(),
         0 => format!("{}, outside the step", section.name),
         1 => section.name.clone(),
         n => format!("{} × {}", section.name, count(n)),
@@ -225,7 +227,15 @@ fn caption(plan: &Report, history: &History) -> String {
         escape(plan.peak_step.trim())
     );
     let Some(start) = &history.start else { return out };
-    let _ = write!(out, " Allocated: {}.", bytes(start.allocated_bytes));
+    let _ = match start.ranks {
+        0 | 1 => write!(out, " Allocated: {}.", bytes(start.allocated_bytes)),
+        n => write!(
+            out,
+            " Shown is one rank; allocated for all {} of them: {}.",
+            count(n),
+            bytes(start.allocated_bytes)
+        ),
+    };
     if start.library_bytes > 0 {
         let _ = write!(out, " Taken by libraries beside it: {}.", bytes(start.library_bytes));
     }

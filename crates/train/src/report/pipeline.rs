@@ -68,8 +68,10 @@ fn key(pipeline: &PipelinePlan) -> String {
             let tint = tint(chunk);
             let name = match (chunks(pipeline), chunk) {
                 (1, _) => name.to_owned(),
-                (_, 0) => format!("{name}, chunks 0, 2 …"),
-                (_, _) => "1, 3 …".to_owned(),
+                (2, 0) => format!("{name}, chunk 0"),
+                (2, _) => "chunk 1".to_owned(),
+                (_, 0) => format!("{name}, even chunks"),
+                (_, _) => "odd chunks".to_owned(),
             };
             let _ = write!(out, "<span><i class=\"swatch {class}{tint}\"></i>{name}</span>");
         }
@@ -198,8 +200,9 @@ fn caption(pipeline: &PipelinePlan, left_out: usize) -> String {
 
 fn table(stages: &[StagePlan<'_>]) -> String {
     let lists: Vec<_> = stages.iter().map(|s| s.report.kinds.list()).collect();
+    // All but the holes.
     let shown: Vec<usize> =
-        (0..Kinds::COUNT).filter(|&k| lists.iter().any(|list| list[k].1 > 0)).collect();
+        (0..Kinds::COUNT - 1).filter(|&k| lists.iter().any(|list| list[k].1 > 0)).collect();
     let mut out = String::from(
         "<div class=\"scroll\"><table class=\"dense\">\n<caption>One rank of each stage</caption>\n\
          <thead><tr><th>stage</th><th>layers</th><th class=\"n\">parameters</th>\
@@ -230,7 +233,7 @@ fn table(stages: &[StagePlan<'_>]) -> String {
         out += "</tr>\n";
     }
     out += "</tbody>\n</table></div>\n<p class=\"caption\">Slots are the micro-batches whose \
-            activations a rank keeps at most, by chunk; work is that of one step. What stands behind \
-            the memory are its kinds at the peak.</p>\n";
+            activations a rank keeps at most, by chunk; work is that of one step. Behind memory \
+            stand its kinds at the peak.</p>\n";
     out
 }

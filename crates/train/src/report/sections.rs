@@ -2,7 +2,7 @@
 
 use super::history::History;
 use super::series::median;
-use super::text::{bytes, count, duration, escape, metric, number};
+use super::text::{bytes, count, duration, escape, metric, number, plural};
 use aerogel_plan::{Report, SectionReport};
 use std::fmt::Write;
 
@@ -59,13 +59,27 @@ fn sentence(plan: &Report, history: &History) -> String {
     let measured = median(history.steps.iter().map(|s| s.seconds)).filter(|s| *s > 0.0);
     if let Some(measured) = measured {
         let _ = write!(out, " The median step took {}", duration(measured));
-        if plan.seconds > 0.0 {
-            let ratio = number(measured / plan.seconds, 3);
-            let _ = write!(out, ", {ratio} times what was predicted");
+        match history.start.as_ref().filter(|s| s.ranks > 1) {
+            // What is predicted is one rank's part, with the machine to itself.
+            Some(start) => {
+                let (ranks, threads) = (count(start.ranks), plural(start.threads, "thread"));
+                let _ = write!(out, " on all {ranks} ranks, which share {threads}.");
+            }
+            None => out += &held_against(plan, measured),
         }
-        let speed = metric(plan.flops_per_step as f64 / measured, "FLOP/s");
-        let _ = write!(out, ", at {speed}.");
     }
     let _ = write!(out, " Planning took {}.", duration(plan.planning_seconds));
+    out
+}
+
+/// The prediction beside the clock.
+fn held_against(plan: &Report, measured: f64) -> String {
+    let mut out = String::new();
+    if plan.seconds > 0.0 {
+        let ratio = number(measured / plan.seconds, 3);
+        let _ = write!(out, ", {ratio} times what was predicted");
+    }
+    let speed = metric(plan.flops_per_step as f64 / measured, "FLOP/s");
+    let _ = write!(out, ", at {speed}.");
     out
 }

@@ -442,7 +442,10 @@ fn a_pipeline_is_drawn_with_its_idle_time() {
     let chunks = piped(&report, Order::Interleaved { chunks: 2 }, 2, 4);
     let text = page_of_rank(metrics(3), &chunks, PathBuf::new());
     check(&text);
-    assert!(text.contains("2\u{a0}chunks on each stage") && text.contains("0–3, 8–11"));
+    for shown in ["2\u{a0}chunks on each stage", "0–3, 8–11", "backward, chunk 0", "backward odd"]
+    {
+        assert!(text.contains(shown), "{shown} is not shown");
+    }
 }
 
 #[test]
