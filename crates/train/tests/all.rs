@@ -16,6 +16,8 @@ mod learning;
 mod op_table;
 #[path = "all/parity.rs"]
 mod parity;
+#[path = "all/pieces.rs"]
+mod pieces;
 #[path = "all/planning.rs"]
 mod planning;
 #[path = "all/random_graphs.rs"]

@@ -27,9 +27,9 @@ enum Kind {
 
 const KINDS: [Kind; 6] = [Kind::Sum, Kind::Max, Kind::Lse, Kind::Gather, Kind::Scatter, Kind::Keep];
 
-/// How an operand is made, from a value of its own axes: by numbers, which a failure names.
+/// Ways in which an operand is made; see `Maker::operand`.
 const OPERANDS: usize = 9;
-/// How a result is read.
+/// Ways in which a result is read; see `Maker::read`.
 const READERS: usize = 9;
 
 struct Maker {
@@ -219,39 +219,51 @@ fn environments(g: &Graph, seed: u64, same: bool) -> Vec<Env> {
     (0..g.axes().mesh.ranks()).map(of).collect()
 }
 
-/// Every exchange over every group, along every axis, in both dtypes, of random operands for random
-/// readers.
+/// Who exchanges what along which axis.
+struct Case {
+    mesh: &'static [usize],
+    over: &'static [u8],
+    kind: Kind,
+    dtype: DType,
+    at: usize,
+}
+
+fn cases() -> Vec<Case> {
+    let groups = MESHES.iter().flat_map(|(mesh, groups)| groups.iter().map(|over| (*mesh, *over)));
+    let kinds = groups.flat_map(|group| KINDS.map(|kind| (group, kind)));
+    let ways = [DType::F32, DType::Bf16].into_iter().flat_map(|d| [0, 1, 2].map(|at| (d, at)));
+    let ways: Vec<(DType, usize)> = ways.collect();
+    let case = |((mesh, over), kind)| {
+        ways.iter().map(move |&(dtype, at)| Case { mesh, over, kind, dtype, at })
+    };
+    kinds.flat_map(case).collect()
+}
+
+/// One exchange of a random operand for a random reader.
+fn holds(case: &Case, seed: u64) {
+    let Case { mesh, over, kind, dtype, at } = *case;
+    let mut m = Maker::new(seed, mesh, over, (kind, dtype, at)).unwrap();
+    let (operand, reader) = (m.rng.below(OPERANDS), m.rng.below(READERS));
+    let what = format!(
+        "graph {seed}: {kind:?} over {over:?} of {mesh:?}, {} along axis {at}, operand {operand}, \
+         reader {reader}",
+        dtype.name()
+    );
+    let x = m.operand(operand).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let over = over.iter().copied().collect();
+    let op = Collective { exchange: exchange(kind, m.ends), over };
+    let y = m.g.emit(op.into(), &[x]).unwrap()[0];
+    m.read(reader, x, y).unwrap_or_else(|e| panic!("{what}: {e}"));
+    verify(&m.g).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let envs = environments(&m.g, seed, kind == Kind::Keep);
+    check_mesh(&what, &m.g, &envs, Clock { seed, step: 3, ..Clock::default() });
+}
+
+/// Every exchange over every group, along every axis, in both dtypes.
 #[test]
 fn one_by_one() {
-    let mut seed = 0;
-    for (mesh, groups) in MESHES {
-        for over in groups {
-            for kind in KINDS {
-                for (dtype, at) in [DType::F32, DType::Bf16]
-                    .into_iter()
-                    .flat_map(|d| (0..3).map(move |at| (d, at)))
-                {
-                    for _ in 0..std::env::var("N").map_or(3, |n| n.parse().unwrap()) {
-                        seed += 1;
-                        let mut m = Maker::new(seed, mesh, over, (kind, dtype, at)).unwrap();
-                        let (operand, reader) = (m.rng.below(OPERANDS), m.rng.below(READERS));
-                        let what = format!(
-                            "graph {seed}: {kind:?} over {over:?} of {mesh:?}, {} along axis {at}, \
-                             operand {operand}, reader {reader}",
-                            dtype.name()
-                        );
-                        let x = m.operand(operand).unwrap_or_else(|e| panic!("{what}: {e}"));
-                        let over = over.iter().copied().collect();
-                        let op = Collective { exchange: exchange(kind, m.ends), over };
-                        let y = m.g.emit(op.into(), &[x]).unwrap()[0];
-                        m.read(reader, x, y).unwrap_or_else(|e| panic!("{what}: {e}"));
-                        verify(&m.g).unwrap_or_else(|e| panic!("{what}: {e}"));
-                        let envs = environments(&m.g, seed, kind == Kind::Keep);
-                        let clock = Clock { seed, step: 3, ..Clock::default() };
-                        check_mesh(&what, &m.g, &envs, clock);
-                    }
-                }
-            }
-        }
-    }
+    let cases = cases();
+    assert_eq!(cases.len(), 6 * 6 * 2 * 3);
+    let seeds = cases.iter().flat_map(|case| [case; 3]);
+    (0..).zip(seeds).for_each(|(seed, case)| holds(case, seed));
 }

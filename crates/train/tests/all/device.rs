@@ -4,13 +4,11 @@
 use crate::harness::{Rng, alone, bytes_of, check, check_near, fill, numbers_of, planned};
 use crate::op_table::{cases::CASES, harness::World};
 use aerogel_graph::ops::{Attend, Reduce, View};
-use aerogel_graph::tensor::for_each;
 use aerogel_graph::{
-    AxisId, Build, Clock, Cutter, DType, Env, Expr, Graph, Init, Mesh, OpError, Pattern, Role,
-    StateId, Tensor, Type, ValueId, gradients, verify::verify,
+    AxisId, Build, Clock, Cutter, DType, Env, Expr, Graph, Init, OpError, Pattern, Role, StateId,
+    Type, ValueId, gradients,
 };
 use aerogel_plan::PlanError;
-use std::collections::BTreeMap;
 
 type Made = Result<(), OpError>;
 
@@ -50,140 +48,11 @@ const REFUSED: [(&str, &str); 3] = [
     ("linear_ce", "the tokens' axes cannot be walked as one"),
 ];
 
-fn is_refused(g: &Graph) -> bool {
+/// Whether the device has no kernel for the graph.
+pub fn is_refused(g: &Graph) -> bool {
     let Err(PlanError::NoKernel { op, reason, .. }) = planned(alone(g), 1) else { return false };
     assert!(REFUSED.iter().any(|r| r.0 == op && reason.contains(r.1)), "{op}: {reason}");
     true
-}
-
-/// The graph with one axis cut into pieces, and the data of one piece; `None` where an op needs the
-/// axis whole.
-fn piece_of(w: &World, label: AxisId, rng: &mut Rng) -> Option<(Graph, Env, Clock)> {
-    let axis = &w.g.axes()[label];
-    let pieces = if axis.size.is_multiple_of(2) { axis.size / 2 } else { axis.size };
-    let pieces = if pieces == 1 { axis.size } else { pieces };
-    let own = rng.below(pieces.max(1));
-    let mesh = Mesh(vec![("other".to_owned(), 3), ("rank".to_owned(), pieces)]);
-    let mut clock = Clock { place: mesh.place(rng.below(3) * pieces), ..w.clock };
-    let mut g = w.g.clone();
-    g.set_mesh(mesh);
-    let by = match rng.below(4) {
-        0 => Cutter::Time,
-        1 => Cutter::Fixed(own),
-        _ => Cutter::Mesh(1),
-    };
-    match by {
-        Cutter::Time => clock.micro = own as u64,
-        Cutter::Mesh(_) => clock.place.0[1] = own as u16,
-        Cutter::Fixed(_) => {}
-    }
-    g.cut_axis(&axis.name, by, pieces).ok()?;
-    if pieces == 1 || verify(&g).is_err() {
-        return None;
-    }
-    let first = own * g.axes().size(label);
-    let piece = |whole: &Tensor| {
-        let mut out = Tensor::full(g.axes(), &whole.axes, 0.0);
-        let strides = whole.strides(&whole.axes);
-        let start = whole.strides(&[label])[0] * first;
-        let sizes = out.sizes.clone();
-        for_each(&sizes, &[&strides], |i, at| out.data[i] = whole.data[start + at[0]]);
-        out
-    };
-    let env = w.env.iter().map(|(name, t)| (name.clone(), piece(t))).collect();
-    Some((g, env, clock))
-}
-
-/// The same on a piece of each axis: of a table that ranks share, of the vocabulary, of a sequence.
-#[test]
-fn every_op_on_pieces() {
-    let mut runs: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut rng = Rng(2);
-    for (case, variant) in CASES.iter().flat_map(|c| (0..c.variants).map(move |v| (c, v))) {
-        for seed in 10..12 {
-            let mut w = World::new(seed, variant);
-            let loss = (case.build)(&mut w).unwrap();
-            let wrt: Vec<ValueId> = w.leaves.iter().map(|l| l.1).collect();
-            let grads = gradients(&mut w.g, loss, &wrt).unwrap();
-            for (i, d) in grads.iter().enumerate().filter_map(|(i, d)| Some((i, (*d)?))) {
-                w.g.output(&format!("grad.{i}"), d);
-            }
-            let labels: Vec<AxisId> = w.g.axes().iter().map(|(id, _)| id).collect();
-            for label in labels {
-                let Some((g, env, clock)) = piece_of(&w, label, &mut rng) else { continue };
-                if is_refused(&g) {
-                    continue;
-                }
-                let name = &g.axes()[label].name;
-                let what = format!("{} ({variant}, {seed}), a piece of {name}", case.name);
-                check_near(&what, &g, &env, clock, 8.0);
-                for node in g.nodes() {
-                    if node.ins.iter().any(|v| g.ty(*v).has(label)) {
-                        *runs.entry(node.op.name()).or_default() += 1;
-                    }
-                }
-            }
-        }
-    }
-    for op in
-        ["map", "einsum", "gather", "scatter", "norm", "attend", "linear_lse", "linear_ce_grad"]
-    {
-        assert!(runs.get(op).is_some_and(|n| *n >= 4), "{op}: {runs:?}");
-    }
-}
-
-/// Draws and coordinates of a graph whose axes are cut in turn by ranks, time and fixed pieces are
-/// those of the elements in the whole, in any order of the axes and side by side in one region.
-#[test]
-fn draws_of_pieces_are_those_of_the_whole() {
-    let (mut rng, mut many) = (Rng(7), 0);
-    for seed in 0..150 {
-        let mut g = Graph::new();
-        let mesh = [1 + rng.below(3), 1 + rng.below(3)];
-        let names = ["outer", "inner"].map(str::to_owned);
-        g.set_mesh(Mesh(names.into_iter().zip(mesh).collect()));
-        let mut clock = Clock { seed, step: 2, ..Clock::default() };
-        clock.place = g.axes().mesh.place(rng.below(mesh[0] * mesh[1]));
-        let times = 1 + rng.below(3);
-        clock.micro = rng.below(times) as u64;
-        let mut axes = vec![];
-        for name in ["a", "b", "c"] {
-            let fixed = 1 + rng.below(3);
-            let mut cuts = vec![
-                (Cutter::Mesh(0), mesh[0]),
-                (Cutter::Mesh(1), mesh[1]),
-                (Cutter::Time, times),
-                (Cutter::Fixed(rng.below(fixed)), fixed),
-            ];
-            rng.shuffle(&mut cuts);
-            cuts.truncate(rng.below(5));
-            many += usize::from(cuts.len() > 2);
-            let pieces: usize = cuts.iter().map(|c| c.1).product();
-            axes.push(g.axis(name, (1 + rng.below(6)) * pieces).unwrap());
-            cuts.iter().for_each(|&(by, pieces)| g.cut_axis(name, by, pieces).unwrap());
-        }
-        let x = input(&mut g, "x", &axes).unwrap();
-        let mut sum = x;
-        for i in 0..3 {
-            let mut order = axes.clone();
-            if rng.one_in(2) {
-                rng.shuffle(&mut order);
-            }
-            let axis = rng.pick(&axes);
-            let stream = format!("drop.{}", rng.below(2));
-            let y = g.map_to(&[sum], Type::new(DType::F32, order), &|v| {
-                let kept = Expr::rand(&stream).lt(0.4).select(0.0, &v[0] + Expr::rand(&stream));
-                kept + 0.1 * Expr::Coord(axis)
-            });
-            sum = y.unwrap();
-            g.output(&format!("y.{i}"), sum);
-        }
-        verify(&g).unwrap();
-        let mut env = Env::new();
-        fill(&g, &mut env, &mut rng, 1);
-        check(&format!("graph {seed}"), &g, &env, clock);
-    }
-    assert!(many > 100, "{many} axes were cut thrice");
 }
 
 /// Builds a graph, fills in random data, and checks it.

@@ -422,8 +422,15 @@ fn all_hold(count: u64, on: On) {
         };
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     };
+    let exchanges = |seed: &u64| {
+        let nodes = make(*seed, on).expect("it was made").0;
+        nodes.nodes().iter().filter(|n| matches!(n.op, Op::Collective(_))).count()
+    };
     let failed: Vec<u64> = seeds(count, on).filter(|seed| fails(*seed)).collect();
     assert!(failed.is_empty(), "graphs {failed:?} failed; run one with AEROGEL_GRAPH=N");
+    let exchanged: usize = seeds(count, on).map(|seed| exchanges(&seed)).sum();
+    println!("{exchanged} exchanges");
+    assert_eq!(exchanged > count as usize, on == On::Ranks, "{exchanged} exchanges");
 }
 
 #[test]
