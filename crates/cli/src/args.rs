@@ -46,6 +46,12 @@ pub struct RecipeArgs {
 impl RecipeArgs {
     /// The resolved recipe.
     pub fn load(&self) -> Result<Recipe, RecipeError> {
-        Recipe::load_with_ranks(&self.path, &self.overrides, self.tiny, self.ranks)
+        self.load_with(&[])
+    }
+
+    /// The same with more changes.
+    pub fn load_with(&self, more: &[String]) -> Result<Recipe, RecipeError> {
+        let overrides = [&self.overrides, more].concat();
+        Recipe::load_with_ranks(&self.path, &overrides, self.tiny, self.ranks)
     }
 }

@@ -1,10 +1,11 @@
 //! `plan`: every byte, FLOP and message of a step, before it runs.
 
+mod fit;
 mod object;
 mod page;
 
 use crate::args::{RecipeArgs, Shared};
-use aerogel_train::{Exit, RunPlan, plan_html};
+use aerogel_train::{Exit, RunPlan, fits, plan_html};
 use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 #[command(
     after_help = "Example: aerogel plan recipes/cifar10-strided.toml train.micro_batch=1\n         \
-    aerogel plan recipes/quick.toml 'parallel.mesh={ data = 2, pipe = 2 }' --rank 3\n\n\
+    aerogel plan recipes/quick.toml 'parallel.mesh={ data = 2, pipe = 2 }' --rank 3\n         \
+    aerogel plan recipes/cifar10-strided.toml --fit 16GiB\n\n\
     Nothing is loaded or prepared. `train` allocates exactly the memory that this shows.\n\
     Of several ranks one is shown, rank 0 if none is asked for; parameters and tokens are of all.\n\
     Ends with 21, after the table, where that is more than it may take."
@@ -28,6 +30,10 @@ pub struct PlanArgs {
     /// Write a page with pictures: memory over a step, the pipeline's schedule, communication
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Search for the fastest plan that stays under a limit of one rank's memory, as in 16GiB;
+    /// without a size, under memory.budget or what this machine has
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "")]
+    fit: Option<String>,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -38,6 +44,9 @@ pub struct PlanArgs {
 
 /// Plans, and shows it.
 pub fn run(args: &PlanArgs, shared: &Shared) -> anyhow::Result<Exit> {
+    if let Some(limit) = &args.fit {
+        return fit::run(&args.recipe, limit, args.json, shared);
+    }
     let recipe = args.recipe.load()?;
     let workspace = shared.workspace();
     let plan = match args.rank {
@@ -70,7 +79,7 @@ pub fn run(args: &PlanArgs, shared: &Shared) -> anyhow::Result<Exit> {
     };
     std::io::stdout().write_all(text.as_bytes())?;
     // The table is shown either way: it says what takes the memory.
-    plan.fits(&recipe)?;
+    fits(&plan, &recipe)?;
     Ok(Exit::Done)
 }
 

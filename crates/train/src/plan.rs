@@ -56,7 +56,7 @@ impl RunPlan {
     /// Builds the model's graphs, runs the passes and plans all sections of all stages.
     ///
     /// # Errors
-    /// The model cannot be built. Whether the plan fits is asked of [`RunPlan::fits`], so that one
+    /// The model cannot be built. Whether the plan fits is asked of [`fits`](crate::fits), so that one
     /// that does not can be looked at.
     pub fn new(recipe: &Recipe, vocab: usize) -> Result<RunPlan, TrainError> {
         RunPlan::of_stages(recipe, vocab, None)
@@ -151,6 +151,14 @@ impl RunPlan {
         (0..self.mesh.ranks()).map(|r| self.stage(r).report.flops_per_step).sum()
     }
 
+    /// Predicted time of a step: of the rank that is busy longest, and with what it waits for in a
+    /// pipeline.
+    pub fn seconds(&self) -> f64 {
+        let busy = self.stages.iter().map(|s| s.report.seconds).fold(0.0, f64::max);
+        let bubble = self.rank_plan(0).ok().and_then(|p| p.pipeline).map(|p| p.timeline.bubble);
+        busy / (1.0 - bubble.unwrap_or(0.0)).max(1e-3)
+    }
+
     /// The bytes of the rank that needs most.
     pub fn largest_bytes(&self) -> u64 {
         self.stages.iter().map(|s| s.program.arena_bytes).max().unwrap_or(0)
@@ -159,12 +167,13 @@ impl RunPlan {
     /// Whether each rank may have the memory that it needs.
     ///
     /// # Errors
-    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and the change that makes it
-    /// fit, as planned.
-    pub fn fits(&self, recipe: &Recipe) -> Result<(), TrainError> {
+    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and `advice`: what would make
+    /// it fit.
+    pub fn fits_or(&self, advice: impl FnOnce() -> String) -> Result<(), TrainError> {
         let need_bytes = self.largest_bytes();
         let largest = self.stages.iter().find(|s| s.program.arena_bytes == need_bytes);
         let Some(stage) = largest.filter(|_| need_bytes > self.budget_bytes) else { return Ok(()) };
+        let advice = advice();
         let list = stage.report.peak_values.iter().take(5);
         let largest: Vec<_> =
             list.map(|s| format!("{} ({} bytes)", s.name.trim(), s.bytes)).collect();
@@ -172,35 +181,9 @@ impl RunPlan {
             need_bytes,
             have_bytes: self.budget_bytes,
             largest: largest.join(", "),
-            advice: self.smaller(recipe)?,
+            advice,
         }
         .into())
-    }
-
-    /// The largest micro-batch that fits, found by planning it; or what else to shrink.
-    fn smaller(&self, recipe: &Recipe) -> Result<String, TrainError> {
-        let batch = recipe.train.batch;
-        let mut sizes = (1..recipe.train.micro_batch).rev().filter(|m| batch.is_multiple_of(*m));
-        let mut last = None;
-        while let Some(micro_batch) = sizes.next() {
-            let mut less = recipe.clone();
-            less.train.micro_batch = micro_batch;
-            let plan = RunPlan::new(&less, self.model.vocab)?;
-            let bytes = plan.largest_bytes();
-            if bytes <= self.budget_bytes {
-                return Ok(format!("train.micro_batch = {micro_batch} fits, with {bytes} bytes"));
-            }
-            last = Some(bytes);
-            // Halving is enough to find out; a plan of each divisor would take its time.
-            while sizes.clone().next().is_some_and(|next| next * 2 > micro_batch) {
-                sizes.next();
-            }
-        }
-        let least = last.unwrap_or(self.largest_bytes());
-        Ok(format!(
-            "one sequence at a time still needs {least} bytes: lower model.context, model.layers \
-             or model.embed"
-        ))
     }
 
     /// The plan of a recipe whose data may not be prepared yet.

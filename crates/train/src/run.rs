@@ -5,6 +5,7 @@ use crate::error::{Exit, TrainError};
 use crate::evaluate::evaluate;
 use crate::events::{Event, Sink, resident_bytes};
 use crate::feed::Feed;
+use crate::fit::fits;
 use crate::plan::RunPlan;
 use crate::recall::recall;
 use crate::report::{self, Page};
@@ -60,11 +61,11 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     // What is wrong with the model is told before work on its data.
     let early = RunPlan::of(recipe, &options.workspace)?;
-    early.fits(recipe)?;
+    fits(&early, recipe)?;
     let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
     let vocab = data.index().tokenizer.vocabulary as usize;
     let plan = if early.model.vocab == vocab { early } else { RunPlan::new(recipe, vocab)? };
-    plan.fits(recipe)?;
+    fits(&plan, recipe)?;
     let hash = run_hash(recipe, &data);
     let (folder, lock, start) = open_folder(recipe, options, &hash, &plan)?;
     let timeout = Duration::from_secs_f64(recipe.parallel.timeout_seconds);

@@ -4,11 +4,11 @@
 #[path = "compose/case.rs"]
 mod case;
 
-use case::{Place, SPARSE};
 use aerogel_comm::faults::{Fault, Faulty, Hold};
 use aerogel_machine::{CommError, DeviceError};
 use aerogel_store::{RealFs, RunDir};
 use aerogel_train::{Exit, Ties, TrainError};
+use case::{Place, SPARSE};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
