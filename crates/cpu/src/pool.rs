@@ -98,9 +98,9 @@ impl Pool {
     }
 
     /// Calls `body(task, worker)` for every task in `0..tasks`, each exactly once, and returns when
-    /// all are done. `worker` is below [`Pool::threads`] and no two tasks of one run that overlap in
-    /// time have the same one, so it may index that run's scratch. Calls from several threads take
-    /// turns; a task must not call `run` on its own pool.
+    /// all are done. `worker` is below [`Pool::threads`] and no two tasks of one run that overlap
+    /// in time have the same one, so it may index that run's scratch. Calls from several threads
+    /// take turns; a task must not call `run` on its own pool.
     ///
     /// # Panics
     /// With the panic of a task; remaining tasks are then skipped.

@@ -70,8 +70,8 @@ pub struct Call {
 pub enum CommError {
     /// Members came to different collectives.
     #[error(
-        "rank {rank} came to {got}, while rank {other} came to {wanted}: every rank of a group must \
-         run the same collectives in the same order"
+        "rank {rank} came to {got}, while rank {other} came to {wanted}: every rank of a group \
+         must run the same collectives in the same order"
     )]
     Mismatch {
         /// The rank that differs.

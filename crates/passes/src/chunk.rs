@@ -7,7 +7,7 @@
 //! values along `seq`. Of k pieces, the first goes through the whole region before the second
 //! begins, so that of the values inside, [batch seq mlp] or the logits, one piece exists at a time;
 //! in the backward that takes recomputation too, for what the forward made waits otherwise. A piece
-//! is an axis of its own that knows its place, so that draws and coordinates are those of the whole.
+//! is an axis of its own that knows its place: draws and coordinates are those of the whole.
 //!
 //! What it costs: an input of a region is sliced (no copy where a layout has strides), an output is
 //! put together once, which writes it a second time, a message between ranks becomes k, and a sum

@@ -57,8 +57,8 @@ pub enum PassError {
     },
     /// A graph of the run reads a parameter as the training step does not.
     #[error(
-        "bucket: the training step has no parameter `{parameter}`, or reads a copy of it in another \
-         dtype"
+        "bucket: the training step has no parameter `{parameter}`, or reads a copy of it in \
+         another dtype"
     )]
     Bucket {
         /// The parameter.

@@ -1,4 +1,4 @@
-//! inside: the optimizer's step inside the backward, one bucket at a time (Lv et al., Full Parameter
+//! inside: the optimizer's step inside the backward, bucket by bucket (Lv et al., Full Parameter
 //! Fine-tuning for Large Language Models with Limited Resources, 2023, for SGD; the equations here
 //! are those of any optimizer of [`update`](crate::update)).
 //!

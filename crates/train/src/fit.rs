@@ -1,8 +1,8 @@
 //! fit: the fastest plan that stays under a limit of memory, found by planning.
 //!
 //! What is tried leaves the numbers of a run as they are, up to the order of sums where the recipe
-//! allows that: ZeRO stages over the ranks that share a batch, chunks of the sequence, recomputation
-//! to just the bytes that are missing, and, under `determinism = "fast"`, smaller micro-batches.
+//! allows that: ZeRO stages over the ranks that share a batch, chunks of the sequence, as much
+//! recomputation as is needed, and, under `determinism = "fast"`, smaller micro-batches.
 //! Nothing is estimated: every answer was planned, and says what the plan needs and takes.
 
 use crate::error::TrainError;

@@ -56,8 +56,8 @@ impl RunPlan {
     /// Builds the model's graphs, runs the passes and plans all sections of all stages.
     ///
     /// # Errors
-    /// The model cannot be built. Whether the plan fits is asked of [`fits`](crate::fits), so that one
-    /// that does not can be looked at.
+    /// The model cannot be built. Whether the plan fits is asked of [`fits`](crate::fits), so that
+    /// one that does not can be looked at.
     pub fn new(recipe: &Recipe, vocab: usize) -> Result<RunPlan, TrainError> {
         RunPlan::of_stages(recipe, vocab, None)
     }
@@ -167,8 +167,8 @@ impl RunPlan {
     /// Whether each rank may have the memory that it needs.
     ///
     /// # Errors
-    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and `advice`: what would make
-    /// it fit.
+    /// [`PlanError::DoesNotFit`], with the largest values at the peak, and `advice`: what would
+    /// make it fit.
     pub fn fits_or(&self, advice: impl FnOnce() -> String) -> Result<(), TrainError> {
         let need_bytes = self.largest_bytes();
         let largest = self.stages.iter().find(|s| s.program.arena_bytes == need_bytes);

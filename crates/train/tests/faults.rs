@@ -99,7 +99,7 @@ fn a_hundred_faults_end_soon_and_are_named() {
             _ => assert_eq!(error.exit(), Exit::Bug, "{error}"),
         }
         assert_eq!(told.lock().unwrap().len(), usize::from(kind == 0), "{runs}");
-        let run = RunDir::new(Arc::new(RealFs), &place.path().join(&runs).join("case"));
+        let run = RunDir::new(Arc::new(RealFs), place.path().join(&runs).join("case"));
         if let Some(checkpoint) = run.checkpoints().latest().unwrap().checkpoint {
             checkpoint.verify().unwrap();
         }
