@@ -58,8 +58,8 @@ warmup = 0
 count = 0
 "#;
 
-/// Meshes, and what is cut over them.
-const LAYOUTS: [&[&str]; 9] = [
+/// Meshes, what is cut over them, and what is computed again or in chunks.
+const LAYOUTS: [&[&str]; 12] = [
     &["parallel.mesh={data=2}"],
     &["parallel.mesh={data=2}", "parallel.preset=zero1"],
     &["parallel.mesh={data=2}", "parallel.preset=zero2"],
@@ -76,6 +76,14 @@ const LAYOUTS: [&[&str]; 9] = [
         "parallel.shard={heads=[\"tensor\"],mlp=[\"tensor\"],vocab=[],seq=[]}",
     ],
     &["parallel.mesh={data=2,tensor=2}", "parallel.preset=zero3"],
+    &["memory.recompute=block", "memory.mlp_chunks=4", "memory.loss_chunks=2"],
+    &["parallel.mesh={tensor=2}", "memory.recompute=block", "memory.mlp_chunks=2"],
+    &[
+        "parallel.mesh={data=2}",
+        "parallel.preset=zero3",
+        "memory.recompute=cheap",
+        "memory.loss_chunks=4",
+    ],
 ];
 
 fn plan(model: &str, keys: &[&str], threads: usize) -> RunPlan {
