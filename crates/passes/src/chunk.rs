@@ -2,7 +2,7 @@
 //! (tiled computation: Rajbhandari et al., ZeRO-Infinity, 2021, for layers whose inside is larger
 //! than memory; Liu and Abbeel, Blockwise Parallel Transformer, 2023, for pieces of the sequence).
 //!
-//! The pass runs after [`backward`](crate::backward) and before
+//! The pass runs after [`backward`](crate::backward) and [`partition`](crate::partition), and before
 //! [`recompute`](crate::recompute::recompute). A *region* is what a scope does in one phase to
 //! values along `seq`. Of k pieces, the first goes through the whole region before the second
 //! begins, so that of the values inside, [batch seq mlp] or the logits, one piece exists at a time;

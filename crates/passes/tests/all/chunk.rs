@@ -1,11 +1,12 @@
 //! Pieces of the sequence through the interpreter: losses and cotangents keep their bits, sums over
 //! tokens their digits, and of what a scope has inside one piece exists at a time.
 
+use super::golden::golden;
 use super::support::{environment, network, run, step};
 use aerogel_graph::verify::verify;
 use aerogel_graph::{
-    Build, Clock, DType, Def, Env, Graph, Init, Mesh, Op, OpError, ParamClass, Phase, Rounding,
-    Tensor, ValueId, interpret_mesh, text,
+    AxisId, Build, Clock, DType, Def, Env, Expr, Graph, Init, Mesh, Op, OpError, ParamClass, Phase,
+    Rounding, Tensor, ValueId, interpret_mesh, text,
 };
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
@@ -136,6 +137,43 @@ fn one_piece_changes_nothing_and_a_forward_alone_is_cut_too() {
     assert!(done.nodes().len() > forward.nodes().len());
     let printed = text::print(&done);
     assert_eq!(text::print(&text::parse(&printed).unwrap()), printed);
+}
+
+/// A feed-forward and an output layer, written out in `tests/golden/`.
+#[test]
+fn text_out() {
+    let mut g = Graph::new();
+    let build = |g: &mut Graph| {
+        let (batch, seq) = (g.axis("batch", 2)?, g.axis("seq", 4)?);
+        let (embed, mlp, vocab) = (g.axis("embed", 2)?, g.axis("mlp", 3)?, g.axis("vocab", 5)?);
+        let x = g.input("x", DType::F32, &[batch, seq, embed])?;
+        let targets = g.input("targets", DType::U32, &[batch, seq])?;
+        let weights = g.input("weights", DType::F32, &[batch, seq])?;
+        let mut weight =
+            |name: &str, class, axes: &[AxisId]| g.parameter(name, class, axes, Init::Normal(0.3));
+        let gain = weight("embed.gain", ParamClass::Norm, &[embed])?;
+        let up = weight("h.0.mlp.up", ParamClass::Weight, &[mlp, embed])?;
+        let head = weight("head.weight", ParamClass::Head, &[vocab, embed])?;
+        let x = g.scope("embed", |g| g.map(&[x, gain], &|v| &v[0] * &v[1]))?;
+        let up = |g: &mut Graph| {
+            let y = g.einsum(&[x, up], &[batch, seq, mlp])?;
+            let y =
+                g.map(&[y], &|v| v[0].max(0.0) * Expr::rand("drop").lt(0.5).select(0.0, 2.0))?;
+            let y = g.einsum(&[y, up], &[batch, seq, embed])?;
+            g.add(x, y)
+        };
+        let y = g.scope("h", |g| g.scope("0", |g| g.scope("mlp", up)))?;
+        let loss = g.scope("head", |g| {
+            let ce = g.linear_ce(y, head, targets, weights, embed, vocab)?;
+            g.sum(ce, &[batch, seq])
+        })?;
+        g.output("loss", loss);
+        Ok::<(), OpError>(())
+    };
+    build(&mut g).unwrap();
+    let done = chunk(&backward(&g).unwrap(), 2, 4).unwrap();
+    verify(&done).unwrap();
+    golden("chunk.out.txt", &text::print(&done));
 }
 
 /// The largest sum of bytes of values that exist at once, of those in `which`, in the order of the

@@ -2,12 +2,13 @@
 //! accumulates one micro-batch and updates after it, bit by bit.
 
 use super::chunk::peak_bytes;
+use super::golden::golden;
 use super::models::config;
 use super::support::{accumulators, inputs, network, read, states, tensor};
 use aerogel_graph::verify::verify;
 use aerogel_graph::{
     AxisId, Build, Clock, Def, Env, Graph, Mesh, Phase, Role, Rounding, Tensor, ValueId,
-    interpret_mesh,
+    interpret_mesh, text,
 };
 use aerogel_models::{AttentionKind, Combine, Family, ModelConfig, train_graph};
 use aerogel_passes::{
@@ -170,6 +171,15 @@ fn every_optimizer_fits() {
             assert_same(&whole, &zero(2, 1), &config, &format!("{config:?}"));
         }
     }
+}
+
+#[test]
+fn text_out() {
+    let whole = backward(&network(4, false)).unwrap();
+    let g = sections(&micro(&whole, &zero(2, 2)), &ADAMW, true).remove(0);
+    let printed = text::print(&g);
+    assert_eq!(text::print(&text::parse(&printed).unwrap()), printed);
+    golden("inside-adamw-zero2.out.txt", &printed);
 }
 
 #[test]
