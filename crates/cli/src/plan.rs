@@ -33,6 +33,7 @@ pub struct PlanArgs {
     /// Search for the fastest plan that stays under a limit of one rank's memory, as in 16GiB;
     /// without a size, under memory.budget or what this machine has
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "")]
+    #[arg(conflicts_with_all = ["rank", "html", "why"])]
     fit: Option<String>,
     /// One JSON object on stdout
     #[arg(long)]

@@ -96,6 +96,13 @@ pub struct PipelinePlan {
     pub is_uniform: bool,
 }
 
+impl RankPlan<'_> {
+    /// Whether all stages were planned.
+    pub fn is_whole(&self) -> bool {
+        self.pipeline.as_ref().is_none_or(|p| !p.is_uniform)
+    }
+}
+
 impl StagePlan<'_> {
     /// Its layers for people: `0–3`, or `0, 4` where it has several chunks.
     pub fn layers_text(&self) -> String {

@@ -3,8 +3,8 @@
 use aerogel_train::{PipelinePlan, RankPlan, RunPlan, StagePlan};
 use serde_json::{Value, json};
 
-/// The object. `memory`, `flops_per_step`, `seconds`, `peak`, `sections` and `communication` are of
-/// the rank that is shown.
+/// The object. `planned_bytes` is of all ranks, if all were planned; `memory`, `flops_per_step`,
+/// `seconds`, `peak`, `sections` and `communication` are of the rank that is shown.
 pub fn object(plan: &RunPlan, shown: &RankPlan<'_>) -> Value {
     let report = shown.report;
     let sections: Vec<Value> = report
@@ -42,6 +42,7 @@ pub fn object(plan: &RunPlan, shown: &RankPlan<'_>) -> Value {
         "micro_batches": plan.micro_batches,
         "flops_per_step": report.flops_per_step,
         "memory": memory(report),
+        "planned_bytes": shown.is_whole().then(|| plan.total_bytes()),
         "budget_bytes": plan.budget_bytes,
         "fits": plan.largest_bytes() <= plan.budget_bytes,
         "seconds": report.seconds,

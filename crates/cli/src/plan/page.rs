@@ -58,8 +58,7 @@ fn head(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
         show::bytes(report.total_bytes),
         show::count(report.total_bytes),
     );
-    let is_whole = shown.pipeline.as_ref().is_none_or(|p| !p.is_uniform);
-    if shown.mesh.ranks() > 1 && is_whole {
+    if shown.mesh.ranks() > 1 && shown.is_whole() {
         text += &format!(
             "            {} on the largest rank, {} on all\n",
             show::bytes(plan.largest_bytes()),

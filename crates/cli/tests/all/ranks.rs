@@ -144,6 +144,9 @@ fn a_rank_outside_of_the_mesh_is_refused() {
     }
     let not_a_number = place.run(&["plan", &file, "--tiny", "--rank", "-1"]);
     assert_eq!(not_a_number.code, 20);
+    // A search shows no rank, and does not pass over one that is asked for.
+    let search = place.run(&["plan", &file, "--tiny", "--rank", "0", "--fit"]);
+    assert_eq!(search.code, 20);
     let other = place.run(&["plan", &file, "--ranks", "3", "parallel.mesh={ data = 2 }"]);
     assert_eq!(other.code, 20, "{}", other.err);
 }

@@ -33,12 +33,20 @@ tiny![
     cifar10_dense,
     cifar10_strided,
     copy_rows,
+    dense_70b,
     enwik8_fixed,
     gpt2_124m,
     imagenet64_strided,
     quick,
     shakespeare,
 ];
+
+/// Evaluated alone and in the run: one rank sums in another order than several do.
+fn is_same(alone: &serde_json::Value, in_run: &serde_json::Value, exactly: bool) {
+    let (a, b) = (alone.as_f64().unwrap(), in_run.as_f64().unwrap());
+    let tolerance = if exactly { 0.0 } else { 1e-5 * b };
+    assert!((a - b).abs() <= tolerance, "{a} alone, {b} in the run");
+}
 
 fn whole_way(name: &str) {
     let place = Place::new();
@@ -57,7 +65,10 @@ fn whole_way(name: &str) {
 
     let trained = place.good(&["train", &file, "--tiny", "--json"]);
     let start = trained.event("start");
-    assert_eq!(start["planned_bytes"], memory["total_bytes"]);
+    assert_eq!(start["planned_bytes"], plan["planned_bytes"], "of all ranks");
+    if start["ranks"] == 1 {
+        assert_eq!(start["planned_bytes"], memory["total_bytes"]);
+    }
     assert_eq!(start["planned_bytes"], start["allocated_bytes"]);
     assert_eq!(start["plan_hash"], plan["plan_hash"]);
     assert_eq!(start["parameters"], plan["parameters"]);
@@ -71,7 +82,7 @@ fn whole_way(name: &str) {
     let run = format!("{name}-tiny");
     let scored = place.good(&["eval", &run, "--json"]).object();
     let in_run = trained.event("eval");
-    assert_eq!(scored["bits"], in_run["bits"], "evaluated alone and in the run");
+    is_same(&scored["bits"], &in_run["bits"], start["ranks"] == 1);
     let by_recipe = place.good(&["eval", &file, "--tiny", "--json"]).object();
     assert_eq!(scored["bits"], by_recipe["bits"]);
 

@@ -71,7 +71,10 @@ pub(super) fn of_plan(plan: &RunPlan, shown: &RankPlan<'_>) -> String {
         (
             "memory of a rank",
             bytes(report.total_bytes),
-            format!("at most {} on any", bytes(plan.largest_bytes())),
+            match shown.is_whole() {
+                true => format!("at most {} on any", bytes(plan.largest_bytes())),
+                false => count(report.total_bytes),
+            },
         ),
         ("work of a rank", metric(report.flops_per_step as f64, "FLOP"), "a step".to_owned()),
         ("predicted", duration(report.seconds), "of computing a step".to_owned()),
