@@ -271,15 +271,15 @@ fn value_kind(g: &Graph, live: &Live, v: ValueId) -> Kind {
     match g.node(n).phase {
         Phase::Update => Kind::Workspace,
         _ if g.assigns.iter().any(|a| live.roots[a.1.index()] == v) => Kind::Gradients,
-        Phase::Backward if is_sent_bucket(g, live, n, v) => Kind::Gradients,
+        Phase::Backward if is_bucket(g, n, v) => Kind::Gradients,
         _ => Kind::Activations,
     }
 }
 
-/// Whether ranks exchange a value that is joined of several: a bucket of gradients.
-fn is_sent_bucket(g: &Graph, live: &Live, node: NodeId, v: ValueId) -> bool {
-    let sends = |n: &Node| matches!(n.op, Op::Collective(_)) && live.roots[n.ins[0].index()] == v;
-    matches!(g.node(node).op, Op::View(View::Concat { .. })) && g.nodes().iter().any(sends)
+/// Whether a value is joined of several into storage: a bucket of gradients.
+fn is_bucket(g: &Graph, node: NodeId, v: ValueId) -> bool {
+    let stored = g.ty(v).axes.iter().all(|&a| g.axes()[a].storage);
+    matches!(g.node(node).op, Op::View(View::Concat { .. })) && stored
 }
 
 fn piece_kind(g: &Graph, live: &Live, piece: &Piece) -> Kind {

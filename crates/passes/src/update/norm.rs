@@ -88,21 +88,20 @@ pub(crate) fn chunks(
     share: &Share<'_>,
     [grad, inverse]: [ValueId; 2],
 ) -> Result<ValueId, OpError> {
-    let ty = g.ty(grad).clone();
-    let (axis, chunk) = (ty.axes[0], b.chunk);
+    let (axis, chunk) = (g.ty(grad).axes[0], b.chunk);
     let count = g.axes().size(axis) / chunk;
     // What all ranks along the tensor axis have alike is summed over them and counted once.
     let alike = match share.tensor {
         Some(m) if b.replicated => share.buckets.shards.mesh.size(m),
         _ => 1,
     };
-    let square = g.map_to(&[grad, inverse], ty, &|v| {
+    let many = g.storage_axis(&format!("chunks.{count}"), count)?;
+    let lane = g.storage_axis(&format!("chunk.{chunk}"), chunk)?;
+    let grad = g.split(grad, axis, &[many, lane])?;
+    let square = g.map(&[grad, inverse], &|v| {
         let x = &v[0] * &v[1];
         let square = &x * &x;
         if alike > 1 { square * (1.0 / alike as f64) } else { square }
     })?;
-    let many = g.storage_axis(&format!("chunks.{count}"), count)?;
-    let lane = g.storage_axis(&format!("chunk.{chunk}"), chunk)?;
-    let square = g.split(square, axis, &[many, lane])?;
     g.sum(square, &[lane])
 }
