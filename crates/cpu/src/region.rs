@@ -73,16 +73,28 @@ fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>
         joined.push(n);
         // Maps in between that only this chain needs come along; others are read from memory.
         for &v in &sight.graph.node(n).ins {
-            if let aerogel_graph::Def::Node(producer, _) = sight.graph.value(v).def
-                && producer > region[0]
-                && fits(sight, region, producer)
-            {
+            let aerogel_graph::Def::Node(producer, _) = sight.graph.value(v).def else { continue };
+            if producer <= region[0] || region.contains(&producer) {
+                continue;
+            }
+            if fits(sight, region, producer) {
                 wanted.push(producer);
+            } else if is_contraction(sight.graph, region[0])
+                && is_contraction(sight.graph, producer)
+            {
+                // A sum of products is the epilogue of the last one: the first would wait for it,
+                // and all that both read with it.
+                return None;
             }
         }
     }
     joined.sort_unstable();
     (sight.uses.is_schedulable(sight.graph, &joined)).then_some(joined)
+}
+
+fn is_contraction(g: &Graph, n: NodeId) -> bool {
+    let node = g.node(n);
+    matches!(node.op, Op::Einsum(_)) && node.ins.len() == 2
 }
 
 /// A free map over the region's axes whose random draws advance as the region's do.
