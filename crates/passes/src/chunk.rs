@@ -2,8 +2,9 @@
 //! (tiled computation: Rajbhandari et al., ZeRO-Infinity, 2021, for layers whose inside is larger
 //! than memory; Liu and Abbeel, Blockwise Parallel Transformer, 2023, for pieces of the sequence).
 //!
-//! The pass runs after [`backward`](crate::backward) and [`partition`](crate::partition), and before
-//! [`recompute`](crate::recompute::recompute). A *region* is what a scope does in one phase to
+//! The pass runs after [`backward`](crate::backward) and before
+//! [`recompute`](crate::recompute::recompute), and before ranks: a message along the sequence has
+//! no pieces. A *region* is what a scope does in one phase to
 //! values along `seq`. Of k pieces, the first goes through the whole region before the second
 //! begins, so that of the values inside, [batch seq mlp] or the logits, one piece exists at a time;
 //! in the backward that takes recomputation too, for what the forward made waits otherwise. A piece

@@ -2,6 +2,8 @@
 
 #[path = "compose/case.rs"]
 mod case;
+#[path = "compose/fit.rs"]
+mod fit;
 #[path = "compose/matrix.rs"]
 mod matrix;
 #[path = "compose/ranks.rs"]

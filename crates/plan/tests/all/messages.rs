@@ -36,8 +36,8 @@ fn sent(s: &Section) -> Vec<ValueId> {
 /// Gradients are joined, each rank gets its piece of the sum, and adds it to what it has.
 fn scattered(g: &mut Graph) -> Result<(), OpError> {
     on_mesh(g);
-    let (a, b, flat) = (g.axis("a", 30)?, g.axis("b", 10)?, g.axis("flat", 40)?);
-    let own = g.axis("own", 10)?;
+    let (a, b, flat) = (g.axis("a", 30)?, g.axis("b", 10)?, g.storage_axis("flat", 40)?);
+    let own = g.storage_axis("own", 10)?;
     let x = g.input("x", DType::F32, &[a])?;
     let ty = Type::new(DType::F32, [own]);
     let old = g.state("sum", ty, Role::Accumulator, None, Init::Constant(0.0))?;
