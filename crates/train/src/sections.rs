@@ -36,7 +36,7 @@ struct Whole {
     micro: Graph,
     buckets: Buckets,
     eval: Graph,
-    /// Where any one rank can decode.
+    /// Where any one rank can decode, and samples are asked for.
     decode: Option<Graph>,
     positions: Vec<PositionInput>,
 }
@@ -121,8 +121,8 @@ impl Whole {
         let eval = models::eval_graph(model, recipe.train.micro_batch)?;
         let eval = cut_tensors(layout, passes::precision(&eval, compute)?)?.0;
         let (mut decode, mut positions) = (None, vec![]);
-        if layout.is_data_parallel() {
-            let made = models::decode_graph(model, recipe.sample.count.max(1))?;
+        if layout.is_data_parallel() && recipe.sample.count > 0 {
+            let made = models::decode_graph(model, recipe.sample.count)?;
             decode = Some(buckets.apply(&passes::precision(&made.graph, compute)?)?);
             positions = made.positions;
         }
