@@ -48,15 +48,13 @@ pub fn fit(recipe: &Recipe, vocab: usize) -> Result<Fit, TrainError> {
     if own.bytes <= search.budget {
         fitting.push(own.clone());
     }
-    for sequences in search.micro_batches() {
-        for zero in search.zero_stages() {
-            for chunks in search.chunks() {
-                let mut r = recipe.clone();
-                r.train.micro_batch = sequences;
-                set_zero(&mut r, zero);
-                (r.memory.mlp_chunks, r.memory.loss_chunks) = (chunks, chunks);
-                fitting.extend(search.recomputed(&r));
-            }
+    for samples in search.samples() {
+        let mut r = recipe.clone();
+        r.sample.count = samples;
+        fitting.extend(search.all(&r));
+        // Fewer samples are drawn only where nothing else helps.
+        if !fitting.is_empty() {
+            break;
         }
     }
     // One of several plans that take as long: the one that needs least.
@@ -118,6 +116,30 @@ impl Search<'_> {
         }
     }
 
+    /// Samples drawn side by side, which have caches of their own.
+    fn samples(&self) -> Vec<usize> {
+        let mut counts = vec![self.base.sample.count];
+        counts.extend([1, 0].into_iter().filter(|n| *n < self.base.sample.count));
+        counts
+    }
+
+    /// Everything that may be combined with a recipe, each with the least recomputation.
+    fn all(&mut self, base: &Recipe) -> Vec<Choice> {
+        let mut fitting = vec![];
+        for sequences in self.micro_batches() {
+            for zero in self.zero_stages() {
+                for chunks in self.chunks() {
+                    let mut r = base.clone();
+                    r.train.micro_batch = sequences;
+                    set_zero(&mut r, zero);
+                    (r.memory.mlp_chunks, r.memory.loss_chunks) = (chunks, chunks);
+                    fitting.extend(self.recomputed(&r));
+                }
+            }
+        }
+        fitting
+    }
+
     fn zero_stages(&self) -> Vec<u8> {
         if self.base.parallel.data_ranks() > 1 { vec![0, 1, 2, 3] } else { vec![0] }
     }
@@ -129,12 +151,18 @@ impl Search<'_> {
 
     /// A plan of a changed recipe; `None` where the change contradicts what the recipe says.
     fn plan(&mut self, r: &Recipe) -> Option<Choice> {
+        self.plan_and_activations(r).map(|p| p.0)
+    }
+
+    /// The same, with the bytes of activations at its peak.
+    fn plan_and_activations(&mut self, r: &Recipe) -> Option<(Choice, u64)> {
         let text = r.to_toml();
         let name = format!("{}.toml", r.name);
         let checked = Recipe::parse(&text, &name, &r.dir, &[], r.tiny).ok()?;
         self.planned += 1;
         let plan = RunPlan::new(&checked, self.vocab).ok()?;
-        Some(choice(self.base, &checked, &plan))
+        let activations = plan.stages.iter().map(|s| s.report.kinds.activations_bytes).max();
+        Some((choice(self.base, &checked, &plan), activations.unwrap_or(0)))
     }
 
     /// The least recomputation that fits: none, maps and norms, as many activations as there is
@@ -145,7 +173,7 @@ impl Search<'_> {
             r.memory.recompute = policy;
             r
         };
-        let none = self.plan(&with(RecomputePolicy::None))?;
+        let (none, activations) = self.plan_and_activations(&with(RecomputePolicy::None))?;
         if none.bytes <= self.budget {
             return Some(none);
         }
@@ -154,9 +182,8 @@ impl Search<'_> {
             return None;
         }
         let cheap = self.plan(&with(RecomputePolicy::Cheap)).filter(|c| c.bytes <= self.budget);
-        // Activations that may stay, from both ends: what all of them take, and what none does.
-        let span = none.bytes - blocks.bytes.min(none.bytes);
-        let mut keep = span - (none.bytes - self.budget).min(span);
+        // Activations that may stay: all, but for what is too much.
+        let mut keep = activations.saturating_sub(none.bytes - self.budget);
         let mut best = cheap.unwrap_or(blocks);
         for _ in 0..3 {
             let Some(c) = self.plan(&with(RecomputePolicy::Budget { bytes: keep.max(1) })) else {
@@ -179,8 +206,12 @@ impl Search<'_> {
         let most = *self.zero_stages().last()?;
         let policies =
             [(0, RecomputePolicy::Cheap), (0, blocks), (most, self.base.memory.recompute)];
-        for (zero, policy) in policies.into_iter().chain([(most, blocks)]) {
+        let policies = policies.into_iter().chain([(most, blocks)]);
+        let samples = self.samples().into_iter();
+        for (samples, (zero, policy)) in samples.flat_map(|n| policies.clone().map(move |p| (n, p)))
+        {
             let mut r = self.base.clone();
+            r.sample.count = samples;
             r.memory.recompute = policy;
             if zero > 0 {
                 set_zero(&mut r, zero);
@@ -198,6 +229,7 @@ impl Search<'_> {
         let mut r = self.base.clone();
         set_zero(&mut r, *self.zero_stages().last()?);
         r.memory.recompute = RecomputePolicy::Blocks { every: 1 };
+        r.sample.count = *self.samples().last()?;
         let chunks = *self.chunks().last()?;
         (r.memory.mlp_chunks, r.memory.loss_chunks) = (chunks, chunks);
         let mut sequences = r.train.micro_batch;
@@ -249,6 +281,7 @@ fn choice(base: &Recipe, r: &Recipe, plan: &RunPlan) -> Choice {
         base.train.micro_batch != r.train.micro_batch,
         format!("train.micro_batch={}", r.train.micro_batch),
     );
+    set(base.sample.count != r.sample.count, format!("sample.count={}", r.sample.count));
     set(base.model.layers != r.model.layers, format!("model.layers={}", r.model.layers));
     let recompute = match b.recompute {
         RecomputePolicy::None => "memory.recompute=none".to_owned(),
