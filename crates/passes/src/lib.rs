@@ -3,9 +3,9 @@
 //! There is no type to know beside [`Graph`](aerogel_graph::Graph). A training step is the loss of
 //! the global batch through [`precision`], [`backward()`], [`chunk()`],
 //! [`recompute`](recompute::recompute()), [`partition()`] (tensor ranks), [`Buckets::apply`]
-//! (ZeRO), [`cut`] (micro-batches, and ranks that share a batch), [`pipeline::split`] where there are
-//! stages, and [`accumulate`]; then the section that [`update`] writes, or [`inside()`] in place of
-//! the last two. [`schedule`] gives the one number that the update is told each step.
+//! (ZeRO), [`cut`] (micro-batches, and ranks that share a batch), [`pipeline::split`] (stages) and
+//! [`accumulate`]; then the section that [`update`] writes, or [`inside()`] in place of the last
+//! two. [`schedule`] gives the one number that the update is told each step.
 //!
 //! Invariant: a pass reads and writes graphs and nothing else; it knows no machine, and the same
 //! graph in gives the same graph out. What it adds is ordinary ops, so that the interpreter runs
