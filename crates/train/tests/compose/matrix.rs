@@ -235,8 +235,8 @@ fn cells(model: &str, name: &str, shard: usize) -> String {
     }
     table += "\nThree at once:\n\n";
     let mut seed = shard as u64;
-    let mut triples = 0;
-    while triples < 10 {
+    let mut seen: Vec<Vec<&str>> = vec![];
+    while seen.len() < 10 {
         let mut pick = || {
             seed = seed
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -245,10 +245,12 @@ fn cells(model: &str, name: &str, shard: usize) -> String {
         };
         let of = [pick(), pick(), pick()];
         let differ = (0..3).all(|i| (0..i).all(|j| of[i].kind != of[j].kind));
-        if differ {
-            let names: Vec<&str> = of.iter().map(|t| t.name).collect();
+        let names: Vec<&str> = of.iter().map(|t| t.name).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        if differ && !seen.contains(&sorted) {
             let _ = writeln!(table, "- {}: {}", names.join(", "), sign(&m.cell(&of)));
-            triples += 1;
+            seen.push(sorted);
         }
     }
     table
@@ -269,7 +271,8 @@ fn held(name: &str, found: &str) {
     let start = page.find(&format!("## {name}\n")).expect("the page has the model's heading");
     let end = page[start + 3..].find("\n## ").map_or(page.len(), |e| start + 3 + e + 1);
     if std::env::var_os("AEROGEL_BLESS").is_some() {
-        let page = format!("{}{}\n{}", &page[..start], found.trim_end(), &page[end..]);
+        let gap = if end < page.len() { "\n\n" } else { "\n" };
+        let page = format!("{}{}{gap}{}", &page[..start], found.trim_end(), &page[end..]);
         std::fs::write(&path, page).unwrap();
         return;
     }
