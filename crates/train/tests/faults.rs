@@ -30,7 +30,7 @@ fn threads() -> usize {
 fn faulty(rank: usize, at: u64, kind: u64) -> (Ties, Arc<Mutex<Vec<String>>>) {
     let hold = Hold::new();
     let told = Arc::new(Mutex::new(vec![]));
-    let mut ties = Ties::new(Duration::from_millis(400));
+    let mut ties = Ties::new(Duration::from_millis(600));
     let (release, said) = (hold.clone(), told.clone());
     ties.on_hang = Arc::new(move |message| {
         said.lock().unwrap().push(message.to_owned());
