@@ -150,6 +150,11 @@ impl Mesh {
         self.0.iter().zip(place.0).fold(0, |rank, ((_, size), x)| rank * size + usize::from(x))
     }
 
+    /// The number of a place among those that differ from it along the axes in `over` alone.
+    pub fn member(&self, place: Place, over: &[u8]) -> usize {
+        over.iter().fold(0, |n, &m| n * self.size(m) + usize::from(place.0[m as usize]))
+    }
+
     /// The ranks that differ from `rank` along the axes in `over` alone, ascending by their
     /// coordinates along those axes, the first of `over` outermost.
     pub fn group(&self, rank: usize, over: &[u8]) -> Vec<usize> {

@@ -13,16 +13,13 @@
 //! the bit, as long as they are finite.
 
 use crate::PassError;
-use crate::bucket::Bucket;
 use crate::update::config::{Share, UpdateConfig, check};
 use crate::update::held::{Master, Moments};
 use crate::update::norm::{chunks, squares};
 use crate::update::rules::{Owned, Scalars, ZERO, measured, scalar, scalar_map, scalars};
 use crate::update::{APPLIED, summed, total};
-use aerogel_graph::{
-    Build, Cutter, DType, Def, Graph, Node, Op, OpError, Phase, Role, StateId, ValueId, ops::View,
-};
-use std::collections::{BTreeSet, HashMap};
+use aerogel_graph::{Build, Cutter, DType, Def, Graph, OpError, Phase, Role, StateId, ValueId};
+use std::collections::HashMap;
 
 const PASS: &str = "inside";
 
@@ -90,52 +87,12 @@ fn reason_against(micro: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Op
             "a stage of a pipeline has several micro-batches in flight; use no pipeline".to_owned(),
         );
     }
-    let shared = share.list().find_map(|(_, b)| shared_parameter(micro, b))?;
+    let (_, bucket) = share.list().find(|(_, b)| b.shared)?;
+    let shared = &bucket.tensors.first()?.name;
     Some(format!(
         "several layers share `{shared}`, whose gradient is not complete before the last of them; \
          untie it"
     ))
-}
-
-/// A parameter of a bucket that several layers read.
-fn shared_parameter(g: &Graph, b: &Bucket) -> Option<String> {
-    let name = if b.narrow { b.copy_name() } else { b.name.clone() };
-    let state = g.states()[g.find_state(&name)?.index()].value;
-    // `h.3.attn` is of layer `3`, `embed` of layer `embed`.
-    let layer = |scope: &str| {
-        let mut parts = scope.split('.');
-        let first = parts.next();
-        if first == Some("h") { parts.next().map(str::to_owned) } else { first.map(str::to_owned) }
-    };
-    let mut tensors: HashMap<ValueId, Option<String>> = HashMap::from([(state, None)]);
-    let mut layers: HashMap<String, BTreeSet<String>> = HashMap::new();
-    for node in g.nodes() {
-        for v in &node.ins {
-            let Some(tensor) = tensors.get(v).cloned() else { continue };
-            let tensor = match &node.op {
-                // The bucket's part that is one parameter.
-                Op::View(View::Slice { into, .. }) if tensor.is_none() => {
-                    g.axes()[*into].name.strip_prefix("flat.").map(str::to_owned)
-                }
-                _ => tensor,
-            };
-            if shows(node) {
-                tensors.extend(node.outs.iter().map(|&out| (out, tensor.clone())));
-            } else if let (Some(tensor), Some(layer)) = (tensor, layer(&node.scope)) {
-                layers.entry(tensor).or_default().insert(layer);
-            }
-        }
-    }
-    layers.into_iter().filter(|(_, layers)| layers.len() > 1).map(|(tensor, _)| tensor).min()
-}
-
-/// Whether what a node makes of a parameter is the parameter still.
-fn shows(node: &Node) -> bool {
-    match &node.op {
-        Op::View(_) | Op::Collective(_) => true,
-        Op::Map(m) => m.cotangent.is_some() && node.ins.len() == 1,
-        _ => false,
-    }
 }
 
 /// A micro-batch that becomes a step.

@@ -69,6 +69,11 @@ impl Shards {
         over.iter().map(|&m| self.mesh.size(m)).product()
     }
 
+    /// The mesh axes of the batch that lie above time: those over which gradients are not cut.
+    pub(crate) fn above(&self) -> &[u8] {
+        &self.batch[..self.batch.len() - self.gradients.len()]
+    }
+
     /// Cuts axis `batch` into micro-batches: by the ranks above time, by time, and by the ranks
     /// below it.
     ///
@@ -76,16 +81,15 @@ impl Shards {
     /// The batch does not divide, or the lists contradict each other.
     pub fn cut_batch(&self, g: &mut Graph, micro_batches: usize) -> Result<(), OpError> {
         self.check()?;
-        let (above, below) = self.batch.split_at(self.batch.len() - self.gradients.len());
         let by_rank = |g: &mut Graph, over: &[u8]| {
             over.iter().try_for_each(|&m| g.cut_axis("batch", Cutter::Mesh(m), self.mesh.size(m)))
         };
-        by_rank(g, above)?;
+        by_rank(g, self.above())?;
         // One micro-batch is the batch, and not a piece of it.
         if micro_batches != 1 {
             g.cut_axis("batch", Cutter::Time, micro_batches)?;
         }
-        by_rank(g, below)
+        by_rank(g, &self.gradients)
     }
 
     /// The axis of a bucket's piece over some axes, made if it is new.
@@ -126,32 +130,40 @@ impl Shards {
     pub(crate) fn scatter(
         &self,
         g: &mut Graph,
-        mut v: ValueId,
+        v: ValueId,
         whole: AxisId,
         to: &[u8],
         from: &[u8],
     ) -> Result<ValueId, OpError> {
-        for i in (0..to.len() - from.len()).rev() {
-            let axis = self.piece(g, whole, &to[i + 1..])?;
-            let into = self.piece(g, whole, &to[i..])?;
-            v = exchange(g, v, Exchange::ReduceScatter { axis, into }, to[i])?;
-        }
-        Ok(v)
+        let own = |axis, into| Exchange::ReduceScatter { axis, into };
+        self.cut(g, v, whole, (to, from), own)
     }
 
     /// The piece over `to` of what all ranks along the axes that `from` lacks have alike.
     pub(crate) fn keep(
         &self,
         g: &mut Graph,
-        mut v: ValueId,
+        v: ValueId,
         whole: AxisId,
         to: &[u8],
         from: &[u8],
     ) -> Result<ValueId, OpError> {
+        self.cut(g, v, whole, (to, from), |axis, into| Exchange::Keep { axis, into })
+    }
+
+    /// From pieces over `from` to pieces over `to`, axis by axis, the innermost first.
+    fn cut(
+        &self,
+        g: &mut Graph,
+        mut v: ValueId,
+        whole: AxisId,
+        (to, from): (&[u8], &[u8]),
+        own: impl Fn(AxisId, AxisId) -> Exchange,
+    ) -> Result<ValueId, OpError> {
         for i in (0..to.len() - from.len()).rev() {
             let axis = self.piece(g, whole, &to[i + 1..])?;
             let into = self.piece(g, whole, &to[i..])?;
-            v = exchange(g, v, Exchange::Keep { axis, into }, to[i])?;
+            v = exchange(g, v, own(axis, into), to[i])?;
         }
         Ok(v)
     }

@@ -114,12 +114,6 @@ pub fn copies(like: &Graph, share: &Share<'_>) -> Result<Option<Graph>, PassErro
     Ok(Some(g.pruned()?))
 }
 
-/// The mesh axes over which gradients are summed here, outermost first.
-fn above<'a>(share: &Share<'a>) -> &'a [u8] {
-    let shards = &share.buckets.shards;
-    &shards.batch[..shards.batch.len() - shards.gradients.len()]
-}
-
 /// Loss and tokens of the global batch.
 fn totals(g: &mut Graph, share: &Share<'_>) -> Result<[ValueId; 2], OpError> {
     let mut total = |name: &str| {
@@ -134,7 +128,8 @@ fn totals(g: &mut Graph, share: &Share<'_>) -> Result<[ValueId; 2], OpError> {
 
 /// A number of this rank's part of the batch, summed over the global batch.
 pub(crate) fn total(g: &mut Graph, v: ValueId, share: &Share<'_>) -> Result<ValueId, OpError> {
-    let v = share.buckets.shards.sum(g, v, above(share))?;
+    let shards = &share.buckets.shards;
+    let v = shards.sum(g, v, shards.above())?;
     // One stage has them; zeros of the others change nothing.
     share.pipe.map_or(Ok(v), |m| all_reduce(g, v, m))
 }

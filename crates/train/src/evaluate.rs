@@ -4,6 +4,7 @@ use crate::error::TrainError;
 use crate::feed::{Feed, Inputs};
 use crate::pipe::Pipe;
 use crate::session::Session;
+use crate::step::{give, scalar};
 use aerogel_cpu::CpuDevice;
 use aerogel_data::{Dataset, Sampler, Tokens};
 use aerogel_graph::Clock;
@@ -97,13 +98,9 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
     let scored = session.each_with(&mut feeds, |plan, rank, device, (feed, pipe)| {
         let shards = &plan.layout.shards;
         let turns = shards.pieces(&shards.batch) as u64;
-        let place = plan.mesh.place(rank);
         let stages = plan.schedule.as_ref().map_or(1, Schedule::stages);
         let has_loss = plan.layout.stage(rank) + 1 == stages;
-        let turn = shards
-            .batch
-            .iter()
-            .fold(0, |turn, &m| turn * shards.mesh.size(m) as u64 + u64::from(place.0[m as usize]));
+        let turn = plan.mesh.member(plan.mesh.place(rank), &shards.batch) as u64;
         // Everybody runs as often, since ranks may need each other's weights.
         let rounds = end.div_ceil(batch * turns);
         let mut mine = vec![];
@@ -112,7 +109,10 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
             let inputs = feed.read(position, end)?;
             let section = forward(plan.program(rank), pipe, device, &inputs)?;
             if has_loss {
-                let (loss, tokens) = scores(device, section)?;
+                let [loss, tokens] = [
+                    f64::from(scalar(device, section, "loss")?),
+                    f64::from(scalar(device, section, "tokens")?),
+                ];
                 mine.push(Scored { position, loss, tokens });
             }
         }
@@ -134,13 +134,7 @@ fn forward(
     device: &mut CpuDevice,
     inputs: &Inputs<'_>,
 ) -> Result<usize, TrainError> {
-    let write = |device: &mut CpuDevice, section: usize| {
-        let graph = &program.sections[section].graph;
-        for (name, bytes) in inputs.iter().filter(|(name, _)| graph.find_input(name).is_some()) {
-            device.write_input(section, name, bytes)?;
-        }
-        Ok::<(), TrainError>(())
-    };
+    let write = |device: &mut CpuDevice, section| give(program, device, section, inputs);
     if let Some(pipe) = pipe {
         return pipe.score(device, &mut |device, section, _| write(device, section));
     }
@@ -148,14 +142,4 @@ fn forward(
     write(device, section)?;
     device.run(section, Clock::default(), 0)?;
     Ok(section)
-}
-
-/// Loss and tokens of the batch that ran last.
-fn scores(device: &CpuDevice, section: usize) -> Result<(f64, f64), TrainError> {
-    let scalar = |name: &str| {
-        let mut bytes = [0u8; 4];
-        device.read_output(section, name, &mut bytes)?;
-        Ok::<f64, TrainError>(f64::from(f32::from_le_bytes(bytes)))
-    };
-    Ok((scalar("loss")?, scalar("tokens")?))
 }

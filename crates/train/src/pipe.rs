@@ -33,15 +33,15 @@ struct Ready {
     slot: u32,
 }
 
-/// A state that another stage updates, or that another stage reads.
+/// A state that another stage reads, or that another stage updates.
 struct Copied {
     state: String,
     bytes: usize,
     tag: u64,
-    /// Where it goes.
-    to: Vec<usize>,
-    /// Where it comes from.
-    from: Option<usize>,
+    /// The rank at the other end.
+    peer: usize,
+    /// Whether it is updated here and goes there.
+    goes: bool,
 }
 
 /// A rank's actions of one step, and those that score a batch.
@@ -153,14 +153,11 @@ impl Pipe {
         for c in &self.copied {
             buffer.resize(c.bytes, 0);
             let site = format!("copy of `{}`", c.state);
-            if !c.to.is_empty() {
+            if c.goes {
                 device.read_state(&c.state, 0, buffer)?;
-            }
-            for &to in &c.to {
-                device.ties().send(to, c.tag, &site, buffer).map_err(DeviceError::from)?;
-            }
-            if let Some(from) = c.from {
-                device.ties().receive(from, c.tag, &site, buffer).map_err(DeviceError::from)?;
+                device.ties().send(c.peer, c.tag, &site, buffer).map_err(DeviceError::from)?;
+            } else {
+                device.ties().receive(c.peer, c.tag, &site, buffer).map_err(DeviceError::from)?;
                 device.write_state(&c.state, 0, buffer)?;
             }
         }
@@ -264,18 +261,14 @@ fn copied(
         }
         let Some(slot) = program.state(&r.state) else { continue };
         let (tag, bytes) = ((plan.messages.len() + i) as u64, slot.bytes as usize);
-        let (mut to, mut from) = (vec![], None);
-        if owner == stage {
-            to.push(peer(r.user));
-        } else {
-            from = Some(peer(r.owner));
-        }
+        let goes = owner == stage;
+        let peer = peer(if goes { r.user } else { r.owner });
         // A user of several chunks is sent one copy.
-        let twin = |c: &Copied| c.state == r.state && c.to == to && c.from == from;
+        let twin = |c: &Copied| c.state == r.state && c.peer == peer && c.goes == goes;
         if !list.iter().any(twin) {
-            list.push(Copied { state: r.state.clone(), bytes, tag, to, from });
+            list.push(Copied { state: r.state.clone(), bytes, tag, peer, goes });
         }
     }
-    debug_assert!(list.iter().all(|c| c.from != Some(rank)), "a rank copies nothing from itself");
+    debug_assert!(list.iter().all(|c| c.peer != rank), "a rank copies nothing to itself");
     list
 }

@@ -8,6 +8,7 @@ use crate::plan::RunPlan;
 use crate::setup::{self, Workspace};
 use aerogel_graph::{Build, Graph, Mesh, Role};
 use aerogel_machine::Program;
+use aerogel_passes::layer_of;
 use aerogel_passes::pipeline::{Kind, Schedule, Seconds, Timeline, timeline};
 use aerogel_plan::Report;
 use aerogel_recipe::Recipe;
@@ -320,11 +321,8 @@ impl Sums {
 fn layers(program: &Program, chunk: usize) -> Range<usize> {
     let Some(section) = program.section(&format!("forward.{chunk}")) else { return 0..0 };
     let nodes = program.sections[section].graph.nodes().iter();
-    let numbers = || {
-        let layer = |scope: &str| scope.strip_prefix("h.")?.split('.').next()?.parse().ok();
-        nodes.clone().filter_map(move |n| layer(&n.scope))
-    };
-    let first: usize = numbers().min().unwrap_or(0);
+    let numbers = || nodes.clone().filter_map(|n| layer_of(&n.scope));
+    let first = numbers().min().unwrap_or(0);
     first..numbers().max().map_or(first, |last| last + 1)
 }
 

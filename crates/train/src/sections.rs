@@ -10,7 +10,7 @@ use aerogel_passes::pipeline::{
 use aerogel_passes::recompute::{Policy, recompute};
 use aerogel_passes::{
     self as passes, Buckets, Compute, Optimizer, Partials, Share, Tensor, UpdateConfig, accumulate,
-    inside, partition, section_of, update,
+    inside, layer_of, partition, section_of, update,
 };
 use aerogel_plan::Ask;
 use aerogel_recipe::{self as recipe, Recipe, RecomputePolicy};
@@ -278,12 +278,10 @@ fn layer_ranges(
     let mut costs = vec![Cost::default(); layers];
     let (mut first, mut last) = (Cost::default(), Cost::default());
     for node in g.nodes() {
-        let mut parts = node.scope.split('.');
-        let (head, layer) = (parts.next(), parts.next().and_then(|n| n.parse::<usize>().ok()));
-        let cost = match (head, layer) {
-            (Some("h"), Some(layer)) => &mut costs[layer],
-            (Some("embed"), _) => &mut first,
-            _ => &mut last,
+        let cost = match layer_of(&node.scope) {
+            Some(layer) => &mut costs[layer],
+            None if node.scope.starts_with("embed") => &mut first,
+            None => &mut last,
         };
         let work = node.op.cost(g.axes(), &g.in_types(node), &g.out_types(node));
         cost.flops += work.flops;

@@ -1,7 +1,7 @@
 //! One training step of one rank: its micro-batches, then the update.
 
 use crate::error::TrainError;
-use crate::feed::Feed;
+use crate::feed::{Feed, Inputs};
 use crate::pipe::Pipe;
 use crate::plan::RunPlan;
 use aerogel_cpu::CpuDevice;
@@ -104,15 +104,10 @@ impl<'a> Stepper<'a> {
         }
         device.write_input(self.last, "rate", &(rate as f32).to_le_bytes())?;
         device.run(self.last, clock(0), 0)?;
-        let scalar = |name: &str| {
-            let mut bytes = [0u8; 4];
-            device.read_output(self.last, name, &mut bytes)?;
-            Ok::<f32, TrainError>(f32::from_le_bytes(bytes))
-        };
         let updated = Updated {
-            loss: scalar("loss")?,
-            grad_norm: scalar("grad_norm")?,
-            finite: scalar("finite")? != 0.0,
+            loss: scalar(device, self.last, "loss")?,
+            grad_norm: scalar(device, self.last, "grad_norm")?,
+            finite: scalar(device, self.last, "finite")? != 0.0,
         };
         if let Some(pipe) = &mut self.pipe {
             pipe.renew(device)?;
@@ -140,10 +135,26 @@ fn write_inputs(
     if !["tokens", "targets", "weights"].into_iter().any(wanted) {
         return Ok(());
     }
-    for (name, bytes) in feed.read(position, u64::MAX)? {
-        if wanted(name) {
-            device.write_input(section, name, bytes)?;
-        }
+    give(program, device, section, &feed.read(position, u64::MAX)?)
+}
+
+/// Writes those inputs that a section has.
+pub(crate) fn give(
+    program: &Program,
+    device: &mut CpuDevice,
+    section: usize,
+    inputs: &Inputs<'_>,
+) -> Result<(), TrainError> {
+    let graph = &program.sections[section].graph;
+    for (name, bytes) in inputs.iter().filter(|(name, _)| graph.find_input(name).is_some()) {
+        device.write_input(section, name, bytes)?;
     }
     Ok(())
+}
+
+/// A number that a section gave in its last run.
+pub(crate) fn scalar(device: &CpuDevice, section: usize, name: &str) -> Result<f32, TrainError> {
+    let mut bytes = [0u8; 4];
+    device.read_output(section, name, &mut bytes)?;
+    Ok(f32::from_le_bytes(bytes))
 }

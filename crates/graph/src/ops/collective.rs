@@ -99,7 +99,7 @@ impl Collective {
 
     /// This rank's number among them.
     pub fn member(&self, mesh: &Mesh, place: Place) -> usize {
-        self.over.iter().fold(0, |n, &m| n * mesh.size(m) + usize::from(place.0[m as usize]))
+        mesh.member(place, &self.over)
     }
 
     /// Bytes that a rank sends, and as many that it receives, with the cheapest algorithm: those

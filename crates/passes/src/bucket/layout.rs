@@ -40,6 +40,8 @@ pub struct Bucket {
     pub partial: Option<u8>,
     /// Whether all ranks along the tensor axis have the same.
     pub replicated: bool,
+    /// Whether several layers read its one parameter.
+    pub shared: bool,
 }
 
 /// A parameter in its bucket.
@@ -96,11 +98,11 @@ impl Buckets {
         let mut keys: HashMap<Key, usize> = HashMap::new();
         for state in g.states().iter().filter(|s| s.role == Role::Parameter) {
             let cut = g.ty(state.value).axes.iter().any(|&a| !g.axes()[a].cuts.is_empty());
+            let shared = readers.layers(state.value).len() > 1;
+            let group = if shared { &state.name } else { layer(&state.name) };
             let key = Key {
-                group: match readers.layers(state.value).len() {
-                    0 | 1 => layer(&state.name).to_owned(),
-                    _ => state.name.clone(),
-                },
+                group: group.to_owned(),
+                shared,
                 decays: state.class.is_some_and(ParamClass::decays),
                 narrow: readers.are_casts(state.value),
                 partial: partials.parameters.contains(&state.name),
@@ -163,6 +165,7 @@ impl<'a> Readers<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     group: String,
+    shared: bool,
     decays: bool,
     narrow: bool,
     partial: bool,
@@ -188,6 +191,7 @@ impl Key {
             narrow: self.narrow,
             partial: partials.axis.filter(|_| self.partial),
             replicated: !self.cut,
+            shared: self.shared,
         }
     }
 }

@@ -22,6 +22,7 @@ mod sites;
 
 use super::schedule::Pass;
 use crate::PassError;
+use crate::scope::layer_of;
 use aerogel_graph::{Build, Graph};
 use borders::originals_across;
 use crossings::crossings;
@@ -81,16 +82,10 @@ pub struct Split {
 /// one beyond the last stage, which `split` refuses.
 pub fn layer_stages(ranges: &[Range<usize>]) -> impl Fn(&str) -> usize + use<> {
     let ranges = ranges.to_vec();
-    move |scope| {
-        let mut parts = scope.split('.');
-        let (first, layer) = (parts.next(), parts.next().and_then(|n| n.parse().ok()));
-        match (first, layer) {
-            (Some("h"), Some(layer)) => {
-                ranges.iter().position(|r| r.contains(&layer)).unwrap_or(ranges.len())
-            }
-            (Some(part), _) if part.starts_with("embed") => 0,
-            _ => ranges.len().saturating_sub(1),
-        }
+    move |scope| match layer_of(scope) {
+        Some(layer) => ranges.iter().position(|r| r.contains(&layer)).unwrap_or(ranges.len()),
+        None if scope.starts_with("embed") => 0,
+        None => ranges.len().saturating_sub(1),
     }
 }
 

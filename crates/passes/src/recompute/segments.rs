@@ -3,6 +3,7 @@
 //! the whole forward is one segment.
 
 use super::chain::{Segment, Variant};
+use crate::scope::layer_of;
 use aerogel_graph::ops::View;
 use aerogel_graph::{Build, Def, Graph, NodeId, Op, Phase, ValueId};
 use std::collections::BTreeSet;
@@ -125,15 +126,6 @@ pub(super) fn segments(g: &Graph, bytes: Measure<'_>) -> Segments {
     found
 }
 
-/// The block that a scope is in.
-fn block(scope: &str) -> Option<usize> {
-    let mut parts = scope.split('.');
-    if parts.next() != Some("h") {
-        return None;
-    }
-    parts.next()?.parse().ok()
-}
-
 /// Forward values by who reads them.
 #[derive(Default)]
 struct Readers {
@@ -152,7 +144,7 @@ fn blocks(g: &Graph, forward: usize) -> Option<Spans> {
     let mut starts: Vec<usize> = vec![];
     let mut end = 0;
     for (n, node) in g.nodes()[..forward].iter().enumerate() {
-        let Some(block) = block(&node.scope) else { continue };
+        let Some(block) = layer_of(&node.scope) else { continue };
         end = n + 1;
         match starts.len() {
             new if block == new => starts.push(n),
@@ -174,7 +166,7 @@ fn blocks(g: &Graph, forward: usize) -> Option<Spans> {
     let mut at = spans.len() - 1;
     let mut backward_of = vec![at; g.nodes().len()];
     for (n, node) in g.nodes().iter().enumerate().skip(forward) {
-        at = block(&node.scope).filter(|&b| b < at).unwrap_or(at);
+        at = layer_of(&node.scope).filter(|&b| b < at).unwrap_or(at);
         backward_of[n] = at;
     }
     Some((spans, backward_of, blocks))

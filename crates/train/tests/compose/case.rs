@@ -1,5 +1,5 @@
 //! Runs of small models with whatever keys a test sets.
-#![allow(dead_code)] // each binary uses its part
+#![allow(dead_code, reason = "each binary uses its part")]
 
 use aerogel_data::NoProgress;
 use aerogel_recipe::Recipe;
