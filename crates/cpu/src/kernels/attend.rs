@@ -12,7 +12,7 @@ use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::micro::{Left, Rows, multiply, padded};
+use crate::kernels::lanes::{Left, Rows, multiply, padded};
 use crate::kernels::pattern::{BlockList, MAX_TILE};
 use crate::kernels::tile::check_output;
 use crate::math;

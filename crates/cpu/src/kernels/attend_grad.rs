@@ -10,7 +10,7 @@ use crate::kernel::{
 };
 use crate::kernels::attend::{Attention, Matrix, mask_words};
 use crate::kernels::convert;
-use crate::kernels::micro::{Left, Rows, multiply, padded};
+use crate::kernels::lanes::{Left, Rows, multiply, padded};
 use crate::kernels::pattern::{Entry, MAX_TILE};
 use crate::kernels::tile::check_output;
 use crate::math;

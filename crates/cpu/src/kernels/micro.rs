@@ -1,146 +1,209 @@
-//! Small dense products on one thread, for tiles that sit in the first-level cache.
+//! Micro-kernels: a few rows times panels of 32 columns, the sums in registers over the whole depth.
 //!
-//! `b` and `c` have rows of consecutive floats whose width is a multiple of [`LANES`]; `a` has any
-//! strides, since its elements are broadcast. That covers all products of attention when scores are
-//! held transposed (keys down, queries across).
+//! Operands are 32-bit words along the depth: one f32, or two bf16 of consecutive depth, which is
+//! what the bf16 instructions multiply. The right factor lies in panels (see
+//! [`pack`](crate::kernels::pack)); the left one has any strides. Every element of the result is one
+//! sum in the order of the depth, whatever the number of rows and columns around it: results do not
+//! depend on how a product is cut into blocks.
 
-use crate::simd::multiversion;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
 
-/// Widths are multiples of this.
-pub(crate) const LANES: usize = 16;
-const ROWS: usize = 6;
+use crate::simd::{Level, Simd};
 
-/// The next width that the products take.
-pub(crate) fn padded(width: usize) -> usize {
-    width.next_multiple_of(LANES)
+/// Columns of a panel.
+pub(crate) const COLS: usize = 32;
+/// No micro-kernel takes more rows at once.
+pub(crate) const MOST_ROWS: usize = 32;
+/// Words that matrix tiles take from the depth at once.
+const TILE_WORDS: usize = 16;
+
+/// What a word holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// One f32.
+    F32,
+    /// Two bf16, the earlier one in the lower half.
+    Bf16,
 }
 
-/// The left factor: address and strides.
+impl Word {
+    /// Elements in a word.
+    pub fn elements(self) -> usize {
+        match self {
+            Word::F32 => 1,
+            Word::Bf16 => 2,
+        }
+    }
+
+    /// Words of a row or column of `depth` elements, with the zeros at its end that the
+    /// micro-kernels of `simd` ask for.
+    pub fn words(self, simd: Simd, depth: usize) -> usize {
+        let words = depth.div_ceil(self.elements());
+        if self.tiles(simd) { words.next_multiple_of(TILE_WORDS) } else { words }
+    }
+
+    /// The most that [`Word::words`] says for any instruction set.
+    pub fn most_words(self, depth: usize) -> usize {
+        match self {
+            Word::F32 => depth,
+            Word::Bf16 => depth.div_ceil(2).next_multiple_of(TILE_WORDS),
+        }
+    }
+
+    /// Whether products go through matrix tiles.
+    pub fn tiles(self, simd: Simd) -> bool {
+        self == Word::Bf16 && simd.level() == Level::Amx
+    }
+
+    /// Rows that a micro-kernel takes at once.
+    pub fn rows(self, simd: Simd) -> usize {
+        if self.tiles(simd) { MOST_ROWS } else { ROWS }
+    }
+}
+
+/// Rows of a micro-kernel on vectors: 28 of the 32 registers of AVX-512 hold sums.
+const ROWS: usize = 14;
+
+/// The left factor: address of its first word, and words from row to row and along the depth.
+///
+/// Matrix tiles want `step` 1, and read rows up to the next multiple of 16, which must be there.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
-    pub data: *const f32,
+    pub data: *const u32,
     pub row: isize,
-    pub col: isize,
+    pub step: isize,
 }
 
-/// A row-major factor or result: address and floats from row to row.
+/// The right factor: address of its first word, words from panel to panel, and from one line of
+/// 32 columns to the next along the depth ([`COLS`], if it is packed).
 #[derive(Clone, Copy)]
-pub(crate) struct Rows {
+pub(crate) struct Right {
+    pub data: *const u32,
+    pub panel: usize,
+    pub step: usize,
+}
+
+/// The result: rows of consecutive f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Out {
     pub data: *mut f32,
     pub row: usize,
 }
 
-/// One `R x W` block of `c`, the full depth in registers.
-#[inline(always)]
-unsafe fn block<const R: usize, const W: usize>(
-    k: usize,
-    a: Left,
-    b: *const f32,
-    b_row: usize,
-    c: *mut f32,
-    c_row: usize,
-    accumulate: bool,
+impl Out {
+    /// From this row and column on.
+    pub fn at(self, row: usize, col: usize) -> Out {
+        Out { data: self.data.wrapping_add(row * self.row + col), ..self }
+    }
+}
+
+/// How sums are stored: `out (= | +=) alpha * sum`.
+#[derive(Clone, Copy)]
+pub(crate) struct Store {
+    pub alpha: f32,
+    pub accumulate: bool,
+}
+
+impl Store {
+    /// Replaces what is there.
+    pub const REPLACE: Store = Store { alpha: 1.0, accumulate: false };
+    /// Adds to what is there.
+    pub const ADD: Store = Store { alpha: 1.0, accumulate: true };
+}
+
+/// One block in registers: at most [`ROWS`] rows and a whole panel.
+#[derive(Clone, Copy)]
+struct Block {
+    rows: usize,
+    words: usize,
+    left: Left,
+    right: *const u32,
+    right_step: usize,
+    out: Out,
+    store: Store,
+}
+
+/// `out (= | +=) alpha * left * right` for `out: [m, n]` and a depth of `words`.
+///
+/// # Safety
+/// All words that the sizes reach are valid and initialised: of the right factor whole panels, of
+/// the left one the rows that [`Left`] says; `out` overlaps neither.
+pub(crate) unsafe fn multiply(
+    simd: Simd,
+    word: Word,
+    [m, n, words]: [usize; 3],
+    left: Left,
+    right: Right,
+    out: Out,
+    store: Store,
 ) {
-    let mut sums = [[0.0f32; W]; R];
-    // SAFETY: the caller of `multiply` vouches for all elements of the three matrices.
-    unsafe {
-        for depth in 0..k {
-            let line = &*b.add(depth * b_row).cast::<[f32; W]>();
-            for (i, row) in sums.iter_mut().enumerate() {
-                let factor = *a.data.offset(i as isize * a.row + depth as isize * a.col);
-                for j in 0..W {
-                    row[j] = factor.mul_add(line[j], row[j]);
+    #[cfg(target_arch = "x86_64")]
+    if word.tiles(simd) && left.step == 1 && words.is_multiple_of(TILE_WORDS) {
+        // SAFETY: forwarded; a `Simd` of this level exists only where the tiles can be used.
+        return unsafe { amx::multiply([m, n, words], left, right, out, store) };
+    }
+    let slivers = m.div_ceil(ROWS);
+    let mut first = 0;
+    for sliver in 0..slivers {
+        let rows = (m - first).div_ceil(slivers - sliver);
+        let left = Left { data: left.data.wrapping_offset(first as isize * left.row), ..left };
+        for (panel, col) in (0..n).step_by(COLS).enumerate() {
+            let block = Block {
+                rows,
+                words,
+                left,
+                right: right.data.wrapping_add(panel * right.panel),
+                right_step: right.step,
+                out: out.at(first, col),
+                store,
+            };
+            // SAFETY: the block lies within the operands.
+            unsafe {
+                if n - col >= COLS {
+                    run(simd, word, &block);
+                } else {
+                    edge(n - col, block, |whole| run(simd, word, whole));
                 }
             }
         }
-        for (i, row) in sums.iter().enumerate() {
-            let to = &mut *c.add(i * c_row).cast::<[f32; W]>();
-            for j in 0..W {
-                to[j] = if accumulate { to[j] + row[j] } else { row[j] };
+        first += rows;
+    }
+}
+
+/// Makes a block of fewer columns than a panel has aside, and stores what there is room for.
+unsafe fn edge(cols: usize, block: Block, run: impl FnOnce(&Block)) {
+    let mut aside = [0.0f32; ROWS * COLS];
+    let store = Store { accumulate: false, ..block.store };
+    let out = Out { data: aside.as_mut_ptr(), row: COLS };
+    run(&Block { out, store, ..block });
+    for row in 0..block.rows {
+        for col in 0..cols {
+            // SAFETY: within the result.
+            unsafe {
+                let to = block.out.at(row, col).data;
+                let sum = aside[row * COLS + col];
+                *to = if block.store.accumulate { *to + sum } else { sum };
             }
         }
     }
 }
 
-/// One column of blocks, `W` wide.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // three matrices, flat so that they stay in registers
-unsafe fn columns<const W: usize>(
-    m: usize,
-    k: usize,
-    a: Left,
-    b: *const f32,
-    b_row: usize,
-    c: *mut f32,
-    c_row: usize,
-    accumulate: bool,
-) {
-    let mut i = 0;
-    // SAFETY: as `block`; rows i.. lie within `a` and `c`.
+unsafe fn run(simd: Simd, word: Word, block: &Block) {
+    // SAFETY: forwarded; a `Simd` of a level exists only where its instructions do.
+    #[cfg(target_arch = "x86_64")]
     unsafe {
-        let a = |i: usize| Left { data: a.data.offset(i as isize * a.row), ..a };
-        while i + ROWS <= m {
-            block::<ROWS, W>(k, a(i), b, b_row, c.add(i * c_row), c_row, accumulate);
-            i += ROWS;
-        }
-        while i + 2 <= m {
-            block::<2, W>(k, a(i), b, b_row, c.add(i * c_row), c_row, accumulate);
-            i += 2;
-        }
-        while i < m {
-            block::<1, W>(k, a(i), b, b_row, c.add(i * c_row), c_row, accumulate);
-            i += 1;
+        match word {
+            Word::F32 if simd.level() >= Level::Avx512 => return avx512::f32(block),
+            Word::Bf16 if simd.level() >= Level::Avx512Bf16 => return avx512::bf16(block),
+            _ => {}
         }
     }
-}
-
-multiversion! {
-    /// `c (= | +=) a b` with `c: [m, n]`, depth `k`, `n` a multiple of [`LANES`]. All elements must
-    /// be valid, and `c` apart from the others.
-    pub(crate) fn multiply(size: [usize; 3], a: Left, b: Rows, c: Rows, accumulate: bool) {
-        let [m, n, k] = size;
-        let mut j = 0;
-        // SAFETY: the kernels that call this lay out all three matrices themselves.
-        unsafe {
-            while j + 2 * LANES <= n {
-                let (from, to) = (b.data.add(j), c.data.add(j));
-                columns::<{ 2 * LANES }>(m, k, a, from, b.row, to, c.row, accumulate);
-                j += 2 * LANES;
-            }
-            while j < n {
-                let (from, to) = (b.data.add(j), c.data.add(j));
-                columns::<LANES>(m, k, a, from, b.row, to, c.row, accumulate);
-                j += LANES;
-            }
-        }
-    }
+    portable::run(simd, word, *block);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::simd::{Level, Simd};
-
-    #[test]
-    fn products_equal_the_definition() {
-        for level in [Level::Baseline, Level::Avx2, Level::Avx512] {
-            let Some(simd) = Simd::force(level) else { continue };
-            for (m, n, k) in [(1, 16, 1), (7, 48, 5), (64, 64, 33), (13, 32, 0)] {
-                let a: Vec<f32> = (0..m * k).map(|i| (i % 13) as f32 - 6.0).collect();
-                let mut b: Vec<f32> = (0..n * k).map(|i| (i % 7) as f32 - 3.0).collect();
-                let mut c = vec![1.0f32; m * n];
-                // a is stored by columns
-                let left = Left { data: a.as_ptr(), row: 1, col: m as isize };
-                let right = Rows { data: b.as_mut_ptr(), row: n };
-                let out = Rows { data: c.as_mut_ptr(), row: n };
-                multiply(simd, [m, n, k], left, right, out, true);
-                for i in 0..m {
-                    for j in 0..n {
-                        let sum: f32 = (0..k).map(|d| a[d * m + i] * b[d * n + j]).sum();
-                        assert_eq!(c[i * n + j], 1.0 + sum);
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,159 @@
+//! Products on AMX matrix tiles: 32 rows times a panel of 32 columns, four tiles of sums.
+//!
+//! A tile of the left factor is 16 rows of 16 words; a tile of the right factor is 16 lines of half a
+//! panel. The tiles are configured for a product and released after it, so that no other code ever
+//! runs with live tiles, which are expensive to save.
+
+use super::{COLS, Left, MOST_ROWS, Out, Right, Store, TILE_WORDS};
+use std::arch::asm;
+
+/// Rows of a tile.
+const TILE_ROWS: usize = 16;
+
+/// The operand of `ldtilecfg`: eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIG: Config = Config {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// A block of sums on the stack.
+#[repr(C, align(64))]
+struct Sums([[f32; COLS]; MOST_ROWS]);
+
+/// As [`multiply`](super::multiply), for bf16 words, a left factor of step 1 and a depth of whole
+/// tiles.
+///
+/// # Safety
+/// As there, and the tiles can be used.
+pub(super) unsafe fn multiply(
+    [m, n, words]: [usize; 3],
+    left: Left,
+    right: Right,
+    out: Out,
+    store: Store,
+) {
+    let mut sums = Sums([[0.0; COLS]; MOST_ROWS]);
+    // SAFETY: the tiles can be used; the blocks lie within the operands.
+    unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
+        for first in (0..m).step_by(MOST_ROWS) {
+            let rows = MOST_ROWS.min(m - first);
+            let left = Left { data: left.data.wrapping_offset(first as isize * left.row), ..left };
+            for (panel, col) in (0..n).step_by(COLS).enumerate() {
+                let data = right.data.wrapping_add(panel * right.panel);
+                let right = Right { data, ..right };
+                if rows > TILE_ROWS {
+                    four_tiles(words, left, right, &mut sums);
+                } else {
+                    two_tiles(words, left, right, &mut sums);
+                }
+                keep(&sums, rows, COLS.min(n - col), out.at(first, col), store);
+            }
+        }
+        asm!("tilerelease", options(nostack, nomem));
+    }
+}
+
+/// The sums of 32 rows.
+unsafe fn four_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
+    let row = left.row * 4;
+    let upper = left.data.cast::<u8>();
+    // SAFETY: the tiles are configured; the caller of `multiply` vouches for the words.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "test {count}, {count}",
+            "jz 3f",
+            "2:",
+            "tileloadd tmm4, [{upper} + {row}]",
+            "tileloadd tmm6, [{right} + {line}]",
+            "tileloadd tmm7, [{right} + {line} + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, 64",
+            "add {lower}, 64",
+            "add {right}, {lines}",
+            "dec {count}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{sums} + {wide}], tmm0",
+            "tilestored [{sums} + {wide} + 64], tmm1",
+            "tilestored [{sums} + {wide} + 2048], tmm2",
+            "tilestored [{sums} + {wide} + 2112], tmm3",
+            upper = inout(reg) upper => _,
+            lower = inout(reg) upper.wrapping_offset(TILE_ROWS as isize * row) => _,
+            row = in(reg) row,
+            right = inout(reg) right.data => _,
+            line = in(reg) 4 * right.step,
+            lines = in(reg) 4 * right.step * TILE_WORDS,
+            count = inout(reg) words / TILE_WORDS => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            wide = in(reg) 4 * COLS,
+            options(nostack),
+        );
+    }
+}
+
+/// The sums of 16 rows.
+unsafe fn two_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
+    // SAFETY: as `four_tiles`.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "test {count}, {count}",
+            "jz 3f",
+            "2:",
+            "tileloadd tmm4, [{left} + {row}]",
+            "tileloadd tmm6, [{right} + {line}]",
+            "tileloadd tmm7, [{right} + {line} + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {left}, 64",
+            "add {right}, {lines}",
+            "dec {count}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{sums} + {wide}], tmm0",
+            "tilestored [{sums} + {wide} + 64], tmm1",
+            left = inout(reg) left.data => _,
+            row = in(reg) left.row * 4,
+            right = inout(reg) right.data => _,
+            line = in(reg) 4 * right.step,
+            lines = in(reg) 4 * right.step * TILE_WORDS,
+            count = inout(reg) words / TILE_WORDS => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            wide = in(reg) 4 * COLS,
+            options(nostack),
+        );
+    }
+}
+
+/// Stores what there is room for.
+unsafe fn keep(sums: &Sums, rows: usize, cols: usize, out: Out, store: Store) {
+    for (row, sums) in sums.0.iter().enumerate().take(rows) {
+        // SAFETY: the caller of `multiply` vouches for the rows of the result.
+        let to = unsafe { std::slice::from_raw_parts_mut(out.at(row, 0).data, cols) };
+        for (to, sum) in to.iter_mut().zip(sums) {
+            *to = store.alpha * sum + if store.accumulate { *to } else { 0.0 };
+        }
+    }
+}
