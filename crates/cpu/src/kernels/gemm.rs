@@ -1,19 +1,25 @@
 //! Contractions of two tensors over named roles of axes: batched matrix products.
 //!
 //! Axes that strides allow are merged; of each role the longest becomes the matrix axis, the
-//! others are loops around it (batch, M, N: more tasks; K: accumulation in order). Each task owns
-//! one block of C for the full depth, so its bits do not depend on who computes it. A finished
-//! block can go through a tile program (bias, activation, residual) while it is in cache.
+//! others are loops around it (batch, M, N: more tasks; K: accumulation in order). A task owns a
+//! block of C: for each slice of the depth it packs its part of B into panels, then takes A a few
+//! rows at a time, so that the panels stay in the second-level cache and the rows in the first.
+//! Every element of C is one sum in the order of the depth, however the blocks are cut, so blocks
+//! may follow the number of threads and the bits do not. Finished rows can go through a tile program
+//! (bias, activation, residual) while they are in cache.
 
-use crate::axes::Space;
+mod walk;
+
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Dtype, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::product::{Matrix, product, staging};
-use crate::kernels::tile::{Engine, Frame, Program, TILE, check_output};
+use crate::kernels::micro::{COLS, MOST_ROWS, Out, Right, Store, Word, multiply};
+use crate::kernels::pack::{self, Factor};
+use crate::kernels::tile::{Engine, Frame, Program, TILE};
 use crate::pool::Pool;
 use crate::simd::Simd;
+use walk::{A, B, C, POSITION, Walk};
 
 /// What an axis is to the product `c[batch, m, n] = sum over k of a[batch, m, k] * b[batch, k, n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,56 +70,80 @@ pub struct Contraction {
     pub epilogue: Option<Program>,
 }
 
-const A: usize = 0;
-const B: usize = 1;
-const C: usize = 2;
-/// Fourth "operand": the row-major position in the epilogue's space.
-const POSITION: usize = 3;
-
 /// Multiply-adds that make a task worth its hand-over.
-const TASK_MACS: usize = 1 << 21;
-const MOST_TASKS: usize = 64;
-/// Largest block that is kept in scratch.
+const TASK_MACS: usize = 1 << 20;
+/// Tasks for each thread, so that a late one does not keep the others waiting.
+const TASKS_PER_THREAD: usize = 4;
+/// Words of the depth that are worked on at once: 14 rows of them fit the first-level cache.
+const SLICE_WORDS: usize = 512;
+/// Columns of a block: with a slice of the depth, half of a second-level cache.
+const BLOCK_COLS: usize = 256;
+/// Rows of a block that is kept in scratch over several slices.
 const BLOCK_ROWS: usize = 256;
-const BLOCK_COLS: usize = 512;
+/// Rows that blocks are cut by: whole slivers of every micro-kernel.
+const ROW_STEP: usize = MOST_ROWS;
+/// Rows of A that are taken together: those of eight calls of a micro-kernel on vectors, and whole
+/// tiles.
+const GROUP: usize = 112;
+/// With so few rows, packing B would cost more than what it saves.
+const FEW_ROWS: usize = 4;
 
 /// A prepared contraction. Addresses: A, B, C; with an epilogue A, B, then the inputs and the
 /// outputs of the program.
 #[derive(Clone, Debug)]
 pub struct Gemm {
-    /// Loops around a block: the rest of batch, M and N.
-    outer: Space,
-    /// The rest of K.
-    depth: Space,
-    /// Sizes and strides of the matrix axes M, N, K.
-    size: [usize; 3],
-    stride: [[isize; 4]; 3],
-    block: [usize; 2],
+    walk: Walk,
+    /// Where A and B are among the addresses: A is the operand whose side is the rows.
+    factors: [usize; 2],
     dtypes: [Dtype; 3],
+    word: Word,
     accumulate: bool,
     alpha: f32,
     epilogue: Option<Engine>,
     operands: usize,
 }
 
+/// Scratch of a worker.
+#[derive(Clone, Copy)]
+struct Work {
+    registers: *mut f32,
+    right: *mut u32,
+    left: *mut u32,
+    block: *mut f32,
+    old: *mut f32,
+}
+
+/// What all tasks of a run share.
+struct Run<'a> {
+    simd: Simd,
+    ptrs: &'a [Ptr],
+    scalars: &'a Scalars,
+}
+
+/// A block of C: where it begins in the operands, and its extent.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Offsets of its first element in A, B, C and the epilogue's space.
+    offset: [isize; 4],
+    rows: usize,
+    cols: usize,
+}
+
 impl Gemm {
-    /// Chooses the matrix axes and the blocks.
+    /// Chooses the matrix axes.
     ///
     /// # Errors
     /// For element types other than f32 and bf16, a C that repeats along one of its axes, an
     /// epilogue together with `accumulate` or over other sizes, and more axes than are supported.
     pub fn new(spec: &Contraction) -> Result<Gemm, KernelError> {
-        check(spec)?;
-        let position = positions(&spec.axes);
-        let role = |role: Role| group(spec, &position, role);
-        let keep_last = spec.epilogue.is_some();
-        let (batch, _) = role(Role::Batch)?;
-        let (m_rest, m) = split(role(Role::M)?.0, false);
-        let (n_rest, n) = split(role(Role::N)?.0, keep_last);
-        let (k_rest, k) = split(role(Role::K)?.0, false);
-        let outer = join(vec![batch, m_rest, n_rest]).finish("gemm")?;
-        let depth = k_rest.finish("gemm")?;
-        let size = [m.0, n.0, k.0];
+        let mut spec = spec.clone();
+        let mut walk = Walk::new(&spec)?;
+        let mut factors = [0, 1];
+        if spec.epilogue.is_none() && mirrored(&walk) {
+            mirror(&mut spec);
+            walk = Walk::new(&spec)?;
+            factors = [1, 0];
+        }
         let mut epilogue = None;
         if let Some(program) = &spec.epilogue {
             let mut engine = Engine::compile(program, &[], None, true)?;
@@ -122,41 +152,52 @@ impl Gemm {
             engine.space = engine.space.finish("gemm epilogue")?;
             epilogue = Some(engine);
         }
-        let mut gemm = Gemm {
-            outer,
-            depth,
-            size,
-            stride: [m.1, n.1, k.1],
-            block: [0, 0],
+        Ok(Gemm {
+            walk,
+            factors,
             dtypes: [spec.a, spec.b, spec.c],
+            word: pack::word(spec.a, spec.b),
             accumulate: spec.accumulate,
             alpha: spec.alpha,
             epilogue,
             operands: spec.epilogue.as_ref().map_or(3, |p| 2 + p.inputs.len() + p.outputs.len()),
-        };
-        gemm.block = gemm.choose_block();
-        Ok(gemm)
+        })
     }
 
-    /// Whether blocks are made in scratch rather than in C.
-    fn staged_block(&self) -> bool {
-        self.epilogue.is_some() || self.dtypes[C] != Dtype::F32
+    /// Whether rows are made in scratch rather than in C.
+    fn staged(&self) -> bool {
+        let by_col = self.walk.stride[1][C];
+        self.epilogue.is_some()
+            || self.dtypes[C] != Dtype::F32
+            || (by_col != 1 && self.walk.size[1] > 1)
     }
 
-    fn choose_block(&self) -> [usize; 2] {
-        let [m, n, k] = self.size;
-        let (mut rows, mut cols) = (m.max(1), n.max(1));
-        if self.staged_block() || self.dtypes != [Dtype::F32; 3] {
-            (rows, cols) = (rows.min(BLOCK_ROWS), cols.min(BLOCK_COLS));
+    /// Elements of the depth in a slice.
+    fn slice(&self) -> usize {
+        self.walk.size[2].min(SLICE_WORDS * self.word.elements())
+    }
+
+    /// Slices over the whole depth.
+    fn slices(&self) -> usize {
+        self.walk.depth.elements() * self.walk.size[2].div_ceil(self.slice().max(1))
+    }
+
+    /// Rows and columns of a block on so many threads.
+    fn cut(&self, threads: usize) -> [usize; 2] {
+        let [m, n, k] = self.walk.size;
+        let mut cols = n.next_multiple_of(COLS).clamp(COLS, BLOCK_COLS);
+        let mut rows = m.next_multiple_of(ROW_STEP).max(ROW_STEP);
+        if self.staged() && self.slices() > 1 {
+            rows = rows.min(BLOCK_ROWS);
         }
-        let outer = self.outer.elements();
-        let macs = outer * m * n * k * self.depth.elements();
-        let wanted = (macs / TASK_MACS).min(MOST_TASKS);
+        let outer = self.walk.outer.elements();
+        let macs = outer * m * n * k * self.walk.depth.elements();
+        let wanted = (macs / TASK_MACS).min(TASKS_PER_THREAD * threads);
         while outer * m.div_ceil(rows) * n.div_ceil(cols) < wanted {
-            if rows >= cols && rows > 32 {
-                rows = rows.div_ceil(2).next_multiple_of(16);
-            } else if cols > 32 {
-                cols = cols.div_ceil(2).next_multiple_of(16);
+            if cols > COLS && (cols >= rows || rows == ROW_STEP) {
+                cols = (cols / 2).next_multiple_of(COLS);
+            } else if rows > ROW_STEP {
+                rows = (rows / 2).next_multiple_of(ROW_STEP);
             } else {
                 break;
             }
@@ -164,97 +205,162 @@ impl Gemm {
         [rows, cols]
     }
 
-    fn stage_floats(&self) -> usize {
-        staging(self.block[0], self.block[1], self.size[2], self.dtypes[A], self.dtypes[B])
+    /// Rows of a block that are in scratch at a time.
+    fn staged_rows(&self, rows: usize) -> usize {
+        match (self.staged(), self.slices()) {
+            (false, _) => 0,
+            (true, 0 | 1) => GROUP.min(rows),
+            (true, _) => rows,
+        }
     }
 
-    fn block_floats(&self) -> usize {
-        if self.staged_block() { self.block[0] * self.block[1] } else { 0 }
-    }
-
-    fn worker_bytes(&self) -> usize {
-        let floats = self.stage_floats() + self.block_floats() + self.block[1];
+    /// Bytes of registers, then words of right and left factor, block and a row of C.
+    fn worker_parts(&self, threads: usize) -> [usize; 5] {
+        let [rows, cols] = self.cut(threads);
         let registers = self.epilogue.as_ref().map_or(0, Engine::register_bytes);
-        floats * size_of::<f32>() + registers
+        let (right, left) = (
+            pack::right_words(self.word, cols, self.slice()),
+            pack::left_words(self.word, GROUP, self.slice()),
+        );
+        let words = [right, left, self.staged_rows(rows) * cols, cols];
+        let [right, left, block, old] = words.map(|n| 4 * n.next_multiple_of(COLS));
+        [registers.next_multiple_of(64), right, left, block, old]
     }
 
-    /// The product of one block into `to`, over the whole depth.
-    #[allow(clippy::too_many_arguments)] // one block of three matrices
-    unsafe fn multiply(
+    fn factor(&self, run: &Run<'_>, which: usize, offset: isize) -> Factor {
+        let [m, n, k] = self.walk.stride;
+        Factor {
+            ptr: run.ptrs[self.factors[which]],
+            dtype: self.dtypes[which],
+            offset,
+            side: if which == A { m[which] } else { n[which] },
+            depth: k[which],
+        }
+    }
+
+    /// One slice of B for a block: in place where that pays, else packed.
+    unsafe fn right(
         &self,
-        simd: Simd,
-        ptrs: &[Ptr],
-        offsets: [isize; 2],
-        [rows, cols]: [usize; 2],
-        to: (*mut f32, isize, isize),
-        accumulate: bool,
-        stage: *mut f32,
-    ) {
-        let [m, n, k] = self.stride;
-        for step in 0..self.depth.elements() {
-            let matrix = |which: usize, row: isize, col: isize| Matrix {
-                ptr: ptrs[which],
-                dtype: self.dtypes[which],
-                offset: offsets[which] + self.depth.offset(which, step),
-                row,
-                col,
+        run: &Run<'_>,
+        b: Factor,
+        size: [usize; 2],
+        m: usize,
+        work: Work,
+    ) -> Right {
+        let whole = size[0].is_multiple_of(COLS);
+        if self.word == Word::F32 && b.dtype == Dtype::F32 && b.side == 1 && m <= FEW_ROWS && whole
+        {
+            if let Ok(step) = usize::try_from(b.depth) {
+                return Right { data: b.ptr.at(b.offset), panel: COLS, step };
+            }
+        }
+        // SAFETY: the caller of `run` vouches for B; the part of scratch is sized for it.
+        unsafe { pack::right(run.simd, self.word, b, size, work.right) }
+    }
+
+    /// One block of C.
+    unsafe fn task(&self, run: &Run<'_>, block: Block, work: Work) {
+        let Block { offset, rows, cols } = block;
+        let [m, _, k] = self.walk.stride;
+        let (deep, slice) = (self.walk.size[2], self.slice().max(1));
+        let (slices, staged) = (self.slices(), self.staged());
+        let parts = deep.div_ceil(slice).max(1);
+        for number in 0..slices.max(1) {
+            let (step, first) = (number / parts, number % parts * slice);
+            let depth = if slices == 0 { 0 } else { slice.min(deep - first) };
+            let at = |which: usize| {
+                let loops = if slices == 0 { 0 } else { self.walk.depth.offset(which, step) };
+                offset[which] + loops + first as isize * k[which]
             };
-            let (a, b) = (matrix(A, m[A], k[A]), matrix(B, k[B], n[B]));
-            let sizes = [rows, cols, self.size[2]];
-            // SAFETY: forwarded; the block lies within the matrices.
+            let (a, b) = (self.factor(run, A, at(A)), self.factor(run, B, at(B)));
+            let words = self.word.words(run.simd, depth);
+            // SAFETY: the caller of `run` vouches for the operands; the block is this task's own,
+            // and so is the worker's scratch.
             unsafe {
-                product(simd, sizes, to, accumulate || step > 0, self.alpha, a, b, stage);
-            }
-        }
-        if self.depth.elements() == 0 && !accumulate {
-            let empty = Matrix { ptr: ptrs[A], dtype: Dtype::F32, offset: 0, row: 0, col: 0 };
-            // SAFETY: depth 0 reads nothing and writes zeros to the block.
-            unsafe {
-                product(simd, [rows, cols, 0], to, false, 1.0, empty, empty, stage);
-            }
-        }
-    }
-
-    /// Sends a finished block through the epilogue, row by row.
-    unsafe fn finish(&self, engine: &Engine, frame: Frame<'_>, position: usize, block: Block) {
-        let [m, ..] = self.stride;
-        for row in 0..block.rows {
-            let start = position + row * m[POSITION] as usize;
-            for col in (0..block.cols).step_by(TILE) {
-                let len = TILE.min(block.cols - col);
-                // SAFETY: the block's rows are written; the caller of `run` vouches for the rest.
-                unsafe {
-                    engine.tile(frame, start + col, len, block.data.add(row * block.cols + col));
+                let right = self.right(run, b, [cols, depth], rows, work);
+                for row in (0..rows).step_by(GROUP) {
+                    let count = GROUP.min(rows - row);
+                    let size = [count, depth];
+                    let left = pack::left(run.simd, self.word, a.from(row, 0), size, work.left);
+                    let staged_row = if slices > 1 { row } else { 0 };
+                    let out = if staged {
+                        Out { data: work.block.add(staged_row * cols), row: cols }
+                    } else {
+                        let first = offset[C] + row as isize * m[C];
+                        Out { data: run.ptrs[C].at(first), row: m[C] as usize }
+                    };
+                    let accumulate = number > 0 || (!staged && self.accumulate);
+                    let store = Store { alpha: self.alpha, accumulate };
+                    for (first, count, left) in left.of(count) {
+                        let size = [count, cols, words];
+                        multiply(run.simd, self.word, size, left, right, out.at(first, 0), store);
+                    }
+                    if staged && number + 1 >= slices {
+                        self.finish(run, block, [row, count], out.data, work);
+                    }
                 }
             }
         }
     }
 
-    /// Writes a finished block to C.
-    unsafe fn store(&self, simd: Simd, c: Ptr, offset: isize, block: Block, old: *mut f32) {
-        let [m, n, _] = self.stride;
-        let to = (c, self.dtypes[C]);
-        for row in 0..block.rows {
-            let offset = offset + row as isize * m[C];
-            // SAFETY: as for `finish`; `old` holds one row of the block.
-            unsafe {
-                let from = block.data.add(row * block.cols);
+    /// Sends finished rows through the epilogue, or writes them to C.
+    unsafe fn finish(
+        &self,
+        run: &Run<'_>,
+        block: Block,
+        [first, count]: [usize; 2],
+        data: *mut f32,
+        work: Work,
+    ) {
+        let [m, n, _] = self.walk.stride;
+        // SAFETY: the rows are written; the caller of `run` vouches for the rest.
+        unsafe {
+            if let Some(engine) = &self.epilogue {
+                let Run { simd, ptrs, scalars } = *run;
+                let frame = Frame { simd, ptrs: &ptrs[2..], scalars, registers: work.registers };
+                for row in 0..count {
+                    let from = data.add(row * block.cols);
+                    let start =
+                        block.offset[POSITION] as usize + (first + row) * m[POSITION] as usize;
+                    for col in (0..block.cols).step_by(TILE) {
+                        engine.tile(frame, start + col, TILE.min(block.cols - col), from.add(col));
+                    }
+                }
+                return;
+            }
+            let to = (run.ptrs[C], self.dtypes[C]);
+            for row in 0..count {
+                let offset = block.offset[C] + (first + row) as isize * m[C];
+                let from = data.add(row * block.cols);
                 if self.accumulate {
-                    convert::load(simd, old, to, offset, n[C], block.cols);
-                    (0..block.cols).for_each(|col| *from.add(col) += *old.add(col));
+                    convert::load(run.simd, work.old, to, offset, n[C], block.cols);
+                    (0..block.cols).for_each(|col| *from.add(col) += *work.old.add(col));
                 }
-                convert::store(simd, from, to, offset, n[C], block.cols);
+                convert::store(run.simd, from, to, offset, n[C], block.cols);
             }
         }
     }
 }
 
-/// A finished block in scratch, row-major.
-#[derive(Clone, Copy)]
-struct Block {
-    data: *mut f32,
-    rows: usize,
-    cols: usize,
+/// Whether C is contiguous along the rows, or has columns that hardly fill a panel: then the product
+/// is made of the mirror images.
+fn mirrored(walk: &Walk) -> bool {
+    let ([m, n, _], [by_row, by_col, _]) = (walk.size, walk.stride);
+    let (across, along) = (by_col[C] == 1 || n == 1, by_row[C] == 1 || m == 1);
+    along && (!across || (n < COLS && m > n))
+}
+
+/// Exchanges the roles of A and B.
+fn mirror(spec: &mut Contraction) {
+    for axis in &mut spec.axes {
+        axis.role = match axis.role {
+            Role::M => Role::N,
+            Role::N => Role::M,
+            other => other,
+        };
+        std::mem::swap(&mut axis.a, &mut axis.b);
+    }
+    std::mem::swap(&mut spec.a, &mut spec.b);
 }
 
 impl Kernel for Gemm {
@@ -263,157 +369,53 @@ impl Kernel for Gemm {
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
-        scratch_for(&[per_worker_bytes(threads, self.worker_bytes())])
+        scratch_for(&[per_worker_bytes(threads, self.worker_parts(threads).iter().sum())])
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         assert_eq!(ptrs.len(), self.operands, "gemm: one address per operand");
-        let simd = pool.simd();
-        let workers = Carve::new(scratch).per_worker(pool.threads(), self.worker_bytes());
-        let [m, n, _] = self.size;
-        let [rows, cols] = self.block;
+        let parts = self.worker_parts(pool.threads());
+        let workers = Carve::new(scratch).per_worker(pool.threads(), parts.iter().sum());
+        let [m, n, _] = self.walk.size;
+        let [rows, cols] = self.cut(pool.threads());
         let (row_blocks, col_blocks) = (m.div_ceil(rows), n.div_ceil(cols));
         let per_outer = row_blocks * col_blocks;
-        pool.run(self.outer.elements() * per_outer, &|task, worker| {
+        let run = Run { simd: pool.simd(), ptrs, scalars };
+        pool.run(self.walk.outer.elements() * per_outer, &|task, worker| {
             let (outer, block) = (task / per_outer, task % per_outer);
             let (m0, n0) = (block / col_blocks * rows, block % col_blocks * cols);
-            let (rows, cols) = (rows.min(m - m0), cols.min(n - n0));
-            let offset = |which: usize| {
-                self.outer.offset(which, outer)
-                    + m0 as isize * self.stride[0][which]
-                    + n0 as isize * self.stride[1][which]
+            let mut offset = [0; 4];
+            for (which, offset) in offset.iter_mut().enumerate() {
+                *offset = self.walk.outer.offset(which, outer)
+                    + m0 as isize * self.walk.stride[0][which]
+                    + n0 as isize * self.walk.stride[1][which];
+            }
+            let block = Block { offset, rows: rows.min(m - m0), cols: cols.min(n - n0) };
+            let mut at = 0;
+            let [registers, right, left, staged, old] = parts.map(|bytes| {
+                at += bytes;
+                workers.of(worker).at::<u8>((at - bytes) as isize)
+            });
+            let work = Work {
+                registers: registers.cast(),
+                right: right.cast(),
+                left: left.cast(),
+                block: staged.cast(),
+                old: old.cast(),
             };
-            let registers: *mut f32 = workers.of(worker).at(0);
-            let engine = self.epilogue.as_ref();
-            let data =
-                registers.wrapping_add(engine.map_or(0, Engine::register_bytes) / size_of::<f32>());
-            let stage = data.wrapping_add(self.block_floats());
-            let old = stage.wrapping_add(self.stage_floats());
-            let sizes = [rows, cols];
-            let inputs = [offset(A), offset(B)];
             // SAFETY: the caller vouches for the addresses; tasks own disjoint blocks of C.
             unsafe {
-                if !self.staged_block() {
-                    let to = (ptrs[C].at(offset(C)), self.stride[0][C], self.stride[1][C]);
-                    return self.multiply(simd, ptrs, inputs, sizes, to, self.accumulate, stage);
+                if let Some(engine) = &self.epilogue {
+                    let ptrs = &ptrs[2..];
+                    engine.begin(Frame {
+                        simd: run.simd,
+                        ptrs,
+                        scalars,
+                        registers: work.registers,
+                    });
                 }
-                let to = (data, cols as isize, 1);
-                self.multiply(simd, ptrs, inputs, sizes, to, false, stage);
-                let block = Block { data, rows, cols };
-                match engine {
-                    Some(engine) => {
-                        let frame = Frame { simd, ptrs: &ptrs[2..], scalars, registers };
-                        engine.begin(frame);
-                        self.finish(engine, frame, offset(POSITION) as usize, block);
-                    }
-                    None => self.store(simd, ptrs[C], offset(C), block, old),
-                }
+                self.task(&run, block, work);
             }
         });
     }
-}
-
-fn check(spec: &Contraction) -> Result<(), KernelError> {
-    let refuse = |what: String| Err(KernelError::Unsupported { kernel: "gemm", what });
-    for (name, dtype) in [("A", spec.a), ("B", spec.b), ("C", spec.c)] {
-        if dtype == Dtype::U32 {
-            return refuse(format!("{name} holds u32; contractions take f32 and bf16"));
-        }
-    }
-    let in_c: Vec<_> = in_c(&spec.axes).collect();
-    let sizes: Vec<_> = in_c.iter().map(|axis| axis.size).collect();
-    match &spec.epilogue {
-        None => {
-            let c = Operand::f32(in_c.iter().map(|axis| axis.c).collect::<Vec<_>>());
-            check_output("gemm", C, &c, &sizes)
-        }
-        Some(_) if spec.accumulate => {
-            refuse("an epilogue cannot be combined with accumulate; load C in the program".into())
-        }
-        Some(program) if program.sizes != sizes => refuse(format!(
-            "the epilogue's sizes {:?} are not those of batch, M and N: {sizes:?}",
-            program.sizes
-        )),
-        Some(_) => Ok(()),
-    }
-}
-
-/// The axes of C in the order of the epilogue's space.
-fn in_c(axes: &[Axis]) -> impl Iterator<Item = &Axis> {
-    let of = move |role: Role| axes.iter().filter(move |axis| axis.role == role);
-    of(Role::Batch).chain(of(Role::M)).chain(of(Role::N))
-}
-
-/// For every axis, its row-major stride in the epilogue's space; 0 for K.
-fn positions(axes: &[Axis]) -> Vec<isize> {
-    let order = [Role::Batch, Role::M, Role::N];
-    let after = |at: usize, role: Role| {
-        let rank = |role| order.iter().position(|&other| other == role);
-        let later = |(other, axis): &(usize, &Axis)| {
-            axis.role != Role::K && (rank(axis.role), *other) > (rank(role), at)
-        };
-        axes.iter().enumerate().filter(later).map(|(_, axis)| axis.size as isize).product()
-    };
-    let stride = |(at, axis): (usize, &Axis)| match axis.role {
-        Role::K => 0,
-        role => after(at, role),
-    };
-    axes.iter().enumerate().map(stride).collect()
-}
-
-/// The merged axes of one role, as a space over A, B, C and the position.
-fn group(
-    spec: &Contraction,
-    position: &[isize],
-    role: Role,
-) -> Result<(Space, usize), KernelError> {
-    let keep = |here: bool, stride: isize| if here { stride } else { 0 };
-    let (mut sizes, mut strides) = (Vec::new(), vec![Vec::new(); 4]);
-    for (axis, &at) in spec.axes.iter().zip(position).filter(|(axis, _)| axis.role == role) {
-        sizes.push(axis.size);
-        strides[A].push(keep(role != Role::N, axis.a));
-        strides[B].push(keep(role != Role::M, axis.b));
-        strides[C].push(keep(role != Role::K && spec.epilogue.is_none(), axis.c));
-        strides[POSITION].push(keep(spec.epilogue.is_some(), at));
-    }
-    let mut space = Space::new("gemm", &sizes, strides)?;
-    if spec.epilogue.is_none() {
-        let order = match role {
-            Role::M | Role::K => [A, B],
-            Role::N | Role::Batch => [B, A],
-        };
-        let keys = order.map(|which| space.strides[which].clone());
-        let axes: Vec<_> = (0..sizes.len()).collect();
-        space.permute(&crate::axes::by_stride(&axes, &[&keys[0], &keys[1]]));
-    }
-    let rank = space.sizes.len();
-    space.collapse(rank);
-    Ok((space, rank))
-}
-
-/// Takes the matrix axis out of a role: the longest, or the last.
-fn split(mut space: Space, last: bool) -> (Space, (usize, [isize; 4])) {
-    let count = space.sizes.len();
-    let longest = (0..count).max_by_key(|&axis| space.sizes[axis]);
-    let Some(axis) = (if last { count.checked_sub(1) } else { longest }) else {
-        return (space, (1, [0; 4]));
-    };
-    let size = space.sizes.remove(axis);
-    let mut strides = [0; 4];
-    for (own, stride) in space.strides.iter_mut().zip(&mut strides) {
-        *stride = own.remove(axis);
-    }
-    (space, (size, strides))
-}
-
-/// One space with the axes of all, in order.
-fn join(spaces: Vec<Space>) -> Space {
-    let mut all = Space { sizes: Vec::new(), strides: vec![Vec::new(); 4] };
-    for space in spaces {
-        all.sizes.extend(space.sizes);
-        for (own, more) in all.strides.iter_mut().zip(space.strides) {
-            own.extend(more);
-        }
-    }
-    all
 }

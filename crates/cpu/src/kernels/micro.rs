@@ -66,7 +66,7 @@ impl Word {
 }
 
 /// Rows of a micro-kernel on vectors: 28 of the 32 registers of AVX-512 hold sums.
-const ROWS: usize = 14;
+pub(crate) const ROWS: usize = 14;
 
 /// The left factor: address of its first word, and words from row to row and along the depth.
 ///

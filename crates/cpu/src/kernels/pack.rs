@@ -10,7 +10,7 @@ mod transpose;
 
 use crate::kernel::{Dtype, Ptr};
 use crate::kernels::convert;
-use crate::kernels::micro::{COLS, Left, Right, Word};
+use crate::kernels::micro::{COLS, Left, ROWS, Right, Word};
 use crate::math::from_bf16;
 use crate::simd::{Simd, multiversion};
 use transpose::transpose;
@@ -74,12 +74,15 @@ pub(crate) fn right_words(word: Word, cols: usize, depth: usize) -> usize {
 
 /// Words that a left factor takes, packed for any instruction set.
 pub(crate) fn left_words(word: Word, rows: usize, depth: usize) -> usize {
-    rows.next_multiple_of(COLS) * (word.most_words(depth) + GAP)
+    let rows = (rows.div_ceil(ROWS) * LINE).max(rows.next_multiple_of(COLS));
+    rows * (word.most_words(depth) + GAP)
 }
 
 /// Words between packed rows of a left factor: rows a power of two apart would share few sets of
 /// the first-level cache.
 const GAP: usize = 16;
+/// Words of a line of a left factor: a cache line, of which [`ROWS`] are rows.
+const LINE: usize = 16;
 
 /// Packs a right factor of `cols` columns into `to`.
 ///
@@ -93,17 +96,47 @@ pub(crate) unsafe fn right(
     to: *mut u32,
 ) -> Right {
     let words = word.words(simd, depth);
-    for first in (0..cols).step_by(COLS) {
-        let sides = COLS.min(cols - first);
-        // SAFETY: forwarded.
-        unsafe {
-            lines(simd, word, from.from(first, 0), [sides, depth], words, to.add(first * words));
-        }
-    }
-    Right { data: to, panel: words * COLS, step: COLS }
+    let to = Lines { data: to, group: words * COLS, width: COLS, sides: COLS };
+    // SAFETY: forwarded.
+    unsafe { lines(simd, word, from, [cols, depth], words, to) };
+    Right { data: to.data, panel: to.group, step: COLS }
 }
 
-/// The left factor of at most [`COLS`] rows: where it lies, or packed into `to`.
+/// Where lines go: words from one group of sides to the next, words of a line, sides of a group.
+#[derive(Clone, Copy)]
+struct Lines {
+    data: *mut u32,
+    group: usize,
+    width: usize,
+    sides: usize,
+}
+
+impl Lines {
+    fn at(self, group: usize, line: usize) -> *mut u32 {
+        self.data.wrapping_add(group * self.group + line * self.width)
+    }
+}
+
+/// A left factor of several slivers.
+#[derive(Clone, Copy)]
+pub(crate) struct Slivers {
+    first: Left,
+    /// Rows of a sliver, and words from one sliver to the next.
+    rows: usize,
+    words: isize,
+}
+
+impl Slivers {
+    /// The slivers: their first rows, their numbers of rows, and where they are.
+    pub fn of(self, rows: usize) -> impl Iterator<Item = (usize, usize, Left)> {
+        (0..rows).step_by(self.rows.max(1)).enumerate().map(move |(number, row)| {
+            let data = self.first.data.wrapping_offset(number as isize * self.words);
+            (row, self.rows.min(rows - row), Left { data, ..self.first })
+        })
+    }
+}
+
+/// The left factor of some rows: where it lies, or packed into `to`.
 ///
 /// # Safety
 /// As [`right`], with [`left_words`].
@@ -113,30 +146,64 @@ pub(crate) unsafe fn left(
     from: Factor,
     [rows, depth]: [usize; 2],
     to: *mut u32,
-) -> Left {
+) -> Slivers {
     let words = word.words(simd, depth);
     if from.depth != 1 && !word.tiles(simd) {
+        let lines_to = Lines { data: to, group: words * LINE, width: LINE, sides: ROWS };
         // SAFETY: forwarded.
-        unsafe { lines(simd, word, from, [rows, depth], words, to) };
-        return Left { data: to, row: 1, step: COLS as isize };
+        unsafe { lines(simd, word, from, [rows, depth], words, lines_to) };
+        let first = Left { data: to, row: 1, step: LINE as isize };
+        return Slivers { first, rows: ROWS, words: lines_to.group as isize };
     }
-    let whole = depth.is_multiple_of(word.elements()) && words * word.elements() == depth;
+    let whole = words * word.elements() == depth;
     let by_words = from.side % word.elements() as isize == 0;
     let apart = 4 * from.side / word.elements() as isize % 4096 != 0 || rows <= 4;
-    let safe = !word.tiles(simd) || rows.is_multiple_of(16);
-    if from.depth == 1 && from.holds(word) && whole && by_words && apart && safe {
+    let readable = !word.tiles(simd) || rows.is_multiple_of(LINE);
+    if from.depth == 1 && from.holds(word) && whole && by_words && apart && readable {
         let data = match word {
             Word::F32 => from.ptr.at::<u32>(from.offset),
             Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
         };
-        return Left { data, row: from.side / word.elements() as isize, step: 1 };
+        let first = Left { data, row: from.side / word.elements() as isize, step: 1 };
+        return Slivers { first, rows, words: 0 };
     }
     let row = words + GAP;
-    for side in 0..rows {
-        // SAFETY: forwarded.
-        unsafe { line(simd, word, from.from(side, 0), depth, words, to.add(side * row)) };
+    // SAFETY: forwarded.
+    unsafe {
+        if from.depth == 1 {
+            for side in 0..rows {
+                line(simd, word, from.from(side, 0), depth, words, to.add(side * row));
+            }
+        } else {
+            rows_of_tiles(simd, from, [rows, depth], to, row);
+        }
     }
-    Left { data: to, row: row as isize, step: 1 }
+    Slivers { first: Left { data: to, row: row as isize, step: 1 }, rows, words: 0 }
+}
+
+/// Rows of bf16 words from a factor whose rows are not contiguous, for matrix tiles: lines of 16
+/// rows, transposed.
+unsafe fn rows_of_tiles(
+    simd: Simd,
+    from: Factor,
+    [rows, depth]: [usize; 2],
+    to: *mut u32,
+    row: usize,
+) {
+    let mut block = [0u32; LINE * LINE];
+    let aside = Lines { data: block.as_mut_ptr(), group: 0, width: LINE, sides: LINE };
+    for side in (0..rows).step_by(LINE) {
+        for (chunk, first) in (0..depth).step_by(2 * LINE).enumerate() {
+            let size = [LINE.min(rows - side), (2 * LINE).min(depth - first)];
+            let to = to.wrapping_add(side * row + chunk * LINE);
+            // SAFETY: the caller of `left` vouches for the factor, and for whole tiles of `to`.
+            unsafe {
+                lines(simd, Word::Bf16, from.from(side, first), size, LINE, aside);
+                let (data, bytes) = (aside.data.cast::<u8>().cast_const(), 4 * LINE as isize);
+                transpose(simd, data, bytes, LINE, to, row);
+            }
+        }
+    }
 }
 
 /// One row of a left factor: words one after another, and zeros.
@@ -163,34 +230,57 @@ unsafe fn line(simd: Simd, word: Word, from: Factor, depth: usize, words: usize,
     }
 }
 
-/// Lines of [`COLS`] words: word `w` of side `j` at `to[w * COLS + j]`, zeros elsewhere.
+/// Lines of words, in groups of sides: word `w` of side `j` of a group at `j` of its line `w`,
+/// zeros elsewhere.
 unsafe fn lines(
     simd: Simd,
     word: Word,
     from: Factor,
     [sides, depth]: [usize; 2],
     words: usize,
-    to: *mut u32,
+    to: Lines,
 ) {
     let held = depth.div_ceil(word.elements());
+    let groups = sides.div_ceil(to.sides);
     // SAFETY: the caller of `right` or `left` vouches for the factor and for the lines.
     unsafe {
-        std::slice::from_raw_parts_mut(to.add(held * COLS), (words - held) * COLS).fill(0);
-        if from.side == 1 && sides == COLS {
-            let at = from.offset;
+        for (group, w) in (0..groups).flat_map(|group| (held..words).map(move |w| (group, w))) {
+            std::slice::from_raw_parts_mut(to.at(group, w), to.width).fill(0);
+        }
+        if from.side == 1 {
+            let (at, stride) = (from.offset, from.depth);
             match (word, from.dtype) {
-                (Word::Bf16, _) => pairs(simd, from.ptr.at(at), from.depth, depth, to),
-                (_, Dtype::Bf16) => widened(simd, from.ptr.at(at), from.depth, depth, to),
-                _ => copied(simd, from.ptr.at(at), from.depth, depth, to),
+                (Word::Bf16, _) => pairs(simd, from.ptr.at(at), stride, [sides, depth], to),
+                (_, Dtype::Bf16) => widened(simd, from.ptr.at(at), stride, [sides, depth], to),
+                _ => copied(simd, from.ptr.at(at), stride, [sides, depth], to),
             }
             return;
         }
-        let mut done = 0;
+        for group in 0..groups {
+            let here = from.from(group * to.sides, 0);
+            let own = Lines { data: to.at(group, 0), ..to };
+            let count = to.sides.min(sides - group * to.sides);
+            group_of_lines(simd, word, here, [count, depth], own);
+        }
+    }
+}
+
+/// One group of any strides, or with missing sides.
+unsafe fn group_of_lines(
+    simd: Simd,
+    word: Word,
+    from: Factor,
+    [sides, depth]: [usize; 2],
+    to: Lines,
+) {
+    let mut done = 0;
+    // SAFETY: as `lines`.
+    unsafe {
         if from.depth == 1 && from.holds(word) {
             done = transposed(simd, word, from, [sides, depth], to);
         }
         for (first, w) in (done * word.elements()..depth).step_by(word.elements()).zip(done..) {
-            let line = std::slice::from_raw_parts_mut(to.add(w * COLS), COLS);
+            let line = std::slice::from_raw_parts_mut(to.at(0, w), to.width);
             line[sides..].fill(0);
             for (side, to) in line[..sides].iter_mut().enumerate() {
                 *to = from.word(word, side, first, depth);
@@ -206,11 +296,11 @@ unsafe fn transposed(
     word: Word,
     from: Factor,
     [sides, depth]: [usize; 2],
-    to: *mut u32,
+    to: Lines,
 ) -> usize {
     let words = depth / word.elements() / 16 * 16;
     for first in (0..words).step_by(16) {
-        for side in (0..COLS).step_by(16) {
+        for side in (0..to.width).step_by(16) {
             let here = from.from(side, first * word.elements());
             let data = match word {
                 Word::F32 => here.ptr.at::<u8>(4 * here.offset),
@@ -219,61 +309,135 @@ unsafe fn transposed(
             let bytes = from.side * (4 / word.elements() as isize);
             let rows = sides.saturating_sub(side).min(16);
             // SAFETY: `rows` rows of 16 words lie within the factor.
-            unsafe { transpose(simd, data, bytes, rows, to.add(first * COLS + side), COLS) };
+            unsafe {
+                transpose(simd, data, bytes, rows, to.at(0, first).add(side), to.width);
+            }
         }
     }
     words
 }
 
-multiversion! {
-    /// Lines of f32 that lie side by side.
-    fn copied(from: *const f32, stride: isize, depth: usize, to: *mut u32) {
-        for d in 0..depth {
-            // SAFETY: the caller of `lines` vouches for the factor and the lines.
-            unsafe {
-                let from = from.offset(d as isize * stride).cast::<[u32; COLS]>();
-                to.add(d * COLS).cast::<[u32; COLS]>().write(from.read_unaligned());
+/// How a line is made of rows that lie side by side.
+trait Fill {
+    type Element: Copy + Default;
+    /// Rows of a line.
+    const ROWS: usize;
+    fn fill<const W: usize>(rows: &[[Self::Element; W]; 2], to: &mut [u32; W]);
+}
+
+/// f32 as they are.
+struct Copied;
+/// bf16 as f32.
+struct Widened;
+/// Pairs of bf16 from two rows.
+struct Pairs;
+
+impl Fill for Copied {
+    type Element = u32;
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    fn fill<const W: usize>([row, _]: &[[u32; W]; 2], to: &mut [u32; W]) {
+        *to = *row;
+    }
+}
+
+impl Fill for Widened {
+    type Element = u16;
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    fn fill<const W: usize>([row, _]: &[[u16; W]; 2], to: &mut [u32; W]) {
+        for j in 0..W {
+            to[j] = u32::from(row[j]) << 16;
+        }
+    }
+}
+
+impl Fill for Pairs {
+    type Element = u16;
+    const ROWS: usize = 2;
+
+    #[inline(always)]
+    fn fill<const W: usize>([low, high]: &[[u16; W]; 2], to: &mut [u32; W]) {
+        for j in 0..W {
+            to[j] = u32::from(low[j]) | u32::from(high[j]) << 16;
+        }
+    }
+}
+
+/// Lines of `W` words. Rows are read from end to end, whatever the number of groups that they go to:
+/// memory is read forward. A missing last row of a pair is zeros.
+#[inline(always)]
+unsafe fn side_by_side<F: Fill, const W: usize>(
+    from: *const F::Element,
+    stride: isize,
+    [sides, depth]: [usize; 2],
+    to: Lines,
+) {
+    // Whole lines are read, and those of the last groups may reach beyond the factor.
+    let whole = if sides < W { 0 } else { (sides - W) / to.sides + 1 };
+    let groups = sides.div_ceil(to.sides);
+    for (line, first) in (0..depth).step_by(F::ROWS).enumerate() {
+        let held = F::ROWS.min(depth - first);
+        // SAFETY: the caller of `lines` vouches for the factor and the lines.
+        unsafe {
+            let row = |number: usize, group: usize| {
+                from.offset((first + number) as isize * stride).add(group * to.sides)
+            };
+            for group in 0..whole {
+                let mut rows = [[F::Element::default(); W]; 2];
+                for (number, own) in rows.iter_mut().enumerate().take(F::ROWS) {
+                    if number < held {
+                        *own = row(number, group).cast::<[F::Element; W]>().read_unaligned();
+                    }
+                }
+                F::fill(&rows, &mut *to.at(group, line).cast::<[u32; W]>());
+            }
+            for group in whole..groups {
+                let mut rows = [[F::Element::default(); W]; 2];
+                let count = to.sides.min(sides - group * to.sides);
+                for (number, own) in rows.iter_mut().enumerate().take(held) {
+                    let from = std::slice::from_raw_parts(row(number, group), count);
+                    own[..count].copy_from_slice(from);
+                }
+                F::fill(&rows, &mut *to.at(group, line).cast::<[u32; W]>());
             }
         }
     }
 }
 
-multiversion! {
-    /// Lines of bf16 that lie side by side, as f32.
-    fn widened(from: *const u16, stride: isize, depth: usize, to: *mut u32) {
-        for d in 0..depth {
-            // SAFETY: as for `copied`.
-            unsafe {
-                let from = &*from.offset(d as isize * stride).cast::<[u16; COLS]>();
-                let to = &mut *to.add(d * COLS).cast::<[u32; COLS]>();
-                for (to, &from) in to.iter_mut().zip(from) {
-                    *to = u32::from(from) << 16;
-                }
-            }
+/// Lines of either width.
+#[inline(always)]
+unsafe fn of_width<F: Fill>(from: *const F::Element, stride: isize, size: [usize; 2], to: Lines) {
+    // SAFETY: forwarded.
+    unsafe {
+        if to.width == COLS {
+            side_by_side::<F, COLS>(from, stride, size, to);
+        } else {
+            side_by_side::<F, LINE>(from, stride, size, to);
         }
     }
 }
 
 multiversion! {
-    /// Lines of pairs, from two rows of bf16 each.
-    fn pairs(from: *const u16, stride: isize, depth: usize, to: *mut u32) {
-        for d in (0..depth).step_by(2) {
-            // SAFETY: as for `copied`; an odd last row is paired with zeros.
-            unsafe {
-                let low = &*from.offset(d as isize * stride).cast::<[u16; COLS]>();
-                let to = &mut *to.add(d / 2 * COLS).cast::<[u32; COLS]>();
-                if d + 1 < depth {
-                    let high = &*from.offset((d + 1) as isize * stride).cast::<[u16; COLS]>();
-                    for ((to, &low), &high) in to.iter_mut().zip(low).zip(high) {
-                        *to = u32::from(low) | u32::from(high) << 16;
-                    }
-                } else {
-                    for (to, &low) in to.iter_mut().zip(low) {
-                        *to = u32::from(low);
-                    }
-                }
-            }
-        }
+    fn copied(from: *const u32, stride: isize, size: [usize; 2], to: Lines) {
+        // SAFETY: forwarded.
+        unsafe { of_width::<Copied>(from, stride, size, to) }
+    }
+}
+
+multiversion! {
+    fn widened(from: *const u16, stride: isize, size: [usize; 2], to: Lines) {
+        // SAFETY: forwarded.
+        unsafe { of_width::<Widened>(from, stride, size, to) }
+    }
+}
+
+multiversion! {
+    fn pairs(from: *const u16, stride: isize, size: [usize; 2], to: Lines) {
+        // SAFETY: forwarded.
+        unsafe { of_width::<Pairs>(from, stride, size, to) }
     }
 }
 

@@ -4,9 +4,15 @@
 use super::{Block, COLS, Word};
 use crate::simd::{Level, Simd, multiversion};
 
+/// `a * b + c`: fused, but not where that would be a call of a library (x86 before FMA).
+#[inline(always)]
+fn add_product<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// One part of a block: `R` rows and `W` columns from `row` and `col` on.
 #[inline(always)]
-unsafe fn part<const R: usize, const W: usize, const BF16: bool>(
+unsafe fn part<const R: usize, const W: usize, const BF16: bool, const FUSED: bool>(
     block: &Block,
     row: usize,
     col: usize,
@@ -24,10 +30,11 @@ unsafe fn part<const R: usize, const W: usize, const BF16: bool>(
                 let factor = *data.offset(i as isize * left.row + depth as isize * left.step);
                 for j in 0..W {
                     sums[j] = if BF16 {
-                        let sum = low(factor).mul_add(low(line[j]), sums[j]);
-                        high(factor).mul_add(high(line[j]), sum)
+                        let sum = add_product::<FUSED>(low(factor), low(line[j]), sums[j]);
+                        add_product::<FUSED>(high(factor), high(line[j]), sum)
                     } else {
-                        f32::from_bits(factor).mul_add(f32::from_bits(line[j]), sums[j])
+                        let (a, b) = (f32::from_bits(factor), f32::from_bits(line[j]));
+                        add_product::<FUSED>(a, b, sums[j])
                     };
                 }
             }
@@ -44,20 +51,23 @@ unsafe fn part<const R: usize, const W: usize, const BF16: bool>(
 
 /// One column of parts.
 #[inline(always)]
-unsafe fn column<const R: usize, const W: usize, const BF16: bool>(block: &Block, col: usize) {
+unsafe fn column<const R: usize, const W: usize, const BF16: bool, const FUSED: bool>(
+    block: &Block,
+    col: usize,
+) {
     let mut row = 0;
     // SAFETY: forwarded.
     unsafe {
         while row + R <= block.rows {
-            part::<R, W, BF16>(block, row, col);
+            part::<R, W, BF16, FUSED>(block, row, col);
             row += R;
         }
         while row + 2 <= block.rows {
-            part::<2, W, BF16>(block, row, col);
+            part::<2, W, BF16, FUSED>(block, row, col);
             row += 2;
         }
         if row < block.rows {
-            part::<1, W, BF16>(block, row, col);
+            part::<1, W, BF16, FUSED>(block, row, col);
         }
     }
 }
@@ -69,21 +79,23 @@ multiversion! {
         // SAFETY: forwarded.
         unsafe {
             match bf16 {
-                false => column::<6, COLS, false>(&block, 0),
-                true => column::<6, COLS, true>(&block, 0),
+                false => column::<6, COLS, false, true>(&block, 0),
+                true => column::<6, COLS, true, true>(&block, 0),
             }
         }
     }
 }
 
 multiversion! {
-    fn narrow(block: Block, bf16: bool) {
+    fn narrow(block: Block, bf16: bool, fused: bool) {
         for col in (0..COLS).step_by(16) {
             // SAFETY: forwarded.
             unsafe {
-                match bf16 {
-                    false => column::<6, 16, false>(&block, col),
-                    true => column::<4, 16, true>(&block, col),
+                match (bf16, fused) {
+                    (false, true) => column::<6, 16, false, true>(&block, col),
+                    (true, true) => column::<4, 16, true, true>(&block, col),
+                    (false, false) => column::<2, 16, false, false>(&block, col),
+                    (true, false) => column::<2, 16, true, false>(&block, col),
                 }
             }
         }
@@ -95,6 +107,7 @@ pub(super) fn run(simd: Simd, word: Word, block: Block) {
     if simd.level() >= Level::Avx512 {
         wide(simd, block, bf16);
     } else {
-        narrow(simd, block, bf16);
+        let fused = simd.level() > Level::Baseline || !cfg!(target_arch = "x86_64");
+        narrow(simd, block, bf16, fused);
     }
 }

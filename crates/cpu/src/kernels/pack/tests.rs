@@ -6,7 +6,8 @@ use crate::simd::Level;
 /// Every layout, kind of word and edge against the element-wise definition.
 #[test]
 fn packed_factors_hold_every_element() {
-    let sizes = [(32, 64), (64, 32), (14, 37), (33, 1), (1, 50), (40, 96), (16, 32), (7, 0)];
+    let sizes =
+        [(32, 64), (64, 32), (14, 37), (33, 1), (1, 50), (40, 96), (16, 32), (7, 0), (61, 9)];
     for simd in Level::ALL.into_iter().filter_map(Simd::force) {
         for (dtype, word) in
             [(Dtype::F32, Word::F32), (Dtype::Bf16, Word::Bf16), (Dtype::Bf16, Word::F32)]
@@ -50,14 +51,20 @@ fn check(simd: Simd, word: Word, dtype: Dtype, [sides, depth]: [usize; 2], strid
         let got = to[side / COLS * packed.panel + w * packed.step + side % COLS];
         assert_eq!(got, wanted(side, w), "{simd:?} {word:?} {dtype:?} right {side} {w}");
     }
-    let rows = sides.min(COLS);
-    let mut to = vec![0xffff_ffffu32; left_words(word, rows, depth)];
+    let mut to = vec![0xffff_ffffu32; left_words(word, sides, depth)];
     // SAFETY: as above.
-    let packed = unsafe { left(simd, word, from, [rows, depth], to.as_mut_ptr()) };
-    for (side, w) in (0..rows).flat_map(|s| (0..words).map(move |w| (s, w))) {
-        // SAFETY: the row and the word were packed, or lie in the factor.
-        let got =
-            unsafe { *packed.data.offset(side as isize * packed.row + w as isize * packed.step) };
-        assert_eq!(got, wanted(side, w), "{simd:?} {word:?} {dtype:?} left {side} {w}");
+    let packed = unsafe { left(simd, word, from, [sides, depth], to.as_mut_ptr()) };
+    let mut seen = 0;
+    for (first, rows, left) in packed.of(sides) {
+        assert_eq!(first, seen);
+        for (row, w) in (0..rows).flat_map(|row| (0..words).map(move |w| (row, w))) {
+            // SAFETY: the row and the word were packed, or lie in the factor.
+            let got =
+                unsafe { *left.data.offset(row as isize * left.row + w as isize * left.step) };
+            let what = format!("{simd:?} {word:?} {dtype:?} left {row} {w}");
+            assert_eq!(got, wanted(first + row, w), "{what}");
+        }
+        seen += rows;
     }
+    assert_eq!(seen, sides);
 }
