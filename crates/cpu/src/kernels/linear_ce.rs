@@ -1,37 +1,29 @@
 //! Linear layer and cross entropy in one pass: losses, log-sum-exps and gradients, without the
 //! logits of a batch.
 //!
-//! Rows go in chunks whose logits fit in scratch. For each chunk: rows of x as f32; logits by
-//! ranges of the vocabulary; then per row the log-sum-exp, and the logits become their gradients in
-//! place; then dx by blocks and dw by ranges of the vocabulary, each with one owner that adds chunk
-//! after chunk.
-//!
-//! What a row gets depends on nothing but that row: a product chooses its order of sums by its
-//! shape, so every product that makes logits or dx has the same number of rows, however many rows
-//! there are; the last block is filled up with zeros.
+//! Rows go in chunks whose logits fit in scratch. A chunk is three contractions with a softmax
+//! between the first and the others: logits; then per row the log-sum-exp, and the logits become
+//! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk. What
+//! a row gets depends on nothing but that row, since the elements of a contraction do.
 
 use crate::axes::Space;
-use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, PerWorker, Ptr, Scalars, per_worker_bytes,
-    scratch_for,
-};
+use crate::kernel::{Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, scratch_for};
 use crate::kernels::convert;
+use crate::kernels::gemm::{Axis, Contraction, Gemm, Role};
+use crate::kernels::micro::Word;
 use crate::kernels::ops;
-use crate::kernels::product::{Matrix, product, staging};
+use crate::kernels::pack;
 use crate::kernels::tile::check_output;
 use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Simd, multiversion};
 
-/// Logits and rows of x kept in scratch at most, beyond the smallest block.
-const CHUNK_BYTES: usize = 4 << 20;
-/// Rows of a product.
-const SMALLEST_BLOCK: usize = 16;
-const LARGEST_BLOCK: usize = 64;
-/// Vocabulary entries of a task.
-const RANGE: usize = 512;
-/// Columns of a task that makes dx.
-const BLOCK_COLS: usize = 64;
+/// Logits of a chunk, if that is enough for the fewest rows.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Rows of a chunk at least: all of dw is read and written for each chunk.
+const FEWEST_ROWS: usize = 128;
+/// Rows of a task that works row by row.
+const TASK_ROWS: usize = 8;
 
 /// Shapes and storage; every operand has strides over [row axes.., vocabulary, width], zero where
 /// it lacks the axis. Of the outputs any may be asked for.
@@ -125,6 +117,63 @@ impl LinearCeSpec {
     }
 }
 
+/// The contractions of a chunk of so many rows.
+#[derive(Clone, Debug)]
+struct Products {
+    rows: usize,
+    logits: Gemm,
+    dx: Option<Gemm>,
+    /// Of the first chunk, and of the others, which add.
+    dw: Option<[Gemm; 2]>,
+}
+
+impl Products {
+    fn new(spec: &LinearCeSpec, rows: usize) -> Result<Products, KernelError> {
+        let ([.., by_entry, by_col], d) = (&spec.w.strides[..], spec.width as isize) else {
+            unreachable!("checked when prepared")
+        };
+        let (by_entry, by_col, v) = (*by_entry, *by_col, spec.vocab as isize);
+        let axis = |role, size, [a, b, c]: [isize; 3]| Axis { role, size, a, b, c };
+        let product = |axes: [Axis; 3], [a, b]: [Dtype; 2], accumulate| {
+            let axes = axes.to_vec();
+            let (c, alpha, epilogue) = (Dtype::F32, 1.0, None);
+            Gemm::new(&Contraction { axes, a, b, c, accumulate, alpha, epilogue })
+        };
+        let (x, w, g) = (spec.x.dtype, spec.w.dtype, spec.gradients());
+        let logits = [
+            axis(Role::M, rows, [d, 0, v]),
+            axis(Role::N, spec.vocab, [0, by_entry, 1]),
+            axis(Role::K, spec.width, [1, by_col, 0]),
+        ];
+        let dx = [
+            axis(Role::M, rows, [v, 0, d]),
+            axis(Role::N, spec.width, [0, by_col, 1]),
+            axis(Role::K, spec.vocab, [1, by_entry, 0]),
+        ];
+        let dw = |out: &Operand| {
+            let [.., entry, col] = out.strides[..] else { unreachable!("checked when prepared") };
+            let axes = [
+                axis(Role::M, spec.vocab, [1, 0, entry]),
+                axis(Role::N, spec.width, [0, 1, col]),
+                axis(Role::K, rows, [v, d, 0]),
+            ];
+            Ok::<_, KernelError>([product(axes, [g, x], false)?, product(axes, [g, x], true)?])
+        };
+        Ok(Products {
+            rows,
+            logits: product(logits, [x, w], false)?,
+            dx: spec.dx.as_ref().map(|_| product(dx, [g, w], false)).transpose()?,
+            dw: spec.dw.as_ref().map(dw).transpose()?,
+        })
+    }
+
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        let others = self.dx.iter().chain(self.dw.iter().flatten());
+        let all = others.chain([&self.logits]).map(|gemm| gemm.scratch_bytes(threads));
+        all.max().unwrap_or(0)
+    }
+}
+
 /// A prepared pass. Addresses: x, w, targets, then those of weights, given, ce, lse, hit, dx, dw
 /// that the spec has, in this order.
 #[derive(Clone, Debug)]
@@ -132,31 +181,38 @@ pub struct LinearCe {
     spec: LinearCeSpec,
     /// The rows over all operands.
     rows: Space,
-    /// Rows of a product: by width and vocabulary alone.
-    block: usize,
-    /// Blocks of a chunk.
-    blocks: usize,
+    /// Whole chunks, and the last one.
+    whole: Products,
+    last: Products,
 }
 
 /// Addresses by operand.
 type Io = [Option<Ptr>; OPERANDS];
 
-/// Rows at work.
-#[derive(Clone, Copy)]
-struct Chunk {
-    first: usize,
-    rows: usize,
+/// Parts of scratch, all row-major.
+struct Parts {
+    /// Rows of x, as they are stored.
+    x: Ptr,
+    /// f32.
+    logits: Ptr,
+    /// The gradients of the logits: the logits themselves, or bf16.
+    gradients: Ptr,
+    /// f32.
+    dx: Ptr,
 }
 
-struct Parts {
-    /// Rows of x in f32, row-major.
-    x: Ptr,
-    logits: Ptr,
-    workers: PerWorker,
+impl LinearCeSpec {
+    /// How gradients of logits are stored: as what they are multiplied with.
+    fn gradients(&self) -> Dtype {
+        match pack::word(self.x.dtype, self.w.dtype) {
+            Word::Bf16 => Dtype::Bf16,
+            Word::F32 => Dtype::F32,
+        }
+    }
 }
 
 impl LinearCe {
-    /// Checks storage and chooses blocks and chunks.
+    /// Checks storage and chooses chunks.
     ///
     /// # Errors
     /// If strides or types do not fit, or an output repeats.
@@ -168,41 +224,25 @@ impl LinearCe {
         let mut rows = Space::new(kernel, &spec.rows, spec.operands().map(of).to_vec())?;
         rows.collapse(spec.rows.len());
         let rows = rows.finish(kernel)?;
-        let fitting = CHUNK_BYTES / ((spec.vocab + spec.width) * size_of::<f32>());
-        let block = fitting.clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
-        let blocks = (fitting / block).clamp(1, rows.elements().div_ceil(block).max(1));
-        Ok(LinearCe { spec: spec.clone(), rows, block, blocks })
+        let fitting = CHUNK_BYTES / (spec.vocab * size_of::<f32>());
+        let chunk = fitting.max(FEWEST_ROWS).min(rows.elements().max(1));
+        let whole = Products::new(spec, chunk)?;
+        let last = Products::new(spec, rows.elements() % chunk)?;
+        Ok(LinearCe { spec: spec.clone(), rows, whole, last })
     }
 
-    /// f32 that fit all logits, and all rows of x, of a chunk.
-    fn chunk_floats(&self) -> [usize; 2] {
-        [self.spec.vocab, self.spec.width].map(|n| self.blocks * self.block * n)
-    }
-
-    fn worker_floats(&self) -> usize {
-        let (w, block) = (self.spec.w.dtype, self.block);
-        let logits = staging(block, RANGE, self.spec.width, Dtype::F32, w);
-        let dx = block * BLOCK_COLS + staging(block, BLOCK_COLS, self.spec.vocab, Dtype::F32, w);
-        logits.max(dx)
-    }
-
-    /// A row-major f32 matrix in scratch, from a position on.
-    fn scratch(ptr: Ptr, width: usize, row: usize, col: usize) -> Matrix {
-        let offset = (row * width + col) as isize;
-        Matrix { ptr, dtype: Dtype::F32, offset, row: width as isize, col: 1 }
-    }
-
-    fn logits(&self, parts: &Parts, row: usize, entry: usize) -> Matrix {
-        LinearCe::scratch(parts.logits, self.spec.vocab, row, entry)
-    }
-
-    /// w [vocabulary, width], from an entry and a column on.
-    fn layer(&self, io: &Io, entry: usize, col: usize) -> Matrix {
-        let w = &self.spec.w;
-        let [.., by_entry, by_col] = w.strides[..] else { unreachable!("checked when prepared") };
-        let offset = entry as isize * by_entry + col as isize * by_col;
-        let ptr = io[W].expect("every spec has w");
-        Matrix { ptr, dtype: w.dtype, offset, row: by_entry, col: by_col }
+    /// Bytes of the parts of scratch: x, logits, gradients of their own, dx, and the contractions'.
+    fn scratch_parts(&self, threads: usize) -> [usize; 5] {
+        let (spec, rows) = (&self.spec, self.whole.rows);
+        let apart = if spec.gradients() == Dtype::Bf16 { 2 * rows * spec.vocab } else { 0 };
+        let products = self.whole.scratch_bytes(threads).max(self.last.scratch_bytes(threads));
+        [
+            rows * spec.width * spec.x.dtype.bytes(),
+            4 * rows * spec.vocab,
+            apart,
+            4 * rows * spec.width,
+            products,
+        ]
     }
 
     /// Where the f32 of a row is stored, if the spec has the operand.
@@ -210,54 +250,27 @@ impl LinearCe {
         io[operand].map(|ptr| ptr.at::<f32>(self.rows.offset(operand, row)))
     }
 
-    /// The rows of one block of x as f32, and zeros after the last.
-    unsafe fn stage(&self, simd: Simd, io: &Io, parts: &Parts, chunk: Chunk, block: usize) {
+    /// Copies one row of x to scratch.
+    unsafe fn stage(&self, io: &Io, parts: &Parts, first: usize, row: usize) {
         let (spec, ptr) = (&self.spec, io[X].expect("every spec has x"));
-        let col = spec.x.strides[spec.rows.len() + 1];
-        for row in block * self.block..(block + 1) * self.block {
-            let to = parts.x.at::<f32>((row * spec.width) as isize);
-            // SAFETY: the caller of `run` vouches for x; each row of the chunk has one owner.
-            unsafe {
-                if row < chunk.rows {
-                    let offset = self.rows.offset(X, chunk.first + row);
-                    convert::load(simd, to, (ptr, spec.x.dtype), offset, col, spec.width);
-                } else {
-                    std::slice::from_raw_parts_mut(to, spec.width).fill(0.0);
-                }
+        let (col, width) = (spec.x.strides[spec.rows.len() + 1], spec.width);
+        let (from, to) = (self.rows.offset(X, first + row), (row * width) as isize);
+        // SAFETY: the caller of `run` vouches for x; each row of the chunk has one owner.
+        unsafe {
+            match spec.x.dtype {
+                Dtype::Bf16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
+                _ => copy(ptr.at::<u32>(from), col, parts.x.at(to), width),
             }
         }
     }
 
-    /// The logits of one block of rows for one range of the vocabulary.
-    unsafe fn forward(
-        &self,
-        simd: Simd,
-        io: &Io,
-        parts: &Parts,
-        (block, range): (usize, usize),
-        stage: *mut f32,
-    ) {
-        let spec = &self.spec;
-        let (r0, v0) = (block * self.block, range * RANGE);
-        let entries = RANGE.min(spec.vocab - v0);
-        let to = self.logits(parts, r0, v0);
-        let x = LinearCe::scratch(parts.x, spec.width, r0, 0);
-        // w is [vocabulary, width]; the product wants [width, vocabulary].
-        let w = self.layer(io, v0, 0);
-        let w = Matrix { row: w.col, col: w.row, ..w };
-        let size = [self.block, entries, spec.width];
-        // SAFETY: the caller of `run` vouches for w; each part of the logits has one owner.
-        unsafe { product(simd, size, (to.ptr.at(to.offset), to.row, 1), false, 1.0, x, w, stage) }
-    }
-
     /// What is asked for of one row; its logits become their gradients.
-    unsafe fn row(&self, simd: Simd, io: &Io, parts: &Parts, chunk: Chunk, row: usize) {
+    unsafe fn row(&self, simd: Simd, io: &Io, parts: &Parts, first: usize, row: usize) {
         let spec = &self.spec;
-        let (at, matrix) = (chunk.first + row, self.logits(parts, row, 0));
+        let (at, offset) = (first + row, (row * spec.vocab) as isize);
         // SAFETY: the caller of `run` vouches for the operands; each row has one owner.
         unsafe {
-            let logits =
-                std::slice::from_raw_parts_mut(matrix.ptr.at::<f32>(matrix.offset), spec.vocab);
+            let logits = std::slice::from_raw_parts_mut(parts.logits.at::<f32>(offset), spec.vocab);
             let targets = io[TARGETS].expect("every spec has targets");
             let id = *targets.at::<u32>(self.rows.offset(TARGETS, at)) as usize;
             let target = id.checked_sub(spec.first_row).filter(|&row| row < spec.vocab);
@@ -293,80 +306,65 @@ impl LinearCe {
                 if let Some(target) = target {
                     logits[target] -= weight;
                 }
+                if spec.gradients() == Dtype::Bf16 {
+                    let to = (parts.gradients, Dtype::Bf16);
+                    convert::store(simd, logits.as_ptr(), to, offset, 1, spec.vocab);
+                }
             }
         }
     }
 
-    /// One block of rows of dx, of some columns.
-    unsafe fn dx(
-        &self,
-        simd: Simd,
-        io: &Io,
-        parts: &Parts,
-        chunk: Chunk,
-        (block, d0): (usize, usize),
-        work: *mut f32,
-    ) {
+    /// Writes one row of dx.
+    unsafe fn store(&self, simd: Simd, io: &Io, parts: &Parts, first: usize, row: usize) {
         let (spec, Some(ptr), Some(dx)) = (&self.spec, io[DX], &self.spec.dx) else { return };
-        let cols = BLOCK_COLS.min(spec.width - d0);
-        let stage = work.wrapping_add(self.block * BLOCK_COLS);
-        let (w, g) = (self.layer(io, 0, d0), self.logits(parts, block * self.block, 0));
-        let by_col = dx.strides[spec.rows.len() + 1];
-        // SAFETY: the caller of `run` vouches for w and dx; each block of dx has one owner.
-        unsafe {
-            let (size, to) = ([self.block, cols, spec.vocab], (work, cols as isize, 1));
-            product(simd, size, to, false, 1.0, g, w, stage);
-            let rows = block * self.block..((block + 1) * self.block).min(chunk.rows);
-            for (i, row) in rows.enumerate() {
-                let offset = self.rows.offset(DX, chunk.first + row) + d0 as isize * by_col;
-                let from = work.add(i * cols);
-                convert::store(simd, from, (ptr, dx.dtype), offset, by_col, cols);
-            }
-        }
-    }
-
-    /// What a chunk adds to one range of the vocabulary of dw.
-    unsafe fn dw(&self, simd: Simd, io: &Io, parts: &Parts, chunk: Chunk, range: usize) {
-        let (spec, Some(ptr), Some(dw)) = (&self.spec, io[DW], &self.spec.dw) else { return };
-        let [.., by_entry, by_col] = dw.strides[..] else { return };
-        let v0 = range * RANGE;
-        let entries = RANGE.min(spec.vocab - v0);
-        let g = self.logits(parts, 0, v0);
-        let g = Matrix { row: g.col, col: g.row, ..g };
-        let x = LinearCe::scratch(parts.x, spec.width, 0, 0);
-        let to = (ptr.at(v0 as isize * by_entry), by_entry, by_col);
-        let size = [entries, spec.width, chunk.rows];
-        let nothing = std::ptr::null_mut();
-        // SAFETY: the caller of `run` vouches for dw; each range of dw has one owner; two f32
-        // matrices need no staging.
-        unsafe { product(simd, size, to, chunk.first > 0, 1.0, g, x, nothing) }
+        let from = parts.dx.at::<f32>((row * spec.width) as isize);
+        let (offset, col) = (self.rows.offset(DX, first + row), dx.strides[spec.rows.len() + 1]);
+        // SAFETY: the caller of `run` vouches for dx; each row has one owner.
+        unsafe { convert::store(simd, from, (ptr, dx.dtype), offset, col, spec.width) }
     }
 
     /// One chunk, phase by phase.
-    unsafe fn chunk(&self, pool: &Pool, io: &Io, parts: &Parts, chunk: Chunk) {
-        let (simd, ranges) = (pool.simd(), self.spec.vocab.div_ceil(RANGE));
-        let blocks = chunk.rows.div_ceil(self.block);
+    unsafe fn chunk(
+        &self,
+        pool: &Pool,
+        io: &Io,
+        (parts, scratch): (&Parts, &mut [u8]),
+        first: usize,
+        products: &Products,
+    ) {
+        let (simd, rows, none) = (pool.simd(), products.rows, Scalars::default());
+        let each = |body: &(dyn Fn(usize) + Sync)| {
+            pool.run(rows.div_ceil(TASK_ROWS), &|task, _| {
+                (task * TASK_ROWS..((task + 1) * TASK_ROWS).min(rows)).for_each(body);
+            });
+        };
+        let w = io[W].expect("every spec has w");
         // SAFETY: forwarded; phases are separated by the pool, and within a phase every element
         // has one owner.
         unsafe {
-            pool.run(blocks, &|block, _| self.stage(simd, io, parts, chunk, block));
-            pool.run(blocks * ranges, &|task, worker| {
-                let stage = parts.workers.of(worker).at(0);
-                self.forward(simd, io, parts, (task / ranges, task % ranges), stage);
-            });
-            pool.run(chunk.rows, &|row, _| self.row(simd, io, parts, chunk, row));
-            let columns = self.spec.width.div_ceil(BLOCK_COLS);
-            let dx = if io[DX].is_some() { blocks * columns } else { 0 };
-            let dw = if io[DW].is_some() { ranges } else { 0 };
-            pool.run(dx + dw, &|task, worker| match task.checked_sub(dx) {
-                None => {
-                    let work = parts.workers.of(worker).at(0);
-                    let block = (task / columns, task % columns * BLOCK_COLS);
-                    self.dx(simd, io, parts, chunk, block, work);
-                }
-                Some(range) => self.dw(simd, io, parts, chunk, range),
-            });
+            each(&|row| self.stage(io, parts, first, row));
+            products.logits.run(pool, &[parts.x, w, parts.logits], &none, scratch);
+            each(&|row| self.row(simd, io, parts, first, row));
+            if let Some(dx) = &products.dx {
+                dx.run(pool, &[parts.gradients, w, parts.dx], &none, scratch);
+                each(&|row| self.store(simd, io, parts, first, row));
+            }
+            if let (Some([start, more]), Some(to)) = (&products.dw, io[DW]) {
+                let dw = if first > 0 { more } else { start };
+                dw.run(pool, &[parts.gradients, parts.x, to], &none, scratch);
+            }
         }
+    }
+}
+
+/// Copies elements that are `stride` apart.
+unsafe fn copy<T: Copy>(from: *const T, stride: isize, to: *mut T, count: usize) {
+    // SAFETY: forwarded.
+    unsafe {
+        if stride == 1 {
+            return to.copy_from_nonoverlapping(from, count);
+        }
+        (0..count).for_each(|i| *to.add(i) = *from.offset(i as isize * stride));
     }
 }
 
@@ -388,30 +386,30 @@ impl Kernel for LinearCe {
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
-        let [logits, x] = self.chunk_floats().map(|n| n * size_of::<f32>());
-        let workers = per_worker_bytes(threads, self.worker_floats() * size_of::<f32>());
-        scratch_for(&[logits, x, workers])
+        scratch_for(&self.scratch_parts(threads))
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
         assert_eq!(ptrs.len(), self.operands(), "linear_ce: one address per operand");
         let mut rest = ptrs.iter().copied();
         let io = self.spec.operands().map(|operand| operand.and_then(|_| rest.next()));
+        let bytes = self.scratch_parts(pool.threads());
         let mut carve = Carve::new(scratch);
-        let [logits, x] = self.chunk_floats().map(|n| carve.take(n * size_of::<f32>()));
-        let bytes = self.worker_floats() * size_of::<f32>();
-        let parts = Parts { x, logits, workers: carve.per_worker(pool.threads(), bytes) };
-        let (all, step) = (self.rows.elements(), self.blocks * self.block);
+        let [x, logits, gradients, dx, products] = bytes.map(|bytes| carve.take(bytes));
+        let gradients = if self.spec.gradients() == Dtype::Bf16 { gradients } else { logits };
+        let parts = Parts { x, logits, gradients, dx };
+        // SAFETY: the part of scratch is this run's own.
+        let products = unsafe { std::slice::from_raw_parts_mut(products.at::<u8>(0), bytes[4]) };
+        let (all, step) = (self.rows.elements(), self.whole.rows);
         // SAFETY: the caller vouches for the operands.
         unsafe {
             for first in (0..all).step_by(step) {
-                let chunk = Chunk { first, rows: step.min(all - first) };
-                self.chunk(pool, &io, &parts, chunk);
+                let chunk = if all - first < step { &self.last } else { &self.whole };
+                self.chunk(pool, &io, (&parts, products), first, chunk);
             }
             if all == 0 {
-                let none = Chunk { first: 0, rows: 0 };
-                let ranges = self.spec.vocab.div_ceil(RANGE);
-                (0..ranges).for_each(|range| self.dw(pool.simd(), &io, &parts, none, range));
+                // Nothing but zeros for dw.
+                self.chunk(pool, &io, (&parts, products), 0, &self.last);
             }
         }
     }

@@ -58,11 +58,6 @@ impl Word {
     pub fn tiles(self, simd: Simd) -> bool {
         self == Word::Bf16 && simd.level() == Level::Amx
     }
-
-    /// Rows that a micro-kernel takes at once.
-    pub fn rows(self, simd: Simd) -> usize {
-        if self.tiles(simd) { MOST_ROWS } else { ROWS }
-    }
 }
 
 /// Rows of a micro-kernel on vectors: 28 of the 32 registers of AVX-512 hold sums.

@@ -14,6 +14,5 @@ pub mod norm;
 pub mod ops;
 pub(crate) mod pack;
 pub mod pattern;
-pub(crate) mod product;
 pub mod reduce;
 pub mod tile;
