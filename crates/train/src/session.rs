@@ -200,3 +200,18 @@ fn tie(plan: &RunPlan, ties: &Ties) -> Vec<Arc<dyn Collectives>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{SHARE, fill};
+
+    #[test]
+    fn elements_are_filled_by_their_numbers_whatever_the_threads() {
+        for (count, threads) in [(1, 4), (SHARE + 1, 0), (5 * SHARE + 3, 3), (SHARE, 100)] {
+            let mut out = vec![-1.0; count];
+            fill(&mut out, 7, threads, |i| i as f32);
+            let wanted: Vec<f32> = (7..).take(count).map(|i: u64| i as f32).collect();
+            assert!(out == wanted, "{count} by {threads}");
+        }
+    }
+}
