@@ -1,6 +1,5 @@
 //! Finding the files of a source, and the few things that are asked of the file system.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -8,6 +7,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
+use crate::globs;
 
 /// One input file: where it is and what tells that it changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,43 +54,11 @@ pub(crate) fn matching(
     patterns: &[String],
     exclude: &[String],
 ) -> Result<Vec<InputFile>> {
-    let options =
-        glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
-    let unwanted = exclude
-        .iter()
-        .map(|p| glob::Pattern::new(&absolute(root, p)).map_err(|e| bad_pattern(p, e.msg)))
-        .collect::<Result<Vec<_>>>()?;
-    let mut paths = BTreeSet::new();
-    for pattern in patterns {
-        let found = glob::glob_with(&absolute(root, pattern), options)
-            .map_err(|e| bad_pattern(pattern, e.msg))?;
-        for path in found {
-            let path = path.map_err(|e| {
-                let path = e.path().to_owned();
-                DataError::read(&path, e.into())
-            })?;
-            if path.is_file() && !unwanted.iter().any(|u| u.matches_path(&path)) {
-                paths.insert(path);
-            }
-        }
-    }
+    let paths = globs::matching(root, patterns, exclude)?;
     if paths.is_empty() {
         return Err(DataError::NoMatch { patterns: patterns.to_vec(), root: root.to_owned() });
     }
     paths.into_iter().map(|path| InputFile::new(path, root)).collect()
-}
-
-fn absolute(root: &Path, pattern: &str) -> String {
-    if Path::new(pattern).is_absolute() {
-        return pattern.to_owned();
-    }
-    // The root is a path, not a pattern: a folder named `[x]` has to mean itself.
-    let root = glob::Pattern::escape(&root.to_string_lossy());
-    if root.is_empty() { pattern.to_owned() } else { format!("{root}/{pattern}") }
-}
-
-fn bad_pattern(pattern: &str, reason: &str) -> DataError {
-    DataError::BadPattern { pattern: pattern.to_owned(), reason: reason.to_owned() }
 }
 
 /// All files below `dir`, sorted by path. Hidden entries are left out.

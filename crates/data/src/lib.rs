@@ -37,6 +37,7 @@
 mod dataset;
 mod error;
 mod files;
+mod globs;
 mod index;
 pub mod made;
 mod picture;

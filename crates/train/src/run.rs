@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
             self.tell(&Event::Warning { step: self.step, message })?;
         }
         if found.is_none() {
-            self.evaluate()?;
+            self.evaluate(self.first_sequences())?;
         }
         Ok(())
     }
@@ -306,7 +306,7 @@ impl<'a> Run<'a> {
         let (eval, draw) = (due(self.recipe.eval.every), due(self.recipe.sample.every));
         let save = due(self.recipe.checkpoint.every);
         if eval || last {
-            self.evaluate()?;
+            self.evaluate(self.recipe.eval.sequences)?;
         }
         if draw || last {
             self.sample()?;
@@ -317,11 +317,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn evaluate(&mut self) -> Result<(), TrainError> {
+    /// How many sequences are scored before the first step: one batch. Of weights that have learned
+    /// nothing more would say no more, and the first step would wait for it.
+    fn first_sequences(&self) -> u64 {
+        let batch = self.recipe.train.batch as u64;
+        match self.recipe.eval.sequences {
+            0 => batch,
+            asked => asked.min(batch),
+        }
+    }
+
+    fn evaluate(&mut self, sequences: u64) -> Result<(), TrainError> {
         if !self.data.index().splits.contains_key("validation") {
             return Ok(());
         }
-        let sequences = self.recipe.eval.sequences;
         let e = evaluate(&mut self.session, self.data, "validation", sequences)?;
         self.last_eval_bits = Some(e.bits);
         self.tell(&Event::Eval {

@@ -82,18 +82,18 @@ impl Session {
     /// # Errors
     /// A device failed.
     pub fn initialise(&mut self, seed: u64) -> Result<(), TrainError> {
+        let threads = self.plan.threads;
         let mut chunk: Vec<f32> = vec![];
         for tensor in self.tensors.iter() {
             let stream = random::stream_id(&tensor.name);
             let count = tensor.count();
             for start in (0..count).step_by(CHUNK as usize) {
-                let range = start..(start + CHUNK).min(count);
-                chunk.clear();
+                chunk.resize((count - start).min(CHUNK) as usize, 0.0);
                 match tensor.init {
-                    Init::Constant(c) => chunk.resize((range.end - range.start) as usize, c as f32),
-                    Init::Normal(std) => {
-                        chunk.extend(range.map(|i| (std * random::normal(seed, stream, i)) as f32));
-                    }
+                    Init::Constant(c) => chunk.fill(c as f32),
+                    Init::Normal(std) => fill(&mut chunk, start, threads, |i| {
+                        (std * random::normal(seed, stream, i)) as f32
+                    }),
                 }
                 tensor.write(&mut self.ranks, start, bytemuck::cast_slice(&chunk))?;
             }
@@ -165,6 +165,23 @@ impl Session {
     }
 }
 
+/// Elements for which a thread is worth starting: it takes as long as some hundred draws.
+const SHARE: usize = 1 << 13;
+
+/// Fills elements from number `first` on, each a function of its number alone.
+fn fill(out: &mut [f32], first: u64, threads: usize, of: impl Fn(u64) -> f32 + Sync) {
+    let share = out.len().div_ceil(threads.max(1)).max(SHARE);
+    let run = |first: u64, out: &mut [f32]| (first..).zip(out).for_each(|(i, x)| *x = of(i));
+    std::thread::scope(|scope| {
+        let mut shares = (first..).step_by(share).zip(out.chunks_mut(share));
+        let own = shares.next();
+        for (first, share) in shares {
+            scope.spawn(move || run(first, share));
+        }
+        own.into_iter().for_each(|(first, share)| run(first, share));
+    });
+}
+
 /// The ties of all ranks.
 fn tie(plan: &RunPlan, ties: &Ties) -> Vec<Arc<dyn Collectives>> {
     let bare: Vec<Box<dyn Collectives>> = match plan.mesh.ranks() {
@@ -182,4 +199,19 @@ fn tie(plan: &RunPlan, ties: &Ties) -> Vec<Arc<dyn Collectives>> {
             None => Arc::from(tie),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SHARE, fill};
+
+    #[test]
+    fn elements_are_filled_by_their_numbers_whatever_the_threads() {
+        for (count, threads) in [(1, 4), (SHARE + 1, 0), (5 * SHARE + 3, 3), (SHARE, 100)] {
+            let mut out = vec![-1.0; count];
+            fill(&mut out, 7, threads, |i| i as f32);
+            let wanted: Vec<f32> = (7..).take(count).map(|i: u64| i as f32).collect();
+            assert!(out == wanted, "{count} by {threads}");
+        }
+    }
 }

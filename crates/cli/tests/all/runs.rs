@@ -3,7 +3,7 @@
 use super::bin::{Ended, Place, damage, recipe};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Overrides that make a run of some hundred short steps, with dropout.
 const LONG: &[&str] = &[
@@ -177,4 +177,26 @@ fn a_reader_that_leaves_stops_the_run_in_good_order() {
     drop(out);
     assert_eq!(child.wait().unwrap().code(), Some(10));
     assert_eq!(place.good(&args).event("start")["resumed"], true);
+}
+
+/// From the command to the first step: some fifty times what is usual, so that only what grows with
+/// a corpus, a folder of build products, or the whole of the held-out data is noticed.
+#[test]
+fn the_first_step_comes_soon() {
+    let place = Place::new();
+    let file = recipe("quick");
+    place.good(&["prepare", &file]);
+    let args = ["train", &file, "--json", "--resume", "never"];
+    let start = || {
+        let started = Instant::now();
+        let (mut child, out) = until(&place, &args, "step");
+        let took = started.elapsed();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(out);
+        took
+    };
+    // The fastest of a few: a machine may be busy with something else for a moment.
+    let took = (0..3).map(|_| start()).min().unwrap();
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

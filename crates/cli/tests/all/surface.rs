@@ -22,10 +22,10 @@ fn help_names_every_command_and_exit_code() {
 fn the_plan_is_a_table_with_reasons() {
     let place = Place::new();
     let text = place.good(&["plan", &recipe("quick"), "--why"]).out;
-    for part in ["parameters  867,712", "786,432", "activations", "total", "micro.last", "decode"] {
+    for part in ["parameters  864,128", "786,432", "activations", "total", "micro.last", "decode"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
-    assert!(text.contains("train.micro_batch = 2: the whole batch at once"), "{text}");
+    assert!(text.contains("train.micro_batch = 1: the whole batch at once"), "{text}");
     assert!(!place.path("data").exists(), "planning leaves nothing");
 }
 

@@ -99,6 +99,72 @@ fn excluded_and_hidden_files_stay_out() {
     assert_eq!(all_bytes(&request.out, "train"), b"a\n");
 }
 
+/// Beside sources lie build products: folders that are excluded as a whole cost nothing.
+#[cfg(unix)]
+#[test]
+fn excluded_folders_are_not_looked_into() {
+    let dir = tempdir().unwrap();
+    put(&dir.path().join("src/deep/a.rs"), "a\n");
+    // Two links that lead back: whoever looks inside finds 2^40 paths before the system says no.
+    put(&dir.path().join("target/b.rs"), "b\n");
+    for name in ["one", "two"] {
+        let link = dir.path().join("target").join(name);
+        std::os::unix::fs::symlink(dir.path().join("target"), link).unwrap();
+    }
+    let cases = [
+        ("**/*.rs", "target/**"),
+        ("**/*.rs", "t*/**"),
+        ("src/../**/deep/*.rs", "src/../target/**"),
+    ];
+    for (glob, exclude) in cases {
+        let source = Source::Text { globs: vec![glob.into()], exclude: vec![exclude.into()] };
+        let request = request(source, dir.path());
+        run(&request);
+        assert_eq!(all_bytes(&request.out, "train"), b"a\n", "{exclude}");
+    }
+}
+
+/// Which files a pattern means, each named by how it stands to the root.
+#[test]
+fn patterns_mean_files() {
+    let dir = tempdir().unwrap();
+    let root = dir.path().join("[ro*t]");
+    for name in ["a.txt", "b.md", "x/c.txt", "x/y/d.txt", "x/.e.txt", ".f.txt", "x/g.txt/h.txt"] {
+        put(&root.join(name), name);
+    }
+    let cases: &[(&str, &[&str])] = &[
+        ("*.txt", &["a.txt"]),
+        ("./a.txt", &["a.txt"]),
+        ("**/*.txt", &["a.txt", "x/c.txt", "x/g.txt/h.txt", "x/y/d.txt"]),
+        ("**/**/y/*", &["x/y/d.txt"]),
+        ("**/y/d.txt", &["x/y/d.txt"]),
+        ("x/**/*.txt", &["x/c.txt", "x/g.txt/h.txt", "x/y/d.txt"]),
+        ("x/../?.[a-m]?", &["b.md"]),
+        ("*/*.txt", &["x/c.txt"]),
+        (".f.txt", &[".f.txt"]),
+        ("**/.e.txt", &["x/.e.txt"]),
+        ("a.txt/**", &[]),
+        ("x/**", &[]),
+        ("nowhere/**/*", &[]),
+    ];
+    for (pattern, wanted) in cases {
+        let found = text(pattern).files(&root);
+        let mut wanted: Vec<_> = wanted.iter().map(|name| root.join(name)).collect();
+        wanted.sort();
+        match found {
+            Ok(found) => {
+                let plain = |p: &std::path::PathBuf| p.canonicalize().unwrap();
+                let found: Vec<_> = found.iter().map(plain).collect();
+                let wanted: Vec<_> = wanted.iter().map(plain).collect();
+                assert_eq!(found, wanted, "{pattern}");
+            }
+            Err(error) => assert!(wanted.is_empty(), "{pattern}: {error}"),
+        }
+    }
+    let absolute = dir.path().canonicalize().unwrap().join("*/a.txt").display().to_string();
+    assert_eq!(text(&absolute).files(&root).unwrap().len(), 1);
+}
+
 #[test]
 fn wrong_fractions_are_refused() {
     let dir = tempdir().unwrap();

@@ -266,6 +266,27 @@ fn a_run_stopped_before_its_first_step_continues() {
     assert_eq!(numbers(&outcome.folder).iter().filter(evaluated).count(), 1);
 }
 
+/// Nothing keeps the first step waiting: before it one batch is scored, after it all that was asked.
+#[test]
+fn before_the_first_step_one_batch_is_scored() {
+    let scored = |changes: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let short = ["train.steps=1", "schedule.warmup=0", "train.batch=2"];
+        let recipe = recipe(SPARSE, &[&short[..], changes].concat());
+        let ran = run(&recipe, &Workspace::under(dir.path()), Resume::Auto, None);
+        let tokens = ran.events.iter().filter_map(|e| match e {
+            Event::Eval { step, tokens, .. } => Some((*step, *tokens)),
+            _ => None,
+        });
+        tokens.collect::<Vec<_>>()
+    };
+    assert_eq!(scored(&["eval.sequences=5"]), [(0, 2 * 32), (1, 5 * 32)]);
+    assert_eq!(scored(&["eval.sequences=1"]), [(0, 32), (1, 32)]);
+    let all = scored(&["eval.sequences=0"]);
+    assert_eq!(all[0], (0, 2 * 32));
+    assert!(all[1].1 > 5 * 32, "{all:?}");
+}
+
 #[test]
 fn auto_starts_beside_a_finished_run_and_refuses_another_recipe() {
     let dir = tempfile::tempdir().unwrap();
