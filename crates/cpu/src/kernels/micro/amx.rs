@@ -44,39 +44,79 @@ pub(super) unsafe fn multiply(
     out: Out,
     store: Store,
 ) {
-    let mut sums = Sums([[0.0; COLS]; MOST_ROWS]);
+    let mut aside = Sums([[0.0; COLS]; MOST_ROWS]);
     // SAFETY: the tiles can be used; the blocks lie within the operands.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
         for first in (0..m).step_by(MOST_ROWS) {
             let rows = MOST_ROWS.min(m - first);
             let left = Left { data: left.data.wrapping_offset(first as isize * left.row), ..left };
+            let high = rows > TILE_ROWS;
             for (panel, col) in (0..n).step_by(COLS).enumerate() {
                 let data = right.data.wrapping_add(panel * right.panel);
                 let right = Right { data, ..right };
-                if rows > TILE_ROWS {
-                    four_tiles(words, left, right, &mut sums);
+                let out = out.at(first, col);
+                // Whole tiles go from and to the result itself.
+                let whole = rows.is_multiple_of(TILE_ROWS) && n - col >= COLS && store.alpha == 1.0;
+                zero_or_load((whole && store.accumulate).then_some(out), high);
+                if high {
+                    four_tiles(words, left, right);
                 } else {
-                    two_tiles(words, left, right, &mut sums);
+                    two_tiles(words, left, right);
                 }
-                keep(&sums, rows, COLS.min(n - col), out.at(first, col), store);
+                if whole {
+                    put(out, high);
+                } else {
+                    put(Out { data: aside.0.as_mut_ptr().cast(), row: COLS }, high);
+                    keep(&aside, rows, COLS.min(n - col), out, store);
+                }
             }
         }
         asm!("tilerelease", options(nostack, nomem));
     }
 }
 
-/// The sums of 32 rows.
-unsafe fn four_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
+/// Starts sums at zero, or at what is there.
+unsafe fn zero_or_load(out: Option<Out>, high: bool) {
+    // SAFETY: the tiles are configured; `multiply` vouches for whole tiles.
+    unsafe {
+        match out {
+            None => asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                options(nostack, nomem)),
+            Some(out) => {
+                asm!("tileloadd tmm0, [{out} + {row}]", "tileloadd tmm1, [{out} + {row} + 64]",
+                    out = in(reg) out.data, row = in(reg) 4 * out.row, options(nostack, readonly));
+                if high {
+                    asm!("tileloadd tmm2, [{out} + {row}]", "tileloadd tmm3, [{out} + {row} + 64]",
+                        out = in(reg) out.at(TILE_ROWS, 0).data, row = in(reg) 4 * out.row,
+                        options(nostack, readonly));
+                }
+            }
+        }
+    }
+}
+
+/// Stores the sums of 16 or 32 rows.
+unsafe fn put(out: Out, high: bool) {
+    // SAFETY: as `zero_or_load`.
+    unsafe {
+        asm!("tilestored [{out} + {row}], tmm0", "tilestored [{out} + {row} + 64], tmm1",
+            out = in(reg) out.data, row = in(reg) 4 * out.row, options(nostack));
+        if high {
+            asm!("tilestored [{out} + {row}], tmm2", "tilestored [{out} + {row} + 64], tmm3",
+                out = in(reg) out.at(TILE_ROWS, 0).data, row = in(reg) 4 * out.row,
+                options(nostack));
+        }
+    }
+}
+
+/// Adds the products of 32 rows.
+unsafe fn four_tiles(words: usize, left: Left, right: Right) {
     let row = left.row * 4;
     let upper = left.data.cast::<u8>();
     // SAFETY: the tiles are configured; the caller of `multiply` vouches for the words.
     unsafe {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
             "test {count}, {count}",
             "jz 3f",
             "2:",
@@ -94,10 +134,6 @@ unsafe fn four_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
             "dec {count}",
             "jnz 2b",
             "3:",
-            "tilestored [{sums} + {wide}], tmm0",
-            "tilestored [{sums} + {wide} + 64], tmm1",
-            "tilestored [{sums} + {wide} + 2048], tmm2",
-            "tilestored [{sums} + {wide} + 2112], tmm3",
             upper = inout(reg) upper => _,
             lower = inout(reg) upper.wrapping_offset(TILE_ROWS as isize * row) => _,
             row = in(reg) row,
@@ -105,20 +141,16 @@ unsafe fn four_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
             line = in(reg) 4 * right.step,
             lines = in(reg) 4 * right.step * TILE_WORDS,
             count = inout(reg) words / TILE_WORDS => _,
-            sums = in(reg) sums.0.as_mut_ptr(),
-            wide = in(reg) 4 * COLS,
-            options(nostack),
+            options(nostack, readonly),
         );
     }
 }
 
-/// The sums of 16 rows.
-unsafe fn two_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
+/// Adds the products of 16 rows.
+unsafe fn two_tiles(words: usize, left: Left, right: Right) {
     // SAFETY: as `four_tiles`.
     unsafe {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
             "test {count}, {count}",
             "jz 3f",
             "2:",
@@ -132,17 +164,13 @@ unsafe fn two_tiles(words: usize, left: Left, right: Right, sums: &mut Sums) {
             "dec {count}",
             "jnz 2b",
             "3:",
-            "tilestored [{sums} + {wide}], tmm0",
-            "tilestored [{sums} + {wide} + 64], tmm1",
             left = inout(reg) left.data => _,
             row = in(reg) left.row * 4,
             right = inout(reg) right.data => _,
             line = in(reg) 4 * right.step,
             lines = in(reg) 4 * right.step * TILE_WORDS,
             count = inout(reg) words / TILE_WORDS => _,
-            sums = in(reg) sums.0.as_mut_ptr(),
-            wide = in(reg) 4 * COLS,
-            options(nostack),
+            options(nostack, readonly),
         );
     }
 }
