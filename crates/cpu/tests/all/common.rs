@@ -185,7 +185,8 @@ fn pools() -> &'static [Pool] {
     static POOLS: OnceLock<Vec<Pool>> = OnceLock::new();
     POOLS.get_or_init(|| {
         let mut pools: Vec<_> = [1, 2, 3].map(|threads| Pool::new(threads).unwrap()).into();
-        for level in Level::ALL.into_iter().filter(|level| *level < pools[0].simd().level()) {
+        let best = pools[0].simd().level();
+        for level in Level::ALL.into_iter().filter(|level| *level < best) {
             pools.extend(Simd::force(level).map(|simd| Pool::with_simd(2, simd).unwrap()));
         }
         pools
