@@ -164,6 +164,32 @@ impl Engine {
         }
     }
 
+    /// Runs the program on a finished block: row `i` of it is the `cols` consecutive positions
+    /// from `position + i * row_step`, whose products lie at `product + i * product_row`.
+    ///
+    /// # Safety
+    /// As [`Engine::tile`], for every row.
+    #[allow(dead_code)] // the contraction calls it once its blocks are made in scratch
+    pub unsafe fn block(
+        &self,
+        frame: Frame<'_>,
+        position: usize,
+        row_step: usize,
+        [rows, cols]: [usize; 2],
+        product: *const f32,
+        product_row: usize,
+    ) {
+        for row in 0..rows {
+            let (start, product) =
+                (position + row * row_step, product.wrapping_add(row * product_row));
+            for col in (0..cols).step_by(TILE) {
+                let len = TILE.min(cols - col);
+                // SAFETY: forwarded.
+                unsafe { self.tile(frame, start + col, len, product.wrapping_add(col)) }
+            }
+        }
+    }
+
     /// The values of `register` after a tile.
     ///
     /// # Safety
