@@ -44,17 +44,94 @@ pub enum Binary {
     Eq,
 }
 
+/// A matrix of floats whose rows are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    ptr: *mut f32,
+    step: isize,
+}
+
+impl Rows {
+    /// Rows that begin `step` floats apart.
+    ///
+    /// # Safety
+    /// The floats are valid for every operation on them, in the sizes that these are called with.
+    /// What an operation writes is one of its arguments, or disjoint from all of them.
+    pub unsafe fn new(ptr: *mut f32, step: isize) -> Rows {
+        Rows { ptr, step }
+    }
+
+    pub fn ptr(self) -> *mut f32 {
+        self.ptr
+    }
+
+    pub fn step(self) -> isize {
+        self.step
+    }
+
+    #[inline(always)]
+    pub fn row(self, row: usize) -> *mut f32 {
+        self.ptr.wrapping_offset(row as isize * self.step)
+    }
+
+    #[inline(always)]
+    fn read<'a>(self, row: usize, cols: usize) -> &'a [f32] {
+        // SAFETY: who made the rows vouched for them.
+        unsafe { std::slice::from_raw_parts(self.row(row), cols) }
+    }
+
+    #[inline(always)]
+    fn write<'a>(self, row: usize, cols: usize) -> &'a mut [f32] {
+        // SAFETY: as above; operations have one slice of what they write at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.row(row), cols) }
+    }
+}
+
+/// One long row if all matrices are dense.
 #[inline(always)]
-fn each(out: &mut [f32], a: &[f32], f: impl Fn(f32) -> f32) {
-    for (o, &a) in out.iter_mut().zip(a) {
-        *o = f(a);
+fn merged<const N: usize>(all: [Rows; N], [rows, cols]: [usize; 2]) -> [usize; 2] {
+    let dense = all.iter().all(|x| x.step == cols as isize);
+    if dense { [1, rows * cols] } else { [rows, cols] }
+}
+
+#[inline(always)]
+fn each(out: Rows, a: Rows, size: [usize; 2], f: impl Fn(f32) -> f32) {
+    let [rows, cols] = merged([out, a], size);
+    for row in 0..rows {
+        let o = out.write(row, cols);
+        if out.ptr == a.ptr {
+            o.iter_mut().for_each(|o| *o = f(*o));
+            continue;
+        }
+        for (o, &a) in o.iter_mut().zip(a.read(row, cols)) {
+            *o = f(a);
+        }
     }
 }
 
 #[inline(always)]
-fn both(out: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) {
-    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-        *o = f(a, b);
+fn both(out: Rows, a: Rows, b: Rows, size: [usize; 2], f: impl Fn(f32, f32) -> f32) {
+    let [rows, cols] = merged([out, a, b], size);
+    for row in 0..rows {
+        let o = out.write(row, cols);
+        match (out.ptr == a.ptr, out.ptr == b.ptr) {
+            (false, false) => {
+                for ((o, &a), &b) in o.iter_mut().zip(a.read(row, cols)).zip(b.read(row, cols)) {
+                    *o = f(a, b);
+                }
+            }
+            (true, false) => {
+                for (o, &b) in o.iter_mut().zip(b.read(row, cols)) {
+                    *o = f(*o, b);
+                }
+            }
+            (false, true) => {
+                for (o, &a) in o.iter_mut().zip(a.read(row, cols)) {
+                    *o = f(a, *o);
+                }
+            }
+            (true, true) => o.iter_mut().for_each(|o| *o = f(*o, *o)),
+        }
     }
 }
 
@@ -63,71 +140,116 @@ fn truth(holds: bool) -> f32 {
     if holds { 1.0 } else { 0.0 }
 }
 
-/// `fast` where every argument is in its range, otherwise the library function.
+/// `fast` where an argument is in its range, otherwise the library function.
 #[inline(always)]
-fn wave(out: &mut [f32], a: &[f32], fast: impl Fn(f32) -> f32, slow: fn(f32) -> f32) {
-    if a.iter().all(|x| x.abs() <= math::SIN_LIMIT) {
-        each(out, a, fast);
+fn wave(out: Rows, a: Rows, size: [usize; 2], fast: impl Fn(f32) -> f32, slow: fn(f32) -> f32) {
+    let near = |x: f32| x.abs() <= math::SIN_LIMIT;
+    if (0..size[0]).all(|row| a.read(row, size[1]).iter().all(|&x| near(x))) {
+        each(out, a, size, fast);
     } else {
-        each(out, a, slow);
+        each(out, a, size, |x| if near(x) { fast(x) } else { slow(x) });
     }
 }
 
 multiversion! {
     /// `out = op(a)`.
-    pub(crate) fn unary(op: Unary, out: &mut [f32], a: &[f32]) {
+    pub(crate) fn unary(op: Unary, out: Rows, a: Rows, size: [usize; 2]) {
         match op {
-            Unary::Neg => each(out, a, |x| -x),
-            Unary::Exp => each(out, a, math::exp),
-            Unary::Ln => each(out, a, math::ln),
-            Unary::Tanh => each(out, a, math::tanh),
-            Unary::Sqrt => each(out, a, f32::sqrt),
-            Unary::Rsqrt => each(out, a, |x| 1.0 / x.sqrt()),
-            Unary::Recip => each(out, a, |x| 1.0 / x),
-            Unary::Sigmoid => each(out, a, math::sigmoid),
-            Unary::Erf => each(out, a, math::erf),
-            Unary::Abs => each(out, a, f32::abs),
-            Unary::Sin => wave(out, a, math::sin, f32::sin),
-            Unary::Cos => wave(out, a, math::cos, f32::cos),
-            Unary::Floor => each(out, a, f32::floor),
-            Unary::Not => each(out, a, |x| truth(x == 0.0)),
-            Unary::RoundBf16 => each(out, a, |x| math::from_bf16(math::to_bf16(x))),
+            Unary::Neg => each(out, a, size, |x| -x),
+            Unary::Exp => each(out, a, size, math::exp),
+            Unary::Ln => each(out, a, size, math::ln),
+            Unary::Tanh => each(out, a, size, math::tanh),
+            Unary::Sqrt => each(out, a, size, f32::sqrt),
+            Unary::Rsqrt => each(out, a, size, |x| 1.0 / x.sqrt()),
+            Unary::Recip => each(out, a, size, |x| 1.0 / x),
+            Unary::Sigmoid => each(out, a, size, math::sigmoid),
+            Unary::Erf => each(out, a, size, math::erf),
+            Unary::Abs => each(out, a, size, f32::abs),
+            Unary::Sin => wave(out, a, size, math::sin, f32::sin),
+            Unary::Cos => wave(out, a, size, math::cos, f32::cos),
+            Unary::Floor => each(out, a, size, f32::floor),
+            Unary::Not => each(out, a, size, |x| truth(x == 0.0)),
+            Unary::RoundBf16 => each(out, a, size, |x| math::from_bf16(math::to_bf16(x))),
         }
     }
 }
 
 multiversion! {
     /// `out = op(a, b)`.
-    pub(crate) fn binary(op: Binary, out: &mut [f32], a: &[f32], b: &[f32]) {
+    pub(crate) fn binary(op: Binary, out: Rows, a: Rows, b: Rows, size: [usize; 2]) {
         match op {
-            Binary::Add => both(out, a, b, |a, b| a + b),
-            Binary::Sub => both(out, a, b, |a, b| a - b),
-            Binary::Mul => both(out, a, b, |a, b| a * b),
-            Binary::Div => both(out, a, b, |a, b| a / b),
-            Binary::Min => both(out, a, b, math::min),
-            Binary::Max => both(out, a, b, math::max),
-            Binary::Pow => both(out, a, b, f32::powf),
-            Binary::Lt => both(out, a, b, |a, b| truth(a < b)),
-            Binary::Le => both(out, a, b, |a, b| truth(a <= b)),
-            Binary::Eq => both(out, a, b, |a, b| truth(a == b)),
+            Binary::Add => both(out, a, b, size, |a, b| a + b),
+            Binary::Sub => both(out, a, b, size, |a, b| a - b),
+            Binary::Mul => both(out, a, b, size, |a, b| a * b),
+            Binary::Div => both(out, a, b, size, |a, b| a / b),
+            Binary::Min => both(out, a, b, size, math::min),
+            Binary::Max => both(out, a, b, size, math::max),
+            Binary::Pow => both(out, a, b, size, f32::powf),
+            Binary::Lt => both(out, a, b, size, |a, b| truth(a < b)),
+            Binary::Le => both(out, a, b, size, |a, b| truth(a <= b)),
+            Binary::Eq => both(out, a, b, size, |a, b| truth(a == b)),
         }
     }
 }
 
 multiversion! {
-    /// `out = a * b + c`, rounded once.
-    pub(crate) fn fma(out: &mut [f32], a: &[f32], b: &[f32], c: &[f32]) {
-        for (((o, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
-            *o = a.mul_add(b, c);
+    /// `out = a * b + c`, rounded once; `out` is none of the arguments.
+    pub(crate) fn fma(out: Rows, a: Rows, b: Rows, c: Rows, size: [usize; 2]) {
+        let [rows, cols] = merged([out, a, b, c], size);
+        for row in 0..rows {
+            let (a, b, c) = (a.read(row, cols), b.read(row, cols), c.read(row, cols));
+            for (((o, &a), &b), &c) in out.write(row, cols).iter_mut().zip(a).zip(b).zip(c) {
+                *o = a.mul_add(b, c);
+            }
         }
     }
 }
 
 multiversion! {
-    /// `out = a` where `cond` is not 0, else `b`.
-    pub(crate) fn select(out: &mut [f32], cond: &[f32], a: &[f32], b: &[f32]) {
-        for (((o, &cond), &a), &b) in out.iter_mut().zip(cond).zip(a).zip(b) {
-            *o = if cond != 0.0 { a } else { b };
+    /// `out = a` where `cond` is not 0, else `b`; `out` is none of the arguments.
+    pub(crate) fn select(out: Rows, cond: Rows, a: Rows, b: Rows, size: [usize; 2]) {
+        let [rows, cols] = merged([out, cond, a, b], size);
+        for row in 0..rows {
+            let (cond, a, b) = (cond.read(row, cols), a.read(row, cols), b.read(row, cols));
+            for (((o, &cond), &a), &b) in out.write(row, cols).iter_mut().zip(cond).zip(a).zip(b) {
+                *o = if cond != 0.0 { a } else { b };
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `sums += row` for each row in turn: a strip of columns stays in registers over all of them.
+    pub(crate) fn add_rows(sums: &mut [f32], rows: Rows, count: usize) {
+        const STRIP: usize = 64;
+        let mut strips = sums.chunks_exact_mut(STRIP);
+        let mut first = 0;
+        for strip in &mut strips {
+            let mut local = [0.0f32; STRIP];
+            local.copy_from_slice(strip);
+            for row in 0..count {
+                let from = &rows.read(row, first + STRIP)[first..];
+                for i in 0..STRIP {
+                    local[i] += from[i];
+                }
+            }
+            strip.copy_from_slice(&local);
+            first += STRIP;
+        }
+        let rest = strips.into_remainder();
+        for row in 0..count {
+            let from = &rows.read(row, first + rest.len())[first..];
+            rest.iter_mut().zip(from).for_each(|(sum, &x)| *sum += x);
+        }
+    }
+}
+
+multiversion! {
+    /// `tops = max(tops, row)` for each row in turn.
+    pub(crate) fn max_rows(tops: &mut [f32], rows: Rows, count: usize) {
+        for row in 0..count {
+            let from = rows.read(row, tops.len());
+            tops.iter_mut().zip(from).for_each(|(top, &x)| *top = math::max(*top, x));
         }
     }
 }
