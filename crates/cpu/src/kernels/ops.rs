@@ -263,60 +263,61 @@ multiversion! {
     }
 }
 
-const LANES: usize = 16;
+/// Partial results of a fold: enough vectors that none waits for the one before.
+const LANES: usize = 64;
 
-/// Folds in sixteen lanes, then a fixed tree over the lanes.
+/// Folds `f(lane, a, b)` in lanes, then a fixed tree over the lanes by `join`.
 #[inline(always)]
-fn fold(a: &[f32], zero: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(
+    a: &[f32],
+    b: &[f32],
+    zero: f32,
+    f: impl Fn(f32, f32, f32) -> f32,
+    join: impl Fn(f32, f32) -> f32,
+) -> f32 {
     let mut lanes = [zero; LANES];
-    let blocks = a.chunks_exact(LANES);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = f(*lane, x);
+    let (blocks_a, blocks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (rest_a, rest_b) = (blocks_a.remainder(), blocks_b.remainder());
+    for (a, b) in blocks_a.zip(blocks_b) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = f(*lane, a, b);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = f(*lane, x);
+    for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
+        *lane = f(*lane, a, b);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = f(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
+    tree(&lanes, join)
+}
+
+/// Joins halves until one is left; every width is a constant, so that no loop remains.
+#[inline(always)]
+fn tree(lanes: &[f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let (mut two, mut one) = ([0.0f32; 32], [0.0f32; 16]);
+    for i in 0..32 {
+        two[i] = join(lanes[i], lanes[i + 32]);
     }
-    lanes[0]
+    for i in 0..16 {
+        one[i] = join(two[i], two[i + 16]);
+    }
+    for i in 0..8 {
+        one[i] = join(one[i], one[i + 8]);
+    }
+    for i in 0..4 {
+        one[i] = join(one[i], one[i + 4]);
+    }
+    join(join(one[0], one[2]), join(one[1], one[3]))
 }
 
 multiversion! {
     /// The sum of a slice, in a fixed order.
     pub(crate) fn sum(out: &mut f32, a: &[f32]) {
-        *out = fold(a, 0.0, |a, b| a + b);
-    }
-}
-
-multiversion! {
-    /// The sum of products of two slices, in a fixed order.
-    pub(crate) fn dot(out: &mut f32, a: &[f32], b: &[f32]) {
-        let mut lanes = [0.0f32; LANES];
-        let (blocks_a, blocks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-        let (rest_a, rest_b) = (blocks_a.remainder(), blocks_b.remainder());
-        for (block_a, block_b) in blocks_a.zip(blocks_b) {
-            for i in 0..LANES {
-                lanes[i] = block_a[i].mul_add(block_b[i], lanes[i]);
-            }
-        }
-        for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
-            *lane = a.mul_add(b, *lane);
-        }
-        *out = fold(&lanes, 0.0, |a, b| a + b);
+        *out = fold(a, a, 0.0, |sum, a, _| sum + a, |a, b| a + b);
     }
 }
 
 multiversion! {
     /// The largest of a slice; -infinity if empty, NaN if any is.
     pub(crate) fn largest(out: &mut f32, a: &[f32]) {
-        *out = fold(a, f32::NEG_INFINITY, math::max);
+        *out = fold(a, a, f32::NEG_INFINITY, |top, a, _| math::max(top, a), math::max);
     }
 }

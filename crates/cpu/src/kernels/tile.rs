@@ -22,7 +22,7 @@ use crate::philox::fill_uniform;
 use crate::simd::Simd;
 
 /// Most elements of a piece.
-pub const TILE: usize = 512;
+pub const TILE: usize = 1024;
 /// Floats from one register to the next: registers at the same place of different pages would
 /// fall into the same sets of the cache.
 const PITCH: usize = TILE + 16;
