@@ -49,16 +49,18 @@ pub enum Binary {
 pub(crate) struct Rows {
     ptr: *mut f32,
     step: isize,
+    /// Every float is the first one; `binary` reads no other then.
+    uniform: bool,
 }
 
 impl Rows {
-    /// Rows that begin `step` floats apart.
+    /// Rows that begin `step` floats apart, or one float for all.
     ///
     /// # Safety
     /// The floats are valid for every operation on them, in the sizes that these are called with.
     /// What an operation writes is one of its arguments, or disjoint from all of them.
-    pub unsafe fn new(ptr: *mut f32, step: isize) -> Rows {
-        Rows { ptr, step }
+    pub unsafe fn new(ptr: *mut f32, step: isize, uniform: bool) -> Rows {
+        Rows { ptr, step, uniform }
     }
 
     pub fn ptr(self) -> *mut f32 {
@@ -111,6 +113,18 @@ fn each(out: Rows, a: Rows, size: [usize; 2], f: impl Fn(f32) -> f32) {
 
 #[inline(always)]
 fn both(out: Rows, a: Rows, b: Rows, size: [usize; 2], f: impl Fn(f32, f32) -> f32) {
+    // A constant stays in a register of the processor rather than fill a part of its cache.
+    match (a.uniform, b.uniform) {
+        (false, true) => {
+            let b = b.read(0, 1)[0];
+            return each(out, a, size, |a| f(a, b));
+        }
+        (true, false) => {
+            let a = a.read(0, 1)[0];
+            return each(out, b, size, |b| f(a, b));
+        }
+        _ => {}
+    }
     let [rows, cols] = merged([out, a, b], size);
     for row in 0..rows {
         let o = out.write(row, cols);

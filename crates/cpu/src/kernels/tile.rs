@@ -52,6 +52,7 @@ pub(crate) struct Frame<'a> {
 struct Slot {
     ptr: *mut f32,
     step: Option<isize>,
+    uniform: bool,
 }
 
 /// Values of the result at some positions of a block.
@@ -113,10 +114,13 @@ impl Engine {
     /// # Safety
     /// As [`Engine::block`].
     pub unsafe fn begin(&self, frame: Frame<'_>) {
-        let work = Work { engine: self, frame, piece: Piece::origin(TILE), product: Slot::NONE };
         for step in &self.code.setup {
-            // SAFETY: forwarded; a full piece of a uniform operand reads its one element.
+            let piece = Piece::origin(if step.narrow { 1 } else { TILE });
+            let work = Work { engine: self, frame, piece, product: Slot::NONE };
+            // SAFETY: forwarded; a piece of a uniform operand reads its one element.
             unsafe { work.step(step) }
+            let ptr = work.register(step.dst);
+            work.put(step.dst, Slot { ptr, step: None, uniform: true });
         }
     }
 
@@ -140,7 +144,7 @@ impl Engine {
         }
         pieces::cut(&self.space, position, row_step, size, TILE, &mut |piece| {
             let at = product.wrapping_add(piece.row * product_row + piece.col).cast_mut();
-            let product = Slot { ptr: at, step: Some(product_row as isize) };
+            let product = Slot { ptr: at, step: Some(product_row as isize), uniform: false };
             let work = Work { engine: self, frame, piece, product };
             for step in &self.code.steps {
                 // SAFETY: forwarded.
@@ -207,7 +211,7 @@ impl Values {
 }
 
 impl Slot {
-    const NONE: Slot = Slot { ptr: std::ptr::null_mut(), step: None };
+    const NONE: Slot = Slot { ptr: std::ptr::null_mut(), step: None, uniform: false };
 }
 
 /// One piece in work.
@@ -233,13 +237,13 @@ impl Work<'_> {
     fn register(&self, slot: usize) -> *mut f32 {
         let first = self.engine.table_floats();
         let ptr = self.frame.registers.wrapping_add(first + slot * PITCH);
-        self.put(slot, Slot { ptr, step: None });
+        self.put(slot, Slot { ptr, step: None, uniform: false });
         ptr
     }
 
     fn rows(&self, slot: Slot) -> Rows {
         // SAFETY: what defined the slot vouched for `piece.rows` times `piece.cols` floats.
-        unsafe { Rows::new(slot.ptr, slot.step.unwrap_or(self.piece.cols as isize)) }
+        unsafe { Rows::new(slot.ptr, slot.step.unwrap_or(self.piece.cols as isize), slot.uniform) }
     }
 
     /// What is in a slot.
@@ -262,7 +266,11 @@ impl Work<'_> {
     fn in_place(&self, operand: usize) -> Option<Slot> {
         let (offset, row, col) = self.place(operand);
         let plain = col == 1 && self.engine.dtypes[operand] == Dtype::F32;
-        plain.then(|| Slot { ptr: self.frame.ptrs[operand].at(offset), step: Some(row) })
+        plain.then(|| Slot {
+            ptr: self.frame.ptrs[operand].at(offset),
+            step: Some(row),
+            uniform: false,
+        })
     }
 
     /// Where a step writes: the output that it is stored to, or its register.
@@ -272,7 +280,8 @@ impl Work<'_> {
             self.put(step.dst, slot);
             return self.rows(slot);
         }
-        self.rows(Slot { ptr: self.register(step.dst), step: None })
+        let ptr = self.register(step.dst);
+        self.rows(Slot { ptr, step: None, uniform: false })
     }
 
     fn may_write(&self, direct: &Direct) -> bool {
@@ -346,7 +355,8 @@ impl Work<'_> {
     }
 
     unsafe fn load(&self, dst: usize, operand: usize, keep: bool) {
-        if let Some(slot) = self.in_place(operand).filter(|_| !keep) {
+        let slot = self.in_place(operand).filter(|_| !keep);
+        if let Some(slot) = slot {
             return self.put(dst, slot);
         }
         let from = (self.frame.ptrs[operand], self.engine.dtypes[operand]);
@@ -382,5 +392,68 @@ fn draw(simd: Simd, out: &mut [f32], scalars: &Scalars, stream: u64, offset: isi
     for (i, slot) in out.iter_mut().enumerate() {
         let element = first.wrapping_add((i as isize * stride) as u64);
         *slot = crate::philox::uniform(scalars.seed, scalars.step, stream, element);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::ops::Binary;
+
+    /// Rows of 33 in a space of heads of 11: a block gives what its positions give one by one,
+    /// and touches nothing else.
+    #[test]
+    fn a_block_is_its_positions() {
+        let (rows, cols, product_row) = (40, 33, 37);
+        let sizes = vec![rows, 3, 11];
+        let strides = [[33, 11, 1], [0, 11, 1], [11, 1320 / 3, 1], [1, 40, 120]];
+        let [bias, out] = [strides[1], strides[2]].map(Operand::f32);
+        let other = Operand::bf16(strides[3]);
+        let instrs = vec![
+            Instr::Product { dst: 0 },
+            Instr::Load { dst: 1, input: 0 },
+            Instr::Coord { dst: 2, axis: 0 },
+            Instr::Binary { op: Binary::Mul, dst: 3, a: 0, b: 1 },
+            Instr::Binary { op: Binary::Add, dst: 4, a: 3, b: 2 },
+            Instr::Store { output: 0, src: 4 },
+            Instr::Store { output: 1, src: 4 },
+        ];
+        let program = Program { sizes, inputs: vec![bias], outputs: vec![out, other], instrs };
+        let mut engine = Engine::compile(&program, &[], None, true).unwrap();
+        engine.space.collapse(3);
+        engine.space = engine.space.finish("test").unwrap();
+        let product: Vec<f32> = (0..rows * product_row).map(|i| (i % 101) as f32).collect();
+        let bias: Vec<f32> = (0..cols).map(|i| i as f32 - 9.0).collect();
+        let run = |blocks: &[(usize, usize, usize, usize)], single: bool| {
+            let (mut out, mut other) = (vec![-1.0f32; 1320], vec![7u16; 1320]);
+            let ptrs =
+                [Ptr::new(bias.as_ptr()), Ptr::new(out.as_mut_ptr()), Ptr::new(other.as_mut_ptr())];
+            let mut scratch = vec![0u8; engine.register_bytes() + 128];
+            let registers = crate::kernel::Carve::new(&mut scratch).take(engine.register_bytes());
+            let scalars = Scalars::default();
+            let (simd, registers) = (Simd::best(), registers.at(0));
+            let frame = Frame { simd, ptrs: &ptrs, scalars: &scalars, registers };
+            // SAFETY: the buffers hold what the strides reach.
+            unsafe {
+                engine.begin(frame);
+                for &(row, col, rows, cols) in blocks {
+                    let (at, from) = (row * 33 + col, row * product_row + col);
+                    let from = product.as_ptr().add(from);
+                    if !single {
+                        engine.block(frame, at, 33, [rows, cols], from, product_row);
+                        continue;
+                    }
+                    for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                        engine.tile(frame, at + i * 33 + j, 1, from.add(i * product_row + j));
+                    }
+                }
+            }
+            (out, other)
+        };
+        for blocks in [&[(0, 0, 40, 33)][..], &[(3, 5, 14, 16), (20, 0, 1, 7)], &[(0, 32, 40, 1)]] {
+            let (wanted, got) = (run(blocks, true), run(blocks, false));
+            assert!(wanted == got, "{blocks:?}");
+            assert!(got.0.iter().any(|&x| x != -1.0));
+        }
     }
 }

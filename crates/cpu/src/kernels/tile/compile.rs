@@ -63,6 +63,8 @@ pub(super) struct Step {
     /// The slot that it defines; of no meaning for a store.
     pub dst: usize,
     pub direct: Option<Direct>,
+    /// Of a value that is the same everywhere: whether one float of it is enough.
+    pub narrow: bool,
 }
 
 /// A compiled program.
@@ -97,7 +99,19 @@ pub(super) fn compile(
     if let Some(result) = result {
         last_use[usize::from(result)] = usize::MAX;
     }
+    let mut uniform = vec![false; values];
+    for instr in &program.instrs {
+        let Some(value) = instr.target() else { continue };
+        uniform[usize::from(value)] = match *instr {
+            Instr::Const { .. } | Instr::Piece { .. } => true,
+            Instr::Load { input, .. } => (program.inputs.get(input))
+                .is_some_and(|own| own.strides.iter().all(|&stride| stride == 0)),
+            _ => false,
+        };
+    }
     let mut compiler = Compiler {
+        uniform,
+        result,
         code: Code::default(),
         program,
         operands,
@@ -123,6 +137,9 @@ struct Compiler<'a> {
     operands: usize,
     /// Slot by value.
     home: Vec<Option<usize>>,
+    /// Whether a value is the same everywhere, by value.
+    uniform: Vec<bool>,
+    result: Option<Value>,
     /// Last instruction that reads a value; `usize::MAX` keeps it for good.
     last_use: Vec<usize>,
     free: Vec<usize>,
@@ -218,19 +235,14 @@ impl Compiler<'_> {
 
     fn add(&mut self, at: usize, instr: &Instr) -> Result<(), KernelError> {
         let what = self.what(at, instr)?;
-        let setup = match what {
-            What::Const(_) | What::Piece => true,
-            What::Load { operand, .. } => {
-                self.program.inputs[operand].strides.iter().all(|&stride| stride == 0)
-            }
-            _ => false,
-        };
+        let setup = instr.target().is_some_and(|value| self.uniform[usize::from(value)]);
         let (mut dst, mut direct) = (0, None);
         if let Some(value) = instr.target() {
             dst = self.define(at, value, setup)?;
             direct = self.direct(at, value, &what);
         }
-        let step = Step { what, dst, direct };
+        let narrow = setup && instr.target().is_some_and(|value| self.is_narrow(value));
+        let step = Step { what, dst, direct, narrow };
         if setup {
             self.code.setup.push(step)
         } else {
@@ -238,6 +250,18 @@ impl Compiler<'_> {
         }
         self.release(at, instr);
         Ok(())
+    }
+
+    /// Whether all that reads a uniform value is binary, with another operand that is not uniform.
+    fn is_narrow(&self, value: Value) -> bool {
+        let is_uniform = |value: Value| self.uniform[usize::from(value)];
+        let fits = |instr: &Instr| match *instr {
+            Instr::Binary { a, b, .. } => {
+                (a != value && b != value) || !(is_uniform(a) && is_uniform(b))
+            }
+            _ => !instr.sources().any(|source| source == value),
+        };
+        self.result != Some(value) && self.program.instrs.iter().all(fits)
     }
 
     /// Whether a store that comes before the last use of a loaded value may write where it lies.
