@@ -60,7 +60,7 @@ pub(super) fn cut(
 ) {
     let inner = space.sizes[space.sizes.len() - 1];
     let first = position % inner;
-    let even = row_step % inner == 0 || first + (rows - 1) * row_step + cols <= inner;
+    let even = row_step.is_multiple_of(inner) || first + (rows - 1) * row_step + cols <= inner;
     // Rows that begin at different places of the innermost axis end at different ones, too.
     let (bands, rows) = if rows == 1 || even { (1, rows) } else { (rows, 1) };
     for band in 0..bands {
