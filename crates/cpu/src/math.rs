@@ -47,6 +47,12 @@ pub fn min(a: f32, b: f32) -> f32 {
     if a < b || a.is_nan() { a } else { b }
 }
 
+/// `(e^r - 1 - r) / r^2` for `r` within half of ln 2 around zero.
+#[inline(always)]
+fn exp_tail(r: f32) -> f32 {
+    polynomial(r, [0.5, 0.166_665_1, 0.041_666_247, 0.008_369_873, 0.001_394_760_6])
+}
+
 /// e^x.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -56,8 +62,7 @@ pub fn exp(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
-    let tail = polynomial(r, [0.5, 0.166_665_1, 0.041_666_247, 0.008_369_873, 0.001_394_760_6]);
-    let value = (r * r).mul_add(tail, r) + 1.0;
+    let value = (r * r).mul_add(exp_tail(r), r) + 1.0;
     // 2^n in two factors: n reaches -150 and 128, beyond the exponents of one f32.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
@@ -106,7 +111,17 @@ pub fn tanh(x: f32) -> f32 {
         [-0.333_332_8, 0.133_314_35, -0.053_739_376, 0.020_638_476, -0.005_704_647_3],
     );
     let small = (s * x).mul_add(tail, x);
-    let large = (1.0 - 2.0 / (exp(2.0 * t) + 1.0)).copysign(x);
+    // 1 - 2 / (e^(2t) + 1). Beyond the bound it is 1 to the last bit; NaN fails the comparison.
+    let u = if t > 9.1 { 9.1 } else { t };
+    let u = u + u;
+    let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, u));
+    let low = (r * r).mul_add(exp_tail(r), r);
+    // n lies in 0..=27: unlike in `exp`, one factor holds 2^n.
+    let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let scale = f32::from_bits(bits << 23);
+    let large = (1.0 - 2.0 / scale.mul_add(low, scale + 1.0)).copysign(x);
     if t < 0.625 { small } else { large }
 }
 

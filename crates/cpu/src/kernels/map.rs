@@ -1,11 +1,11 @@
 //! Element-wise maps: a tile program over its whole space.
 
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for};
-use crate::kernels::tile::{Engine, Frame, Program, TILE};
+use crate::kernels::tile::{Engine, Frame, Program};
 use crate::pool::Pool;
 
-/// Tiles of one task: some ten microseconds of work.
-const TILES_PER_TASK: usize = 8;
+/// Some microseconds of work.
+const TASK_ELEMENTS: usize = 8192;
 
 /// A prepared element-wise map. Addresses: the program's inputs, then its outputs; an output may
 /// share the address of an input of the same type and strides.
@@ -43,17 +43,14 @@ impl Kernel for Map {
         let registers =
             Carve::new(scratch).per_worker(pool.threads(), self.engine.register_bytes());
         let elements = self.engine.space.elements();
-        let per_task = TILES_PER_TASK * TILE;
-        pool.run(elements.div_ceil(per_task), &|task, worker| {
+        pool.run(elements.div_ceil(TASK_ELEMENTS), &|task, worker| {
             let registers = registers.of(worker).at(0);
             let frame = Frame { simd: pool.simd(), ptrs, scalars, registers };
-            let end = ((task + 1) * per_task).min(elements);
+            let (start, end) = (task * TASK_ELEMENTS, ((task + 1) * TASK_ELEMENTS).min(elements));
             // SAFETY: the caller vouches for the addresses; tasks write disjoint positions.
             unsafe {
                 self.engine.begin(frame);
-                for start in (task * per_task..end).step_by(TILE) {
-                    self.engine.tile(frame, start, TILE.min(end - start), std::ptr::null());
-                }
+                self.engine.tile(frame, start, end - start, std::ptr::null());
             }
         });
     }

@@ -99,68 +99,133 @@ impl Rows {
         }
     }
 
-    unsafe fn store(&self, simd: Simd, ptr: Ptr, operand: usize, row: usize, from: &[f32]) {
-        let offset = self.space.offset(operand, row);
-        let to = (ptr, self.dtypes[operand]);
-        // SAFETY: the caller of `run` vouches for the operand.
-        unsafe { convert::store(simd, from.as_ptr(), to, offset, self.inner[operand], self.width) }
-    }
-
-    /// Makes a row `(x - mean) / deviation`; returns 1 / deviation.
-    fn normalise(&self, simd: Simd, x: &mut [f32]) -> f32 {
-        let count = self.width as f32;
-        let mut sum = 0.0;
-        if self.spec.center {
-            ops::sum(simd, &mut sum, x);
-            shift(simd, x, sum / count);
-        }
-        let mut squares = 0.0;
-        ops::dot(simd, &mut squares, x, x);
-        let inverse = 1.0 / (squares / count + self.spec.eps).sqrt();
-        scale(simd, x, inverse);
-        inverse
-    }
-}
-
-multiversion! {
-    fn shift(x: &mut [f32], by: f32) {
-        x.iter_mut().for_each(|x| *x -= by);
-    }
-}
-
-multiversion! {
-    fn scale(x: &mut [f32], by: f32) {
-        x.iter_mut().for_each(|x| *x *= by);
-    }
-}
-
-multiversion! {
-    fn times(x: &mut [f32], by: &[f32]) {
-        x.iter_mut().zip(by).for_each(|(x, &by)| *x *= by);
-    }
-}
-
-multiversion! {
-    fn plus(x: &mut [f32], by: &[f32]) {
-        x.iter_mut().zip(by).for_each(|(x, &by)| *x += by);
-    }
-}
-
-multiversion! {
-    /// `sums += a * b`.
-    fn plus_product(sums: &mut [f32], a: &[f32], b: &[f32]) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(b, *sum);
+    /// One row of an operand: where it lies if it can be read there, else in `to`.
+    unsafe fn read<'a>(
+        &self,
+        simd: Simd,
+        ptrs: &[Ptr],
+        operand: usize,
+        row: usize,
+        to: *mut f32,
+        written: usize,
+    ) -> &'a [f32] {
+        // SAFETY: the caller of `run` vouches for the operand; a row that the kernel writes to the
+        // same place is copied first.
+        unsafe {
+            match self.plain(ptrs, operand, row) {
+                Some(at) if ptrs[operand].address() != ptrs[written].address() => {
+                    std::slice::from_raw_parts(at, self.width)
+                }
+                _ => self.load(simd, ptrs[operand], operand, row, to),
+            }
         }
     }
+
+    /// Where a row lies, if as contiguous f32.
+    fn plain(&self, ptrs: &[Ptr], operand: usize, row: usize) -> Option<*mut f32> {
+        let plain = self.inner[operand] == 1 && self.dtypes[operand] == Dtype::F32;
+        plain.then(|| ptrs[operand].at(self.space.offset(operand, row)))
+    }
+
+    /// Calls `write` with a row of the output to fill.
+    unsafe fn write(
+        &self,
+        simd: Simd,
+        ptrs: &[Ptr],
+        operand: usize,
+        row: usize,
+        work: *mut f32,
+        write: impl FnOnce(&mut [f32]),
+    ) {
+        let to = self.plain(ptrs, operand, row);
+        // SAFETY: the caller of `run` vouches for the operand; `work` holds one row.
+        unsafe {
+            write(std::slice::from_raw_parts_mut(to.unwrap_or(work), self.width));
+            if to.is_none() {
+                let (offset, inner) = (self.space.offset(operand, row), self.inner[operand]);
+                let to = (ptrs[operand], self.dtypes[operand]);
+                convert::store(simd, work, to, offset, inner, self.width);
+            }
+        }
+    }
+
+    /// The gain or the bias as a row of floats, or what stands for it where there is none.
+    unsafe fn constant<'a>(
+        &self,
+        simd: Simd,
+        ptr: Option<(Ptr, usize)>,
+        absent: f32,
+        to: *mut f32,
+    ) -> &'a [f32] {
+        // SAFETY: as `load`.
+        unsafe {
+            match ptr {
+                Some((ptr, operand)) => self.load(simd, ptr, operand, 0, to),
+                None => {
+                    let row = std::slice::from_raw_parts_mut(to, self.width);
+                    row.fill(absent);
+                    row
+                }
+            }
+        }
+    }
+}
+
+/// Mean (0 if not centred) and 1 / deviation of a row.
+#[inline(always)]
+fn statistics(x: &[f32], center: bool, eps: f32) -> (f32, f32) {
+    let count = x.len() as f32;
+    let add = |a, b| a + b;
+    let mean = if center { ops::fold(x, x, 0.0, |sum, x, _| sum + x, add) / count } else { 0.0 };
+    let square = |sum, x: f32, _| (x - mean).mul_add(x - mean, sum);
+    let squares = ops::fold(x, x, 0.0, square, add);
+    (mean, 1.0 / (squares / count + eps).sqrt())
 }
 
 multiversion! {
-    /// `g = (g - mean - normal * slope) * inverse`.
-    fn to_dx(g: &mut [f32], normal: &[f32], mean: f32, slope: f32, inverse: f32) {
-        for (g, &normal) in g.iter_mut().zip(normal) {
-            *g = (-slope).mul_add(normal, *g - mean) * inverse;
+    /// `y = (x - mean) / deviation * gain + bias`.
+    fn normalise(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], center: bool, eps: f32) {
+        let (mean, inverse) = statistics(x, center, eps);
+        for (((y, &x), &gain), &bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
+            *y = ((x - mean) * inverse).mul_add(gain, bias);
         }
+    }
+}
+
+multiversion! {
+    /// `dx` of a row; its share of the gradients is added to `dgain` and `dbias`.
+    fn normalise_grad(
+        dx: &mut [f32],
+        x: &[f32],
+        dy: &[f32],
+        gain: &[f32],
+        dgain: &mut [f32],
+        dbias: &mut [f32],
+        center: bool,
+        eps: f32,
+    ) {
+        let (mean, inverse) = statistics(x, center, eps);
+        for (((dbias, dgain), &x), &dy) in dbias.iter_mut().zip(dgain).zip(x).zip(dy) {
+            *dbias += dy;
+            *dgain = dy.mul_add((x - mean) * inverse, *dgain);
+        }
+        let count = x.len() as f32;
+        // The gradient of the normalised row, its mean and its slope along the row.
+        dx.iter_mut().zip(dy).zip(gain).for_each(|((g, &dy), &gain)| *g = dy * gain);
+        let add = |a, b| a + b;
+        let level = if center { ops::fold(dx, dx, 0.0, |s, g, _| s + g, add) / count } else { 0.0 };
+        let along = |sum, g: f32, x: f32| g.mul_add((x - mean) * inverse, sum);
+        let slope = ops::fold(dx, x, 0.0, along, add) / count;
+        for (g, &x) in dx.iter_mut().zip(x) {
+            *g = (-slope).mul_add((x - mean) * inverse, *g - level) * inverse;
+        }
+    }
+}
+
+multiversion! {
+    /// `total += part`.
+    fn add_part(total: &mut [f64], part: &[f32]) {
+        total.iter_mut().zip(part).for_each(|(total, &part)| *total += f64::from(part));
     }
 }
 
@@ -186,7 +251,7 @@ impl Kernel for Norm {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let row = self.0.width * size_of::<f32>();
-        scratch_for(&[per_worker_bytes(threads, row), row, row])
+        scratch_for(&[per_worker_bytes(threads, 2 * row), row, row])
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
@@ -195,28 +260,23 @@ impl Kernel for Norm {
         let bytes = rows.width * size_of::<f32>();
         let simd = pool.simd();
         let mut carve = Carve::new(scratch);
-        let workers = carve.per_worker(pool.threads(), bytes);
+        let workers = carve.per_worker(pool.threads(), 2 * bytes);
+        let (gain_row, bias_row) = (carve.take(bytes), carve.take(bytes));
+        let (center, eps) = (rows.spec.center, rows.spec.eps);
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows.
         unsafe {
-            let mut next = 2;
-            let mut row_of = |present: bool| {
-                present.then(|| {
-                    next += 1;
-                    &*rows.load(simd, ptrs[next - 1], next - 1, 0, carve.take(bytes).at(0))
-                })
-            };
-            let (gain, bias) = (row_of(rows.spec.gain.is_some()), row_of(rows.spec.bias.is_some()));
+            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[2], 2));
+            let at = 2 + usize::from(gain.is_some());
+            let bias = rows.spec.bias.as_ref().map(|_| (ptrs[at], at));
+            let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
+            let bias = rows.constant(simd, bias, 0.0, bias_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
+                let work: *mut f32 = workers.of(worker).at(0);
                 for row in task * rows.chunk..((task + 1) * rows.chunk).min(rows.rows) {
-                    let x = rows.load(simd, ptrs[0], 0, row, workers.of(worker).at(0));
-                    rows.normalise(simd, x);
-                    if let Some(gain) = gain {
-                        times(simd, x, gain);
-                    }
-                    if let Some(bias) = bias {
-                        plus(simd, x, bias);
-                    }
-                    rows.store(simd, ptrs[1], 1, row, x);
+                    let x = rows.read(simd, ptrs, 0, row, work, 1);
+                    rows.write(simd, ptrs, 1, row, work.add(rows.width), |y| {
+                        normalise(simd, y, x, gain, bias, center, eps);
+                    });
                 }
             });
         }
@@ -248,18 +308,18 @@ impl NormGrad {
         Ok(NormGrad { rows: Rows::new(&spec, "norm_grad", &[x, dy, dx])?, dgain, dbias })
     }
 
-    /// The rows of one task; `sums` are its partial dgain and dbias.
+    /// The rows of one task; `sums` are its partial dgain and dbias, `work` holds three rows.
     unsafe fn chunk(
         &self,
         simd: Simd,
         ptrs: &[Ptr],
         task: usize,
-        gain: Option<&[f32]>,
-        [x_row, g_row]: [*mut f32; 2],
+        gain: &[f32],
+        work: *mut f32,
         sums: *mut f32,
     ) {
         let rows = &self.rows;
-        let width = rows.width;
+        let (width, center, eps) = (rows.width, rows.spec.center, rows.spec.eps);
         // SAFETY: as `run`; every task has its own partials.
         unsafe {
             let dgain = std::slice::from_raw_parts_mut(sums, width);
@@ -267,26 +327,11 @@ impl NormGrad {
             dgain.fill(0.0);
             dbias.fill(0.0);
             for row in task * rows.chunk..((task + 1) * rows.chunk).min(rows.rows) {
-                let x = rows.load(simd, ptrs[0], 0, row, x_row);
-                let g = rows.load(simd, ptrs[1], 1, row, g_row);
-                let inverse = rows.normalise(simd, x);
-                if self.dgain.is_some() {
-                    plus_product(simd, dgain, g, x);
-                }
-                if self.dbias.is_some() {
-                    plus(simd, dbias, g);
-                }
-                if let Some(gain) = gain {
-                    times(simd, g, gain);
-                }
-                let (mut mean, mut slope) = (0.0, 0.0);
-                if rows.spec.center {
-                    ops::sum(simd, &mut mean, g);
-                }
-                ops::dot(simd, &mut slope, g, x);
-                let count = width as f32;
-                to_dx(simd, g, x, mean / count, slope / count, inverse);
-                rows.store(simd, ptrs[2], 2, row, g);
+                let x = rows.read(simd, ptrs, 0, row, work, 2);
+                let dy = rows.read(simd, ptrs, 1, row, work.add(width), 2);
+                rows.write(simd, ptrs, 2, row, work.add(2 * width), |dx| {
+                    normalise_grad(simd, dx, x, dy, gain, dgain, dbias, center, eps);
+                });
             }
         }
     }
@@ -301,7 +346,9 @@ impl Kernel for NormGrad {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let row = self.rows.width * size_of::<f32>();
-        scratch_for(&[per_worker_bytes(threads, 2 * row), row, self.rows.chunks() * 2 * row])
+        let totals = self.rows.width * size_of::<f64>();
+        let sums = self.rows.chunks() * 2 * row;
+        scratch_for(&[per_worker_bytes(threads, 3 * row), row, sums, totals])
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
@@ -309,27 +356,29 @@ impl Kernel for NormGrad {
         let (rows, simd) = (&self.rows, pool.simd());
         let (width, bytes) = (rows.width, rows.width * size_of::<f32>());
         let mut carve = Carve::new(scratch);
-        let workers = carve.per_worker(pool.threads(), 2 * bytes);
+        let workers = carve.per_worker(pool.threads(), 3 * bytes);
         let gain_row = carve.take(bytes);
         let sums = carve.take(rows.chunks() * 2 * bytes);
+        let totals = carve.take(width * size_of::<f64>());
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows and partials.
         unsafe {
-            let gain =
-                rows.spec.gain.is_some().then(|| &*rows.load(simd, ptrs[3], 3, 0, gain_row.at(0)));
+            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[3], 3));
+            let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
-                let x: *mut f32 = workers.of(worker).at(0);
                 let sums = sums.at((task * 2 * width) as isize);
-                self.chunk(simd, ptrs, task, gain, [x, x.add(width)], sums);
+                self.chunk(simd, ptrs, task, gain, workers.of(worker).at(0), sums);
             });
-            let outputs = [(0, self.dgain), (1, self.dbias)];
+            let totals = std::slice::from_raw_parts_mut(totals.at::<f64>(0), width);
             let mut next = rows.dtypes.len();
-            for (part, stride) in outputs {
+            for (part, stride) in [self.dgain, self.dbias].into_iter().enumerate() {
                 let Some(stride) = stride else { continue };
-                for i in 0..width {
-                    let at = |task: usize| ((task * 2 + part) * width + i) as isize;
-                    let sum: f64 =
-                        (0..rows.chunks()).map(|t| f64::from(*sums.at::<f32>(at(t)))).sum();
-                    *ptrs[next].at::<f32>(i as isize * stride) = sum as f32;
+                totals.fill(0.0);
+                for task in 0..rows.chunks() {
+                    let at = ((task * 2 + part) * width) as isize;
+                    add_part(simd, totals, std::slice::from_raw_parts(sums.at(at), width));
+                }
+                for (i, &total) in totals.iter().enumerate() {
+                    *ptrs[next].at::<f32>(i as isize * stride) = total as f32;
                 }
                 next += 1;
             }

@@ -10,15 +10,19 @@ use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::ops::{self, Binary};
-use crate::kernels::tile::{Engine, Frame, Program, TILE, Value, check_output};
+use crate::kernels::ops;
+use crate::kernels::tile::{Engine, Frame, Program, Value, check_output};
 use crate::pool::Pool;
 
 const CHUNKS: usize = 64;
 /// Rows that are added in one go: rounding errors of equal values grow with this, not with all.
 const SHORT: usize = 128;
 /// Elements that one task should see at least.
-const TASK_ELEMENTS: usize = 8 * TILE;
+const TASK_ELEMENTS: usize = 8192;
+/// Columns of a task of the walk by columns.
+const COLUMNS: usize = 1024;
+/// Longest row that is folded at once.
+const ROW: usize = 1024;
 
 /// How values are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,27 +158,48 @@ impl Reduce {
         }
     }
 
-    /// Short rows: several whole rows in each tile.
+    /// Short rows: a task has many whole rows.
     unsafe fn short_rows(&self, pool: &Pool, frame: impl Fn(usize) -> Scratch + Sync, io: Io<'_>) {
-        let rows = TILE / self.reduced;
-        let per_task = (TASK_ELEMENTS / self.reduced).next_multiple_of(rows);
+        let per_task = TASK_ELEMENTS.div_ceil(self.reduced);
         pool.run(self.kept.div_ceil(per_task), &|task, worker| {
-            let frame = io.frame(pool, frame(worker).registers);
-            // SAFETY: the caller of `run` vouches for the addresses; tasks own disjoint rows.
+            let Scratch { registers, totals } = frame(worker);
+            let frame = io.frame(pool, registers);
+            let first = task * per_task;
+            let rows = per_task.min(self.kept - first);
+            // SAFETY: the caller of `run` vouches for the addresses; tasks own disjoint rows, and
+            // the worker's totals hold a row.
             unsafe {
                 self.engine.begin(frame);
-                let end = ((task + 1) * per_task).min(self.kept);
-                for first in (task * per_task..end).step_by(rows) {
-                    let rows = rows.min(end - first);
-                    let len = rows * self.reduced;
-                    self.engine.tile(frame, first * self.reduced, len, std::ptr::null());
-                    let values = self.engine.values(frame, self.engine.result, len);
-                    for (i, row) in values.chunks_exact(self.reduced).enumerate() {
-                        self.write(frame, first + i, &[self.fold(frame, row)]);
-                    }
+                let totals = std::slice::from_raw_parts_mut(totals, self.reduced);
+                // Rows that are cut come one after the other only if they are asked for so.
+                let batch = if self.inner() < self.reduced { 1 } else { rows };
+                let (mut row, mut col) = (first, 0);
+                for at in (first..first + rows).step_by(batch) {
+                    let (start, size) = (at * self.reduced, [batch, self.reduced]);
+                    self.engine.values(frame, start, self.reduced, size, |values| {
+                        for i in 0..values.size[0] {
+                            let part = values.row(i);
+                            if part.len() == self.reduced {
+                                self.write(frame, row, &[self.fold(frame, part)]);
+                                row += 1;
+                                continue;
+                            }
+                            totals[col..col + part.len()].copy_from_slice(part);
+                            col += part.len();
+                            if col == self.reduced {
+                                self.write(frame, row, &[self.fold(frame, totals)]);
+                                (row, col) = (row + 1, 0);
+                            }
+                        }
+                    });
                 }
             }
         });
+    }
+
+    /// Positions along the innermost axis.
+    fn inner(&self) -> usize {
+        self.engine.space.sizes.last().copied().unwrap_or(1)
     }
 
     /// Long rows: one task per row and chunk.
@@ -193,12 +218,10 @@ impl Reduce {
             // SAFETY: the caller of `run` vouches for the addresses; each task owns one partial.
             unsafe {
                 self.engine.begin(frame);
-                for start in (from..to).step_by(TILE) {
-                    let len = TILE.min(to - start);
-                    self.engine.tile(frame, row * self.reduced + start, len, std::ptr::null());
-                    let values = self.engine.values(frame, self.engine.result, len);
-                    result = self.combine(result, f64::from(self.fold(frame, values)));
-                }
+                self.engine.values(frame, row * self.reduced + from, 0, [1, to - from], |values| {
+                    let part = self.fold(frame, values.row(0));
+                    result = self.combine(result, f64::from(part));
+                });
                 if self.chunks == 1 {
                     self.write(frame, row, &[result as f32]);
                 } else {
@@ -224,39 +247,36 @@ impl Reduce {
         partials: Ptr,
         io: Io<'_>,
     ) {
-        let blocks = self.kept.div_ceil(TILE);
-        let rows = if blocks == 1 { TILE / self.kept } else { 1 };
+        let blocks = self.kept.div_ceil(COLUMNS);
         pool.run(blocks * self.chunks, &|task, worker| {
             let Scratch { registers, totals } = scratch(worker);
             let frame = io.frame(pool, registers);
-            let (chunk, first) = (task / blocks, task % blocks * TILE);
-            let width = TILE.min(self.kept - first);
+            let (chunk, first) = (task / blocks, task % blocks * COLUMNS);
+            let width = COLUMNS.min(self.kept - first);
             let end = ((chunk + 1) * self.chunk).min(self.reduced);
             // SAFETY: the caller of `run` vouches for the addresses; `totals` is the worker's own
-            // three times TILE floats; each task owns its stretch of partials.
+            // twice COLUMNS floats; each task owns its stretch of partials.
             unsafe {
-                let mut sums = std::slice::from_raw_parts_mut(totals, width);
-                let mut next = std::slice::from_raw_parts_mut(totals.add(TILE), width);
-                let total = std::slice::from_raw_parts_mut(totals.add(2 * TILE), width);
+                let sums = std::slice::from_raw_parts_mut(totals, width);
+                let total = std::slice::from_raw_parts_mut(totals.add(COLUMNS), width);
                 sums.fill(self.zero());
                 total.fill(self.zero());
                 self.engine.begin(frame);
-                let mut since = 0;
-                for row in (chunk * self.chunk..end).step_by(rows) {
-                    let rows = rows.min(end - row);
+                for row in (chunk * self.chunk..end).step_by(SHORT) {
+                    let size = [SHORT.min(end - row), width];
                     let start = row * self.kept + first;
-                    self.engine.tile(frame, start, rows * width, std::ptr::null());
-                    let values = self.engine.values(frame, self.engine.result, rows * width);
-                    for row in values.chunks_exact(width) {
-                        let op = if self.fold == Fold::Sum { Binary::Add } else { Binary::Max };
-                        ops::binary(frame.simd, op, next, sums, row);
-                        std::mem::swap(&mut sums, &mut next);
-                    }
-                    since += rows;
-                    if since >= SHORT || row + rows == end {
-                        self.flush(sums, total);
-                        since = 0;
-                    }
+                    self.engine.values(frame, start, self.kept, size, |values| {
+                        let sums = &mut sums[values.col..values.col + values.size[1]];
+                        match self.fold {
+                            Fold::Sum => {
+                                ops::add_rows(frame.simd, sums, values.rows, values.size[0]);
+                            }
+                            Fold::Max => {
+                                ops::max_rows(frame.simd, sums, values.rows, values.size[0]);
+                            }
+                        }
+                    });
+                    self.flush(sums, total);
                 }
                 if self.chunks == 1 {
                     self.write(frame, first, total);
@@ -270,9 +290,9 @@ impl Reduce {
 
     /// Combines the chunks of every kept position, in chunk order.
     unsafe fn combine_chunks(&self, pool: &Pool, partials: Ptr, io: Io<'_>) {
-        pool.run(self.kept.div_ceil(TILE), &|task, _| {
+        pool.run(self.kept.div_ceil(COLUMNS), &|task, _| {
             let frame = io.frame(pool, std::ptr::null_mut());
-            for kept in task * TILE..((task + 1) * TILE).min(self.kept) {
+            for kept in task * COLUMNS..((task + 1) * COLUMNS).min(self.kept) {
                 let mut result = f64::from(self.zero());
                 for chunk in 0..self.chunks {
                     // SAFETY: the first phase wrote every partial.
@@ -338,10 +358,10 @@ fn choose(engine: &Engine, kept_axes: &[usize], reduced_axes: &[usize], kept: us
 /// The number of chunks and the reduced positions of each.
 fn cut(walk: Walk, kept: usize, reduced: usize) -> (usize, usize) {
     let (wanted, step) = match walk {
-        Walk::Rows => (CHUNKS.div_ceil(kept.max(1)).min(reduced.div_ceil(TASK_ELEMENTS)), TILE),
+        Walk::Rows => (CHUNKS.div_ceil(kept.max(1)).min(reduced.div_ceil(TASK_ELEMENTS)), ROW),
         Walk::Columns => {
-            let blocks = kept.div_ceil(TILE).max(1);
-            let rows = (TASK_ELEMENTS / kept.clamp(1, TILE)).max(16);
+            let blocks = kept.div_ceil(COLUMNS).max(1);
+            let rows = (TASK_ELEMENTS / kept.clamp(1, COLUMNS)).max(16);
             (CHUNKS.div_ceil(blocks).min(reduced.div_ceil(rows)), 1)
         }
     };
@@ -356,7 +376,7 @@ impl Kernel for Reduce {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let partials = self.chunks * self.kept * size_of::<f32>();
-        let worker = self.engine.register_bytes() + 3 * TILE * size_of::<f32>();
+        let worker = self.engine.register_bytes() + 2 * COLUMNS * size_of::<f32>();
         scratch_for(&[partials, per_worker_bytes(threads, worker)])
     }
 
@@ -367,7 +387,7 @@ impl Kernel for Reduce {
         let partials = carve.take(self.chunks * self.kept * size_of::<f32>());
         let register_bytes = self.engine.register_bytes();
         let workers =
-            carve.per_worker(pool.threads(), register_bytes + 3 * TILE * size_of::<f32>());
+            carve.per_worker(pool.threads(), register_bytes + 2 * COLUMNS * size_of::<f32>());
         let own = |worker: usize| {
             let registers: *mut f32 = workers.of(worker).at(0);
             Scratch { registers, totals: registers.wrapping_add(register_bytes / size_of::<f32>()) }
@@ -384,7 +404,7 @@ impl Kernel for Reduce {
                 return;
             }
             match self.walk {
-                Walk::Rows if self.reduced <= TILE => return self.short_rows(pool, own, io),
+                Walk::Rows if self.reduced <= ROW => return self.short_rows(pool, own, io),
                 Walk::Rows => self.long_rows(pool, own, partials, io),
                 Walk::Columns => self.columns(pool, own, partials, io),
             }

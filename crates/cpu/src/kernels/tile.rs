@@ -1,94 +1,40 @@
-//! Tile programs: element-wise arithmetic on tiles of [`TILE`] elements, registers in cache.
+//! Tile programs: element-wise arithmetic on pieces of up to [`TILE`] elements, values in cache.
 //!
 //! A [`Program`] is single-assignment: every instruction defines a value number once. It is
-//! compiled once into an [`Engine`] with few physical registers; `map`, `reduce` and the epilogue
-//! of `gemm` all run engines over positions of their iteration space.
+//! compiled once into an [`Engine`] with few slots; `map`, `reduce` and the epilogue of `gemm` all
+//! run engines over positions of their iteration space. A slot is a register of the worker or a
+//! matrix in memory: contiguous f32 operands and products are read in place, and a step whose
+//! result is stored as contiguous f32 writes it there itself.
 
+mod compile;
+mod pieces;
+mod program;
+
+use self::compile::{Code, Direct, Step, What};
+use self::pieces::Piece;
+pub(crate) use self::program::check_output;
+pub use self::program::{Instr, Program, Value};
 use crate::axes::{Space, by_stride};
 use crate::kernel::{Dtype, KernelError, Operand, Ptr, Scalars};
 use crate::kernels::convert;
-use crate::kernels::ops::{self, Binary, Unary};
+use crate::kernels::ops::{self, Rows};
 use crate::philox::fill_uniform;
 use crate::simd::Simd;
 
-/// Elements of a tile.
+/// Most elements of a piece.
 pub const TILE: usize = 1024;
-
-/// The number of a value; each is defined by one instruction.
-pub type Value = u16;
-
-/// One instruction of a tile program: it defines the value `dst` from earlier values.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // each variant's line says what its fields are
-pub enum Instr {
-    /// Reads the input of this number.
-    Load { dst: Value, input: usize },
-    /// The finished product, in the epilogue of a contraction only.
-    Product { dst: Value },
-    /// A constant.
-    Const { dst: Value, value: f32 },
-    /// The index along an axis of the space.
-    Coord { dst: Value, axis: usize },
-    /// [`Scalars::piece`], as a number.
-    Piece { dst: Value },
-    /// A uniform draw in [0, 1) for the logical element `sum(index * strides) + Scalars::element`.
-    Rand { dst: Value, stream: u64, strides: Vec<isize> },
-    /// `op(a)`.
-    Unary { op: Unary, dst: Value, a: Value },
-    /// `op(a, b)`; comparisons give 1 or 0.
-    Binary { op: Binary, dst: Value, a: Value, b: Value },
-    /// `a * b + c`, rounded once.
-    Fma { dst: Value, a: Value, b: Value, c: Value },
-    /// `a` where `cond` is not 0, else `b`.
-    Select { dst: Value, cond: Value, a: Value, b: Value },
-    /// Writes the output of this number; all stores follow all loads.
-    Store { output: usize, src: Value },
-}
-
-/// An element-wise computation over a space of named sizes.
-///
-/// The addresses of a run are the inputs, then the outputs. An output may share its address with
-/// an input of the same type and strides.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Program {
-    /// Axis sizes, outermost first.
-    pub sizes: Vec<usize>,
-    /// What `Load` reads.
-    pub inputs: Vec<Operand>,
-    /// What `Store` writes.
-    pub outputs: Vec<Operand>,
-    /// The instructions in order.
-    pub instrs: Vec<Instr>,
-}
-
-/// A compiled instruction on physical registers; `operand` counts in the engine's space.
-#[derive(Clone, Debug)]
-enum Step {
-    Load { dst: usize, operand: usize },
-    Product { dst: usize },
-    Const { dst: usize, value: f32 },
-    Coord { dst: usize, operand: usize },
-    Piece { dst: usize },
-    Rand { dst: usize, operand: usize, stream: u64 },
-    Unary { op: Unary, dst: usize, a: usize },
-    Binary { op: Binary, dst: usize, a: usize, b: usize },
-    Fma { dst: usize, a: usize, b: usize, c: usize },
-    Select { dst: usize, cond: usize, a: usize, b: usize },
-    Store { operand: usize, src: usize },
-}
+/// Floats from one register to the next: registers at the same place of different pages would
+/// fall into the same sets of the cache.
+const PITCH: usize = TILE + 16;
+/// Floats that a slot's address and row step take.
+const SLOT: usize = size_of::<Slot>() / size_of::<f32>();
 
 /// A compiled program.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
     pub space: Space,
     dtypes: Vec<Dtype>,
-    /// Constants and operands that repeat everywhere: once per task.
-    setup: Vec<Step>,
-    /// Once per tile.
-    steps: Vec<Step>,
-    registers: usize,
-    /// The register of the value that the caller reads after a tile, if it asked for one.
-    pub result: usize,
+    code: Code,
 }
 
 /// What an engine run needs besides the positions.
@@ -97,13 +43,31 @@ pub(crate) struct Frame<'a> {
     pub simd: Simd,
     pub ptrs: &'a [Ptr],
     pub scalars: &'a Scalars,
-    /// The worker's registers, of `Engine::register_bytes`.
+    /// The worker's registers, of `Engine::register_bytes`, on a cache line.
     pub registers: *mut f32,
+}
+
+/// Where a value is: `step` elements from row to row, or as many as the piece has columns.
+#[derive(Clone, Copy)]
+struct Slot {
+    ptr: *mut f32,
+    step: Option<isize>,
+    uniform: bool,
+}
+
+/// Values of the result at some positions of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Values {
+    pub rows: Rows,
+    /// Rows and columns of the values.
+    pub size: [usize; 2],
+    /// Where they are in the block.
+    pub col: usize,
 }
 
 impl Engine {
     /// Compiles with the axes as they are. `extra` operands (outputs of the caller) are walked
-    /// with the space; `result` stays readable after each tile.
+    /// with the space; `result` stays readable after each piece.
     pub fn compile(
         program: &Program,
         extra: &[&Operand],
@@ -113,19 +77,24 @@ impl Engine {
         let operands: Vec<_> =
             program.inputs.iter().chain(&program.outputs).chain(extra.iter().copied()).collect();
         let strides = operands.iter().map(|operand| operand.strides.clone()).collect();
-        let space = Space::new("tile program", &program.sizes, strides)?;
+        let mut space = Space::new("tile program", &program.sizes, strides)?;
         let dtypes = operands.iter().map(|operand| operand.dtype).collect();
         for (number, output) in program.outputs.iter().enumerate() {
             check_output("tile program", program.inputs.len() + number, output, &program.sizes)?;
         }
-        let engine =
-            Engine { space, dtypes, setup: vec![], steps: vec![], registers: 0, result: 0 };
-        Ok(Compiler::new(engine, program, result, in_epilogue)?.engine)
+        let code = compile::compile(program, operands.len(), result, in_epilogue)?;
+        space.strides.extend(code.indices.iter().cloned());
+        Ok(Engine { space, dtypes, code })
     }
 
     /// Bytes of registers that each worker needs.
     pub fn register_bytes(&self) -> usize {
-        self.registers * TILE * size_of::<f32>()
+        (self.code.slots * PITCH + self.table_floats()) * size_of::<f32>()
+    }
+
+    /// Floats before the registers: where each slot is.
+    fn table_floats(&self) -> usize {
+        (self.code.slots * SLOT).next_multiple_of(16)
     }
 
     /// Orders the axes for walking memory forward and merges them. Only for runs that visit every
@@ -143,99 +112,274 @@ impl Engine {
     /// Fills the registers that hold for a whole task.
     ///
     /// # Safety
-    /// As [`Engine::tile`].
+    /// As [`Engine::block`].
     pub unsafe fn begin(&self, frame: Frame<'_>) {
-        for step in &self.setup {
-            // SAFETY: forwarded; a full tile of a uniform operand reads its one element.
-            unsafe { self.step(step, frame, 0, TILE, std::ptr::null()) }
+        for step in &self.code.setup {
+            let piece = Piece::origin(if step.narrow { 1 } else { TILE });
+            let work = Work { engine: self, frame, piece, product: Slot::NONE };
+            // SAFETY: forwarded; a piece of a uniform operand reads its one element.
+            unsafe { work.step(step) }
+            let ptr = work.register(step.dst);
+            work.put(step.dst, Slot { ptr, step: None, uniform: true });
         }
     }
 
-    /// Runs the program on the `len <= TILE` positions from `start`; `product` is what
-    /// `Instr::Product` reads.
+    /// Runs the program on a finished block: row `i` of it is the `cols` consecutive positions
+    /// from `position + i * row_step`, whose products lie at `product + i * product_row`.
     ///
     /// # Safety
-    /// `begin` has run on these registers, the frame's addresses are valid for the operands, and
-    /// `product` for `len` reads if the program uses it.
-    pub unsafe fn tile(&self, frame: Frame<'_>, start: usize, len: usize, product: *const f32) {
-        for step in &self.steps {
-            // SAFETY: forwarded.
-            unsafe { self.step(step, frame, start, len, product) }
-        }
-    }
-
-    /// The values of `register` after a tile.
-    ///
-    /// # Safety
-    /// The frame's registers have been written by a tile of at least `len` positions.
-    pub unsafe fn values<'a>(&self, frame: Frame<'a>, register: usize, len: usize) -> &'a [f32] {
-        // SAFETY: the register lies within the worker's registers and has been written.
-        unsafe { std::slice::from_raw_parts(frame.registers.add(register * TILE), len) }
-    }
-
-    unsafe fn step(
+    /// `begin` has run on these registers, the frame's addresses are valid for the operands at
+    /// these positions, and the products for reads if the program uses them.
+    pub unsafe fn block(
         &self,
-        step: &Step,
         frame: Frame<'_>,
-        start: usize,
-        len: usize,
+        position: usize,
+        row_step: usize,
+        size: [usize; 2],
         product: *const f32,
+        product_row: usize,
     ) {
-        let Frame { simd, ptrs, scalars, registers } = frame;
-        // SAFETY: registers are disjoint stretches of TILE floats; the compiler of programs never
-        // gives an instruction a destination that is one of its sources.
-        let out =
-            |r: usize| unsafe { std::slice::from_raw_parts_mut(registers.add(r * TILE), len) };
-        // SAFETY: as above, and every source was written by an earlier instruction.
-        let get = |r: usize| unsafe { std::slice::from_raw_parts(registers.add(r * TILE), len) };
-        let inner = |operand: usize| *self.space.strides[operand].last().unwrap_or(&0);
-        match *step {
-            Step::Load { dst, operand } => {
-                let from = (ptrs[operand], self.dtypes[operand]);
-                if self.space.strides[operand].iter().all(|&stride| stride == 0) {
-                    // SAFETY: the one element is valid, the register holds `len` floats.
-                    unsafe { convert::load(simd, out(dst).as_mut_ptr(), from, 0, 0, len) };
-                    return;
-                }
-                let stride = inner(operand);
-                let to = out(dst).as_mut_ptr();
-                self.space.runs(operand, start, len, |at, offset, n| {
-                    // SAFETY: the caller vouches for the operand's elements; at + n <= len.
-                    unsafe { convert::load(simd, to.add(at), from, offset, stride, n) }
+        if size.contains(&0) {
+            return;
+        }
+        pieces::cut(&self.space, position, row_step, size, TILE, &mut |piece| {
+            let at = product.wrapping_add(piece.row * product_row + piece.col).cast_mut();
+            let product = Slot { ptr: at, step: Some(product_row as isize), uniform: false };
+            let work = Work { engine: self, frame, piece, product };
+            for step in &self.code.steps {
+                // SAFETY: forwarded.
+                unsafe { work.step(step) }
+            }
+        });
+    }
+
+    /// The same for a program without products whose result is wanted, in the order of `cut`.
+    ///
+    /// # Safety
+    /// As [`Engine::block`].
+    pub unsafe fn values(
+        &self,
+        frame: Frame<'_>,
+        position: usize,
+        row_step: usize,
+        size: [usize; 2],
+        mut visit: impl FnMut(Values),
+    ) {
+        if size.contains(&0) {
+            return;
+        }
+        pieces::cut(&self.space, position, row_step, size, TILE, &mut |piece| {
+            let work = Work { engine: self, frame, piece, product: Slot::NONE };
+            for step in &self.code.steps {
+                // SAFETY: forwarded.
+                unsafe { work.step(step) }
+            }
+            // SAFETY: the steps have defined the result.
+            let rows = unsafe { work.get(self.code.result) };
+            visit(Values { rows, size: [piece.rows, piece.cols], col: piece.col });
+        });
+    }
+
+    /// Runs the program on the `len` positions from `start`; `product` is what `Instr::Product`
+    /// reads.
+    ///
+    /// # Safety
+    /// As [`Engine::block`].
+    pub unsafe fn tile(&self, frame: Frame<'_>, start: usize, len: usize, product: *const f32) {
+        let inner = self.space.sizes[self.space.sizes.len() - 1];
+        let head = ((inner - start % inner) % inner).min(len);
+        let rows = (len - head) / inner;
+        let tail = (len - head) % inner;
+        let mut at = 0;
+        for size in [[1, head], [rows, inner], [1, tail]] {
+            // SAFETY: forwarded; the three blocks follow each other.
+            unsafe { self.block(frame, start + at, inner, size, product.wrapping_add(at), inner) }
+            at += size[0] * size[1];
+        }
+    }
+}
+
+impl Values {
+    /// One row of them.
+    ///
+    /// # Safety
+    /// It is one of `size[0]`, and no later piece has begun.
+    pub unsafe fn row<'a>(&self, row: usize) -> &'a [f32] {
+        // SAFETY: the engine has computed these rows.
+        unsafe { std::slice::from_raw_parts(self.rows.row(row), self.size[1]) }
+    }
+}
+
+impl Slot {
+    const NONE: Slot = Slot { ptr: std::ptr::null_mut(), step: None, uniform: false };
+}
+
+/// One piece in work.
+struct Work<'a> {
+    engine: &'a Engine,
+    frame: Frame<'a>,
+    piece: Piece,
+    product: Slot,
+}
+
+impl Work<'_> {
+    /// The entry of the table for a slot.
+    fn entry(&self, slot: usize) -> *mut Slot {
+        self.frame.registers.cast::<Slot>().wrapping_add(slot)
+    }
+
+    fn put(&self, slot: usize, at: Slot) {
+        // SAFETY: the table is as long as the program has slots, and aligned as the registers are.
+        unsafe { self.entry(slot).write(at) }
+    }
+
+    /// A slot's register, which becomes its place.
+    fn register(&self, slot: usize) -> *mut f32 {
+        let first = self.engine.table_floats();
+        let ptr = self.frame.registers.wrapping_add(first + slot * PITCH);
+        self.put(slot, Slot { ptr, step: None, uniform: false });
+        ptr
+    }
+
+    fn rows(&self, slot: Slot) -> Rows {
+        // SAFETY: what defined the slot vouched for `piece.rows` times `piece.cols` floats.
+        unsafe { Rows::new(slot.ptr, slot.step.unwrap_or(self.piece.cols as isize), slot.uniform) }
+    }
+
+    /// What is in a slot.
+    ///
+    /// # Safety
+    /// An earlier step has defined it.
+    unsafe fn get(&self, slot: usize) -> Rows {
+        // SAFETY: the entry is written.
+        self.rows(unsafe { self.entry(slot).read() })
+    }
+
+    /// An operand's first element in the piece, its step from row to row and from column to column.
+    fn place(&self, operand: usize) -> (isize, isize, isize) {
+        let strides = &self.engine.space.strides[operand];
+        let (offset, row) = self.piece.place(strides);
+        (offset, row, strides[strides.len() - 1])
+    }
+
+    /// An operand as a slot, if it can be one.
+    fn in_place(&self, operand: usize) -> Option<Slot> {
+        let (offset, row, col) = self.place(operand);
+        let plain = col == 1 && self.engine.dtypes[operand] == Dtype::F32;
+        plain.then(|| Slot {
+            ptr: self.frame.ptrs[operand].at(offset),
+            step: Some(row),
+            uniform: false,
+        })
+    }
+
+    /// Where a step writes: the output that it is stored to, or its register.
+    fn out(&self, step: &Step) -> Rows {
+        let output = step.direct.as_ref().filter(|direct| self.may_write(direct));
+        if let Some(slot) = output.and_then(|direct| self.in_place(direct.operand)) {
+            self.put(step.dst, slot);
+            return self.rows(slot);
+        }
+        let ptr = self.register(step.dst);
+        self.rows(Slot { ptr, step: None, uniform: false })
+    }
+
+    fn may_write(&self, direct: &Direct) -> bool {
+        let ptrs = self.frame.ptrs;
+        let own = ptrs[direct.operand].address();
+        direct.unless.iter().all(|&input| ptrs[input].address() != own)
+    }
+
+    /// Calls `f(offset, at, n)` for each stretch of an operand that is even along the columns.
+    fn stretches(&self, operand: usize, mut f: impl FnMut(isize, usize, usize)) {
+        let Piece { rows, cols, .. } = self.piece;
+        let (offset, row, col) = self.place(operand);
+        if rows == 1 || row == cols as isize * col {
+            return f(offset, 0, rows * cols);
+        }
+        for i in 0..rows {
+            f(offset + i as isize * row, i * cols, cols);
+        }
+    }
+
+    /// # Safety
+    /// As [`Engine::block`]; earlier steps have defined the sources.
+    #[inline]
+    unsafe fn step(&self, step: &Step) {
+        let simd = self.frame.simd;
+        let size = [self.piece.rows, self.piece.cols];
+        // SAFETY: the compiler of programs lets a slot be read only where it is defined.
+        let get = |slot: usize| unsafe { self.get(slot) };
+        let fill = |value: f32| {
+            // SAFETY: a register holds a piece.
+            unsafe {
+                let to = self.register(step.dst);
+                std::slice::from_raw_parts_mut(to, size[0] * size[1]).fill(value);
+            }
+        };
+        match step.what {
+            // SAFETY: forwarded.
+            What::Load { operand, keep } => unsafe { self.load(step.dst, operand, keep) },
+            // SAFETY: forwarded.
+            What::Store { operand, src } => unsafe { self.store(operand, get(src)) },
+            What::Product => self.put(step.dst, self.product),
+            What::Const(value) => fill(value),
+            What::Piece => fill(self.frame.scalars.piece as f32),
+            What::Coord { operand } => {
+                let (to, stride) = (self.register(step.dst), self.place(operand).2);
+                self.stretches(operand, |offset, at, n| {
+                    // SAFETY: a register holds a piece.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(at), n) };
+                    ops::ramp(simd, to, offset as i32, stride as i32);
                 });
             }
-            Step::Store { operand, src } => {
-                let (to, stride) = ((ptrs[operand], self.dtypes[operand]), inner(operand));
-                let from = get(src).as_ptr();
-                self.space.runs(operand, start, len, |at, offset, n| {
-                    // SAFETY: as for loads.
-                    unsafe { convert::store(simd, from.add(at), to, offset, stride, n) }
+            What::Rand { operand, stream } => {
+                let (to, stride) = (self.register(step.dst), self.place(operand).2);
+                self.stretches(operand, |offset, at, n| {
+                    // SAFETY: a register holds a piece.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(at), n) };
+                    draw(simd, to, self.frame.scalars, stream, offset, stride);
                 });
             }
-            // SAFETY: the caller gives `len` products.
-            Step::Product { dst } => unsafe {
-                out(dst).as_mut_ptr().copy_from_nonoverlapping(product, len);
-            },
-            Step::Const { dst, value } => out(dst).fill(value),
-            Step::Piece { dst } => out(dst).fill(scalars.piece as f32),
-            Step::Coord { dst, operand } => {
-                let (to, stride) = (out(dst), inner(operand));
-                self.space.runs(operand, start, len, |at, offset, n| {
-                    ops::ramp(simd, &mut to[at..at + n], offset as i32, stride as i32);
-                });
+            What::Unary { op, a } => ops::unary(simd, op, self.out(step), get(a), size),
+            What::Binary { op, a, b } => {
+                ops::binary(simd, op, self.out(step), get(a), get(b), size);
             }
-            Step::Rand { dst, operand, stream } => {
-                let (to, stride) = (out(dst), inner(operand));
-                self.space.runs(operand, start, len, |at, offset, n| {
-                    draw(simd, &mut to[at..at + n], scalars, stream, offset, stride);
-                });
+            What::Fma { a, b, c } => {
+                ops::fma(simd, self.out(step), get(a), get(b), get(c), size);
             }
-            Step::Unary { op, dst, a } => ops::unary(simd, op, out(dst), get(a)),
-            Step::Binary { op, dst, a, b } => ops::binary(simd, op, out(dst), get(a), get(b)),
-            Step::Fma { dst, a, b, c } => ops::fma(simd, out(dst), get(a), get(b), get(c)),
-            Step::Select { dst, cond, a, b } => {
-                ops::select(simd, out(dst), get(cond), get(a), get(b));
+            What::Select { cond, a, b } => {
+                ops::select(simd, self.out(step), get(cond), get(a), get(b), size);
             }
+        }
+    }
+
+    unsafe fn load(&self, dst: usize, operand: usize, keep: bool) {
+        let slot = self.in_place(operand).filter(|_| !keep);
+        if let Some(slot) = slot {
+            return self.put(dst, slot);
+        }
+        let from = (self.frame.ptrs[operand], self.engine.dtypes[operand]);
+        let (to, stride) = (self.register(dst), self.place(operand).2);
+        self.stretches(operand, |offset, at, n| {
+            // SAFETY: the caller vouches for the operand's elements; a register holds a piece.
+            unsafe { convert::load(self.frame.simd, to.add(at), from, offset, stride, n) }
+        });
+    }
+
+    unsafe fn store(&self, operand: usize, from: Rows) {
+        let to = (self.frame.ptrs[operand], self.engine.dtypes[operand]);
+        if self.in_place(operand).is_some_and(|slot| slot.ptr == from.ptr()) {
+            return; // written where it was computed
+        }
+        let Piece { rows, cols, .. } = self.piece;
+        let (offset, row, stride) = self.place(operand);
+        let one = rows == 1 || (row == cols as isize * stride && from.step() == cols as isize);
+        let (rows, cols) = if one { (1, rows * cols) } else { (rows, cols) };
+        for i in 0..rows {
+            let offset = offset + i as isize * row;
+            // SAFETY: as for loads.
+            unsafe { convert::store(self.frame.simd, from.row(i), to, offset, stride, cols) }
         }
     }
 }
@@ -251,219 +395,65 @@ fn draw(simd: Simd, out: &mut [f32], scalars: &Scalars, stream: u64, offset: isi
     }
 }
 
-/// Refuses an output that several positions would write.
-pub(crate) fn check_output(
-    kernel: &'static str,
-    operand: usize,
-    output: &Operand,
-    sizes: &[usize],
-) -> Result<(), KernelError> {
-    for (axis, (&stride, &size)) in output.strides.iter().zip(sizes).enumerate() {
-        if stride == 0 && size > 1 {
-            return Err(KernelError::Overlap { kernel, operand, axis, size });
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::ops::Binary;
 
-/// Gives values physical registers: lowest free one, never one of the instruction's sources.
-struct Compiler<'a> {
-    engine: Engine,
-    program: &'a Program,
-    /// Physical register by value.
-    home: Vec<Option<usize>>,
-    /// Last instruction that reads a value; `usize::MAX` keeps it for good.
-    last_use: Vec<usize>,
-    free: Vec<usize>,
-    in_epilogue: bool,
-    stored: bool,
-}
-
-impl<'a> Compiler<'a> {
-    fn new(
-        engine: Engine,
-        program: &'a Program,
-        result: Option<Value>,
-        in_epilogue: bool,
-    ) -> Result<Self, KernelError> {
-        let named = program.instrs.iter().flat_map(|i| sources(i).chain(target(i)));
-        let values = named.chain(result).max().map_or(0, |most| usize::from(most) + 1);
-        let mut last_use = vec![0; values];
-        for (at, instr) in program.instrs.iter().enumerate() {
-            for source in sources(instr) {
-                last_use[usize::from(source)] = at;
-            }
-        }
-        if let Some(result) = result {
-            last_use[usize::from(result)] = usize::MAX;
-        }
-        let home = vec![None; last_use.len()];
-        let mut compiler = Compiler {
-            engine,
-            program,
-            home,
-            last_use,
-            free: Vec::new(),
-            in_epilogue,
-            stored: false,
-        };
-        for (at, instr) in program.instrs.iter().enumerate() {
-            compiler.add(at, instr)?;
-        }
-        if let Some(result) = result {
-            compiler.engine.result = compiler.read(program.instrs.len(), result)?;
-        }
-        Ok(compiler)
-    }
-
-    fn read(&self, at: usize, value: Value) -> Result<usize, KernelError> {
-        self.home[usize::from(value)].ok_or_else(|| KernelError::Program {
-            at,
-            what: format!("reads value {value} before any instruction defines it"),
-        })
-    }
-
-    fn define(&mut self, at: usize, dst: Value, pinned: bool) -> Result<usize, KernelError> {
-        let value = usize::from(dst);
-        if self.home[value].is_some() {
-            let what = format!("defines value {dst} a second time");
-            return Err(KernelError::Program { at, what });
-        }
-        // A pinned register is filled before the first tile, so no earlier value may use it.
-        let register = if pinned { None } else { self.free.pop() }.unwrap_or_else(|| {
-            self.engine.registers += 1;
-            self.engine.registers - 1
-        });
-        if pinned {
-            self.last_use[value] = usize::MAX;
-        }
-        self.home[value] = Some(register);
-        Ok(register)
-    }
-
-    /// Strides of a pseudo-operand: a number that is linear in the coordinates.
-    fn index(&mut self, strides: Vec<isize>) -> usize {
-        self.engine.space.strides.push(strides);
-        self.engine.space.strides.len() - 1
-    }
-
-    fn add(&mut self, at: usize, instr: &Instr) -> Result<(), KernelError> {
-        let wrong = |what: String| Err(KernelError::Program { at, what });
-        let rank = self.program.sizes.len();
-        let mut setup = false;
-        let step = match *instr {
-            Instr::Load { input, .. } if input >= self.program.inputs.len() => {
-                return wrong(format!("loads input {input}, which does not exist"));
-            }
-            Instr::Load { input, .. } if self.stored => {
-                return wrong(format!("loads input {input} after a store"));
-            }
-            Instr::Load { dst, input } => {
-                setup = self.program.inputs[input].strides.iter().all(|&stride| stride == 0);
-                Step::Load { dst: self.define(at, dst, setup)?, operand: input }
-            }
-            Instr::Product { dst } if self.in_epilogue => {
-                Step::Product { dst: self.define(at, dst, false)? }
-            }
-            Instr::Product { .. } => {
-                return wrong("reads a product outside the epilogue of a contraction".into());
-            }
-            Instr::Const { dst, value } => {
-                setup = true;
-                Step::Const { dst: self.define(at, dst, true)?, value }
-            }
-            Instr::Piece { dst } => {
-                setup = true;
-                Step::Piece { dst: self.define(at, dst, true)? }
-            }
-            Instr::Coord { axis, .. } if axis >= rank => {
-                return wrong(format!("asks for axis {axis} of {rank}"));
-            }
-            Instr::Coord { dst, axis } => {
-                let strides = (0..rank).map(|other| isize::from(other == axis)).collect();
-                Step::Coord { dst: self.define(at, dst, false)?, operand: self.index(strides) }
-            }
-            Instr::Rand { ref strides, .. } if strides.len() != rank => {
-                return wrong(format!("has {} strides for {rank} axes", strides.len()));
-            }
-            Instr::Rand { dst, stream, ref strides } => {
-                let operand = self.index(strides.clone());
-                Step::Rand { dst: self.define(at, dst, false)?, operand, stream }
-            }
-            Instr::Unary { op, dst, a } => {
-                let a = self.read(at, a)?;
-                Step::Unary { op, dst: self.define(at, dst, false)?, a }
-            }
-            Instr::Binary { op, dst, a, b } => {
-                let (a, b) = (self.read(at, a)?, self.read(at, b)?);
-                Step::Binary { op, dst: self.define(at, dst, false)?, a, b }
-            }
-            Instr::Fma { dst, a, b, c } => {
-                let (a, b, c) = (self.read(at, a)?, self.read(at, b)?, self.read(at, c)?);
-                Step::Fma { dst: self.define(at, dst, false)?, a, b, c }
-            }
-            Instr::Select { dst, cond, a, b } => {
-                let [cond, a, b] = [self.read(at, cond)?, self.read(at, a)?, self.read(at, b)?];
-                Step::Select { dst: self.define(at, dst, false)?, cond, a, b }
-            }
-            Instr::Store { output, src } => {
-                if output >= self.program.outputs.len() {
-                    return wrong(format!("stores output {output}, which does not exist"));
+    /// Rows of 33 in a space of heads of 11: a block gives what its positions give one by one,
+    /// and touches nothing else.
+    #[test]
+    fn a_block_is_its_positions() {
+        let (rows, cols, product_row) = (40, 33, 37);
+        let sizes = vec![rows, 3, 11];
+        let strides = [[33, 11, 1], [0, 11, 1], [11, 1320 / 3, 1], [1, 40, 120]];
+        let [bias, out] = [strides[1], strides[2]].map(Operand::f32);
+        let other = Operand::bf16(strides[3]);
+        let instrs = vec![
+            Instr::Product { dst: 0 },
+            Instr::Load { dst: 1, input: 0 },
+            Instr::Coord { dst: 2, axis: 0 },
+            Instr::Binary { op: Binary::Mul, dst: 3, a: 0, b: 1 },
+            Instr::Binary { op: Binary::Add, dst: 4, a: 3, b: 2 },
+            Instr::Store { output: 0, src: 4 },
+            Instr::Store { output: 1, src: 4 },
+        ];
+        let program = Program { sizes, inputs: vec![bias], outputs: vec![out, other], instrs };
+        let mut engine = Engine::compile(&program, &[], None, true).unwrap();
+        engine.space.collapse(3);
+        engine.space = engine.space.finish("test").unwrap();
+        let product: Vec<f32> = (0..rows * product_row).map(|i| (i % 101) as f32).collect();
+        let bias: Vec<f32> = (0..cols).map(|i| i as f32 - 9.0).collect();
+        let run = |blocks: &[(usize, usize, usize, usize)], single: bool| {
+            let (mut out, mut other) = (vec![-1.0f32; 1320], vec![7u16; 1320]);
+            let ptrs =
+                [Ptr::new(bias.as_ptr()), Ptr::new(out.as_mut_ptr()), Ptr::new(other.as_mut_ptr())];
+            let mut scratch = vec![0u8; engine.register_bytes() + 128];
+            let registers = crate::kernel::Carve::new(&mut scratch).take(engine.register_bytes());
+            let scalars = Scalars::default();
+            let (simd, registers) = (Simd::best(), registers.at(0));
+            let frame = Frame { simd, ptrs: &ptrs, scalars: &scalars, registers };
+            // SAFETY: the buffers hold what the strides reach.
+            unsafe {
+                engine.begin(frame);
+                for &(row, col, rows, cols) in blocks {
+                    let (at, from) = (row * 33 + col, row * product_row + col);
+                    let from = product.as_ptr().add(from);
+                    if !single {
+                        engine.block(frame, at, 33, [rows, cols], from, product_row);
+                        continue;
+                    }
+                    for (i, j) in (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+                        engine.tile(frame, at + i * 33 + j, 1, from.add(i * product_row + j));
+                    }
                 }
-                self.stored = true;
-                let operand = self.program.inputs.len() + output;
-                Step::Store { operand, src: self.read(at, src)? }
             }
+            (out, other)
         };
-        if setup {
-            self.engine.setup.push(step)
-        } else {
-            self.engine.steps.push(step)
+        for blocks in [&[(0, 0, 40, 33)][..], &[(3, 5, 14, 16), (20, 0, 1, 7)], &[(0, 32, 40, 1)]] {
+            let (wanted, got) = (run(blocks, true), run(blocks, false));
+            assert!(wanted == got, "{blocks:?}");
+            assert!(got.0.iter().any(|&x| x != -1.0));
         }
-        self.release(at, instr);
-        Ok(())
-    }
-
-    /// Frees the registers of values that nothing reads after instruction `at`.
-    fn release(&mut self, at: usize, instr: &Instr) {
-        let mut done: Vec<usize> = sources(instr)
-            .chain(target(instr))
-            .map(usize::from)
-            .filter(|&value| self.last_use[value] <= at)
-            .filter_map(|value| self.home[value])
-            .collect();
-        done.sort_unstable_by(|a, b| b.cmp(a));
-        done.dedup();
-        for register in done {
-            self.free.push(register);
-        }
-    }
-}
-
-fn sources(instr: &Instr) -> impl Iterator<Item = Value> + use<> {
-    let sources = match *instr {
-        Instr::Unary { a, .. } => [Some(a), None, None],
-        Instr::Binary { a, b, .. } => [Some(a), Some(b), None],
-        Instr::Fma { a, b, c, .. } => [Some(a), Some(b), Some(c)],
-        Instr::Select { cond, a, b, .. } => [Some(cond), Some(a), Some(b)],
-        Instr::Store { src, .. } => [Some(src), None, None],
-        _ => [None, None, None],
-    };
-    sources.into_iter().flatten()
-}
-
-fn target(instr: &Instr) -> Option<Value> {
-    match *instr {
-        Instr::Load { dst, .. }
-        | Instr::Product { dst }
-        | Instr::Const { dst, .. }
-        | Instr::Coord { dst, .. }
-        | Instr::Piece { dst }
-        | Instr::Rand { dst, .. }
-        | Instr::Unary { dst, .. }
-        | Instr::Binary { dst, .. }
-        | Instr::Fma { dst, .. }
-        | Instr::Select { dst, .. } => Some(dst),
-        Instr::Store { .. } => None,
     }
 }

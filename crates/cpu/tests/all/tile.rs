@@ -1,10 +1,11 @@
-use aerogel_cpu::kernel::{Dtype, KernelError, Operand, Scalars};
+use aerogel_cpu::kernel::{Dtype, Kernel, KernelError, Operand, Ptr, Scalars};
 use aerogel_cpu::kernels::map::Map;
 use aerogel_cpu::kernels::ops::{Binary, Unary};
 use aerogel_cpu::kernels::reduce::{Fold, Reduce};
 use aerogel_cpu::kernels::tile::{Instr, Program};
 use aerogel_cpu::math::{from_bf16, to_bf16};
 use aerogel_cpu::philox::uniform;
+use aerogel_cpu::pool::Pool;
 use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
@@ -335,6 +336,70 @@ fn every_operation_on_edge_values() {
     }
 }
 
+/// A map whose outputs are its inputs, which are this many.
+struct InPlace(Map, usize);
+
+impl Kernel for InPlace {
+    fn operands(&self) -> usize {
+        self.1
+    }
+
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        self.0.scratch_bytes(threads)
+    }
+
+    unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
+        // SAFETY: forwarded; an output may share an input's address.
+        unsafe { self.0.run(pool, &[ptrs, ptrs].concat(), scalars, scratch) }
+    }
+}
+
+/// Values are written while others at the same address are still to be read: by the same
+/// instruction, by a later one, after another store.
+#[test]
+fn outputs_that_share_addresses_are_written_after_the_last_read() {
+    let sizes = [5, 700];
+    for (dtype, strides) in [
+        (Dtype::F32, [704, 1]),
+        (Dtype::F32, [700, 1]),
+        (Dtype::F32, [1, 5]),
+        (Dtype::Bf16, [704, 1]),
+    ] {
+        let mut tensors = vec![Tensor::new(dtype, &sizes, &strides); 3];
+        for (n, tensor) in tensors.iter_mut().enumerate() {
+            tensor.fill(|at| ((at[0] * 31 + at[1] * 7 + n * 3) % 16) as f64 - 5.0);
+        }
+        let operands: Vec<_> = tensors.iter().map(Tensor::operand).collect();
+        let binary = |op, dst, a, b| Instr::Binary { op, dst, a, b };
+        let instrs = vec![
+            Instr::Load { dst: 0, input: 0 },
+            Instr::Load { dst: 1, input: 1 },
+            Instr::Load { dst: 2, input: 2 },
+            Instr::Const { dst: 3, value: 2.0 },
+            Instr::Const { dst: 4, value: 0.5 },
+            binary(Binary::Sub, 5, 1, 0), // to be written where 0 lies, which 7 still reads
+            Instr::Store { output: 0, src: 5 },
+            binary(Binary::Mul, 6, 3, 4), // of constants alone
+            Instr::Fma { dst: 7, a: 0, b: 6, c: 2 },
+            Instr::Store { output: 2, src: 7 },
+            binary(Binary::Sub, 8, 5, 1), // onto its second operand
+            Instr::Select { dst: 9, cond: 8, a: 3, b: 8 },
+            Instr::Store { output: 1, src: 9 },
+        ];
+        let program =
+            Program { sizes: sizes.to_vec(), inputs: operands.clone(), outputs: operands, instrs };
+        let kernel = InPlace(Map::new(&program).unwrap(), 3);
+        run(&kernel, &tensors, 3, &Scalars::default(), |after| {
+            for at in positions(&sizes) {
+                let values = interpret(&program, &tensors, &at, &Scalars::default());
+                for (tensor, value) in [(0, 5), (2, 7), (1, 9)] {
+                    assert_eq!(after[tensor].get(&at), values[value], "{tensor} {at:?}");
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn draws_follow_the_logical_element_and_maps_run_in_place() {
     let sizes = [7, 300];
@@ -352,28 +417,9 @@ fn draws_follow_the_logical_element_and_maps_run_in_place() {
             Instr::Store { output: 0, src: 4 },
         ],
     };
-    struct InPlace(Map);
-    impl aerogel_cpu::kernel::Kernel for InPlace {
-        fn operands(&self) -> usize {
-            1
-        }
-        fn scratch_bytes(&self, threads: usize) -> usize {
-            self.0.scratch_bytes(threads)
-        }
-        unsafe fn run(
-            &self,
-            pool: &aerogel_cpu::pool::Pool,
-            ptrs: &[aerogel_cpu::kernel::Ptr],
-            scalars: &Scalars,
-            scratch: &mut [u8],
-        ) {
-            // SAFETY: forwarded; an output may share an input's address.
-            unsafe { self.0.run(pool, &[ptrs[0], ptrs[0]], scalars, scratch) }
-        }
-    }
     let scalars =
         Scalars { seed: 11 << 33, step: 4, element: 1001, piece: 3, ..Scalars::default() };
-    run(&InPlace(Map::new(&program).unwrap()), std::slice::from_ref(&x), 1, &scalars, |after| {
+    run(&InPlace(Map::new(&program).unwrap(), 1), std::slice::from_ref(&x), 1, &scalars, |after| {
         for at in positions(&sizes) {
             let wanted = interpret(&program, std::slice::from_ref(&x), &at, &scalars)[4];
             assert_eq!(after[0].get(&at), wanted, "{at:?}");
