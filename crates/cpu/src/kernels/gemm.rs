@@ -16,7 +16,7 @@ use crate::kernel::{
 use crate::kernels::convert;
 use crate::kernels::micro::{COLS, MOST_ROWS, Out, Right, Store, Word, multiply};
 use crate::kernels::pack::{self, Factor};
-use crate::kernels::tile::{Engine, Frame, Program, TILE};
+use crate::kernels::tile::{Engine, Frame, Program};
 use crate::pool::Pool;
 use crate::simd::Simd;
 use walk::{A, B, C, POSITION, Walk};
@@ -247,12 +247,13 @@ impl Gemm {
         m: usize,
         work: Work,
     ) -> Right {
-        let whole = size[0].is_multiple_of(COLS);
-        if self.word == Word::F32 && b.dtype == Dtype::F32 && b.side == 1 && m <= FEW_ROWS && whole
+        let as_it_lies = (self.word, b.dtype, b.side) == (Word::F32, Dtype::F32, 1);
+        if let Ok(step) = usize::try_from(b.depth)
+            && as_it_lies
+            && m <= FEW_ROWS
+            && size[0].is_multiple_of(COLS)
         {
-            if let Ok(step) = usize::try_from(b.depth) {
-                return Right { data: b.ptr.at(b.offset), panel: COLS, step };
-            }
+            return Right { data: b.ptr.at(b.offset), panel: COLS, step };
         }
         // SAFETY: the caller of `run` vouches for B; the part of scratch is sized for it.
         unsafe { pack::right(run.simd, self.word, b, size, work.right) }
@@ -318,14 +319,9 @@ impl Gemm {
             if let Some(engine) = &self.epilogue {
                 let Run { simd, ptrs, scalars } = *run;
                 let frame = Frame { simd, ptrs: &ptrs[2..], scalars, registers: work.registers };
-                for row in 0..count {
-                    let from = data.add(row * block.cols);
-                    let start =
-                        block.offset[POSITION] as usize + (first + row) * m[POSITION] as usize;
-                    for col in (0..block.cols).step_by(TILE) {
-                        engine.tile(frame, start + col, TILE.min(block.cols - col), from.add(col));
-                    }
-                }
+                let start = block.offset[POSITION] as usize + first * m[POSITION] as usize;
+                let (step, size) = (m[POSITION] as usize, [count, block.cols]);
+                engine.block(frame, start, step, size, data, block.cols);
                 return;
             }
             let to = (run.ptrs[C], self.dtypes[C]);

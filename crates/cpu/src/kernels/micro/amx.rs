@@ -81,8 +81,13 @@ unsafe fn zero_or_load(out: Option<Out>, high: bool) {
     // SAFETY: the tiles are configured; `multiply` vouches for whole tiles.
     unsafe {
         match out {
-            None => asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                options(nostack, nomem)),
+            None => asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, nomem)
+            ),
             Some(out) => {
                 asm!("tileloadd tmm0, [{out} + {row}]", "tileloadd tmm1, [{out} + {row} + 64]",
                     out = in(reg) out.data, row = in(reg) 4 * out.row, options(nostack, readonly));
