@@ -15,12 +15,14 @@ PREPARED = HERE / "data" / "prepared"
 MIB = 1 << 20
 
 
-def run(command, env=None):
+class Failed(SystemExit):
+    """A child ended badly: what it was, and the end of what it said."""
+
+
+def run(command):
     """Runs a command to its end: stdout, and the most memory that it had, in bytes."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(
-            [str(part) for part in command], stdout=out, stderr=err, env={**os.environ, **(env or {})}
-        )
+        child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -28,7 +30,8 @@ def run(command, env=None):
         text = out.read().decode()
         if child.returncode != 0:
             words = " ".join(str(part) for part in command)
-            raise RuntimeError(f"{words}: ended with {child.returncode}\n{err.read().decode()[-3000:]}")
+            said = err.read().decode()[-3000:]
+            raise Failed(f"{words}: ended with {child.returncode}\n{said}")
         return text, usage.ru_maxrss * 1024
 
 

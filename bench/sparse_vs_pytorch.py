@@ -52,7 +52,7 @@ def recipe_of(data):
     table = f'[data]\nkind = "images"\ntrain = "{folder}/train"\ntest = "{folder}/test"\n'
     own = peers.HERE / "data" / "sparse-images.toml"
     own.parent.mkdir(exist_ok=True)
-    own.write_text(text[:start] + table + "image = [32, 32, 3]\nvalidation = 0.02\n\n" + text[end:])
+    own.write_text(text[:start] + table + "image = [32, 32, 3]\nvalidation = 0\n\n" + text[end:])
     return own
 
 
@@ -70,7 +70,7 @@ def without_flex(args):
     """Why PyTorch's flex_attention cannot take part; None where it can."""
     try:
         peers.pytorch(args.python, "pytorch_sparse.py", "--form", "flex", "--steps", 1, "--layers", 1)
-    except RuntimeError as error:
+    except peers.Failed as error:
         return str(error).strip().splitlines()[-1]
     return None
 
