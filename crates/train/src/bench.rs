@@ -22,7 +22,7 @@ pub struct StepTimes {
     pub allocated_bytes: u64,
     /// Time of each step.
     pub seconds: Vec<f64>,
-    /// Loss of a token at the last step, nats: of random tokens, so that it says nothing of learning.
+    /// Loss of a token at the last step, nats. Tokens are random: it says nothing of learning.
     pub loss: f64,
     /// What rank 0 did in these steps, by section and order.
     pub regions: Vec<RegionTime>,
