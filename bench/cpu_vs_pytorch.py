@@ -1,109 +1,95 @@
-"""Training speed of one small GPT on the CPU: aerogel beside PyTorch, interleaved, medians.
+"""Training speed of a GPT on the CPU: aerogel beside PyTorch, interleaved, medians.
 
     cargo build --release
     pip install torch numpy
-    python3 bench/cpu_vs_pytorch.py [--rounds 9] [--threads 2] [--dtype f32|bf16]
+    python3 bench/cpu_vs_pytorch.py [--model small|wide] [--rounds 9] [--threads 2 1] [--dtype f32 bf16]
 
-Each round runs PyTorch, then aerogel, for 30 steps each, and takes the median step of each; the
-figure is the median over the rounds, and the ratio is taken round by round. A step is forward,
-backward and AdamW without clipping, on 4 sequences of 256 tokens.
+`small` is 4 layers of width 256 on 4 sequences of 256 tokens, `wide` 8 layers of width 512 on
+`--batch` sequences of 1,024; both have a vocabulary of 4,096. Each round runs PyTorch, then
+aerogel, and takes the median step of each without the first ones; the figure is the median over
+the rounds, and the ratio is taken round by round. A step is forward, backward and AdamW without
+clipping. Memory is the most that the process had resident, the smallest of all rounds; `import` is what
+PyTorch has before it has made anything. One JSON
+line for each number of threads and dtype, then a table.
 """
+
 import argparse
 import json
-import pathlib
 import random
 import statistics
 import struct
-import subprocess
-import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
-TORCH = r"""
-import sys, time, torch, torch.nn as nn, torch.nn.functional as F
-threads, dtype, steps = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-L, H, D, T, B, V = 4, 4, 256, 256, 4, 4096
-torch.set_num_threads(threads); torch.manual_seed(0)
-class Block(nn.Module):
-    def __init__(s):
-        super().__init__()
-        s.n1, s.n2 = nn.LayerNorm(D), nn.LayerNorm(D)
-        s.qkv, s.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        s.up, s.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
-    def forward(s, x):
-        q, k, v = (z.view(B, T, H, D // H).transpose(1, 2) for z in s.qkv(s.n1(x)).split(D, 2))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + s.out(a.transpose(1, 2).reshape(B, T, D))
-        return x + s.down(F.gelu(s.up(s.n2(x)), approximate="tanh"))
-class Gpt(nn.Module):
-    def __init__(s):
-        super().__init__()
-        s.tok, s.pos, s.norm = nn.Embedding(V, D), nn.Embedding(T, D), nn.LayerNorm(D)
-        s.blocks = nn.Sequential(*(Block() for _ in range(L)))
-        nn.init.normal_(s.tok.weight, std=0.02); nn.init.normal_(s.pos.weight, std=0.02)
-    def forward(s, x, y):
-        h = s.norm(s.blocks(s.tok(x) + s.pos.weight))
-        return F.cross_entropy(F.linear(h, s.tok.weight).float().view(-1, V), y.view(-1))
-model = Gpt(); opt = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1, fused=True)
-seconds = []
-for _ in range(steps):
-    x, y = torch.randint(V, (B, T)), torch.randint(V, (B, T)); start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"): loss = model(x, y)
-    opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
-    seconds.append(time.perf_counter() - start)
-seconds = sorted(seconds[5:]); print(B * T / seconds[len(seconds) // 2], torch.__version__)
-"""
+import peers
+
+# Name: recipe, steps a round, sequences, and what PyTorch is told.
+MODELS = {
+    "small": ("small-gpt.toml", 30, 4, {"layers": 4, "heads": 4, "width": 256, "context": 256}),
+    "wide": ("wide-gpt.toml", 7, 1, {"layers": 8, "heads": 8, "width": 512, "context": 1024}),
+}
+VOCAB, TOKENS = 4096, 200_000
 
 
 def random_tokens():
-    path = HERE / "data" / "random.bin"
+    path = peers.HERE / "data" / "random.bin"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         draw = random.Random(1)
-        path.write_bytes(b"".join(struct.pack("<H", draw.randrange(4096)) for _ in range(200_000)))
+        path.write_bytes(b"".join(struct.pack("<H", draw.randrange(VOCAB)) for _ in range(TOKENS)))
 
 
-def pytorch(args):
-    command = [args.python, "-c", TORCH, str(args.threads), args.dtype, str(args.steps)]
-    figure, version = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return float(figure), version
-
-
-def aerogel(args):
-    command = [
-        args.aerogel, "--runs", str(HERE / "runs"), "--data", str(HERE / "data" / "prepared"),
-        "train", str(HERE / "small-gpt.toml"), "--resume", "never", "--json",
-        f"train.steps={args.steps}", f"parallel.threads={args.threads}",
-        f"precision.compute={args.dtype}",
-    ]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    events = [json.loads(line) for line in lines]
-    return statistics.median(e["tokens_per_second"] for e in events if e["event"] == "step" and e["step"] > 5)
+def measure(args, recipe, shape, steps, batch, threads, dtype):
+    tokens, warmup = batch * shape["context"], min(5, steps // 3)
+    changes = [f"train.batch={batch}", f"parallel.threads={threads}", f"precision.compute={dtype}"]
+    facts = {**shape, "batch": batch, "vocab": VOCAB, "threads": threads, "steps": steps}
+    flags = [part for name, value in facts.items() for part in (f"--{name}", value)]
+    rates, peaks = {"pytorch": [], "aerogel": []}, {"pytorch": [], "aerogel": []}
+    for _ in range(args.rounds):
+        theirs = peers.pytorch(args.python, "pytorch_gpt.py", "--dtype", dtype, *flags)
+        rates["pytorch"].append(tokens / peers.median_after(theirs["seconds"], warmup))
+        peaks["pytorch"].append(theirs["peak_bytes"])
+        events, peak = peers.train(args.aerogel, recipe, steps, changes)
+        seconds = peers.median_after([e["seconds"] for e in events], warmup)
+        rates["aerogel"].append(tokens / seconds)
+        peaks["aerogel"].append(peak)
+    return {
+        "model": args.model, "dtype": dtype, "threads": threads, "rounds": args.rounds,
+        "steps": steps, "batch": batch, "pytorch": theirs["version"],
+        "pytorch_tokens_per_second": round(statistics.median(rates["pytorch"])),
+        "aerogel_tokens_per_second": round(statistics.median(rates["aerogel"])),
+        **peers.compare(rates["aerogel"], rates["pytorch"]),
+        "pytorch_import_bytes": theirs["import_bytes"],
+        "pytorch_peak_bytes": min(peaks["pytorch"]),
+        "aerogel_peak_bytes": min(peaks["aerogel"]),
+    }
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--aerogel", default=str(HERE.parent / "target" / "release" / "aerogel"))
+    peers.arguments(parser, rounds=9, steps=None)
+    parser.add_argument("--model", default="small", choices=MODELS)
+    parser.add_argument("--batch", type=int)
     args = parser.parse_args()
+    name, steps, batch, shape = MODELS[args.model]
+    steps, batch = args.steps or steps, args.batch or batch
+    recipe = peers.HERE / name
     random_tokens()
-    theirs, ours, version = [], [], ""
-    for _ in range(args.rounds):
-        figure, version = pytorch(args)
-        theirs.append(figure)
-        ours.append(aerogel(args))
-    ratios = [a / b for a, b in zip(ours, theirs)]
-    print(json.dumps({
-        "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds, "pytorch": version,
-        "pytorch_tokens_per_second": round(statistics.median(theirs)),
-        "aerogel_tokens_per_second": round(statistics.median(ours)),
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-    }))
+    peers.prepare(args.aerogel, recipe)
+    rows = []
+    for threads in args.threads:
+        for dtype in args.dtype:
+            found = measure(args, recipe, shape, steps, batch, threads, dtype)
+            print(json.dumps(found), flush=True)
+            rows.append([
+                f"{args.model}, {dtype}, {threads} thread{'s' * (threads > 1)}",
+                f"{found['pytorch_tokens_per_second']:,}",
+                f"{found['aerogel_tokens_per_second']:,}",
+                f"**{found['ratio_median']:.2f}** ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})",
+                round(found["pytorch_peak_bytes"] / peers.MIB),
+                round(found["aerogel_peak_bytes"] / peers.MIB),
+            ])
+    head = ["", "PyTorch, tokens/s", "aerogel, tokens/s", "ratio, median (lowest to highest round)",
+            "PyTorch, MiB", "aerogel, MiB"]
+    print(peers.table(head, rows))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ pub enum Command {
     Eval(crate::eval::EvalArgs),
     Sample(crate::sample::SampleArgs),
     Inspect(crate::inspect::InspectArgs),
+    Bench(crate::bench::BenchArgs),
     Doctor(crate::doctor::DoctorArgs),
     /// List every key of a recipe: type, default, meaning
     #[command(after_help = "Example: aerogel keys | grep optimizer")]

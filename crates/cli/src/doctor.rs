@@ -1,15 +1,16 @@
 //! `doctor`: what this machine has.
 
 use crate::args::Shared;
+use crate::hardware::Hardware;
 use crate::show;
 use aerogel_store::{Fs, RealFs};
 use aerogel_train::Exit;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// Show what this machine has: cores, vector instructions, memory, disk
+/// Show what this machine has: cores, instructions, caches, memory, disk
 #[derive(Args)]
 #[command(after_help = "Example: aerogel doctor --json")]
 pub struct DoctorArgs {
@@ -20,47 +21,58 @@ pub struct DoctorArgs {
 
 /// Looks, and shows it.
 pub fn run(args: &DoctorArgs, shared: &Shared) -> anyhow::Result<Exit> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (memory, available) = (memory("MemTotal:"), memory("MemAvailable:"));
+    let hardware = Hardware::look();
     let runs_bytes = free(&shared.runs);
     let data_bytes = free(&shared.data);
-    let (version, os, arch) =
-        (env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
-    let instructions = instructions();
-    let parquet = cfg!(feature = "parquet");
-    let text = if args.json {
-        let value = json!({
-            "version": version, "os": os, "arch": arch, "cores": cores,
-            "instructions": instructions, "memory_bytes": memory,
-            "memory_available_bytes": available, "runs_free_bytes": runs_bytes,
-            "data_free_bytes": data_bytes, "parquet": parquet,
-        });
-        format!("{value}\n")
-    } else {
-        let size = |n: Option<u64>| n.map_or("unknown".to_owned(), show::bytes);
-        format!(
-            "aerogel       {version} on {os} {arch}, {} parquet\n\
-             cores         {cores}\n\
-             instructions  {}\n\
-             memory        {}, {} available\n\
-             disk          {} free for runs, {} for data\n",
-            if parquet { "with" } else { "without" },
-            if instructions.is_empty() { "baseline".to_owned() } else { instructions.join(" ") },
-            size(memory),
-            size(available),
-            size(runs_bytes),
-            size(data_bytes),
-        )
+    let text = match args.json {
+        true => format!("{}\n", object(&hardware, runs_bytes, data_bytes)),
+        false => page(&hardware, runs_bytes, data_bytes),
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(Exit::Done)
 }
 
-/// A line of the system's account of memory, bytes.
-fn memory(name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with(name))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+fn object(h: &Hardware, runs_bytes: Option<u64>, data_bytes: Option<u64>) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"), "os": h.os, "arch": h.arch, "cpu": h.cpu,
+        "cores": h.cores, "instructions": h.features, "level": h.level,
+        "amx_usable": h.amx_usable, "caches": h.caches, "memory_bytes": h.memory_bytes,
+        "memory_available_bytes": h.memory_available_bytes, "runs_free_bytes": runs_bytes,
+        "data_free_bytes": data_bytes, "parquet": cfg!(feature = "parquet"),
+    })
+}
+
+fn page(h: &Hardware, runs_bytes: Option<u64>, data_bytes: Option<u64>) -> String {
+    let size = |n: Option<u64>| n.map_or("unknown".to_owned(), show::bytes);
+    let amx = match h.amx_usable {
+        None => "this processor has none",
+        Some(true) => "granted by the system",
+        Some(false) => "not granted by the system: kernels do without",
+    };
+    format!(
+        "aerogel       {} on {} {}, {} parquet\n\
+         processor     {}\n\
+         cores         {}\n\
+         instructions  {}\n\
+         kernels use   {}\n\
+         tiles (AMX)   {amx}\n\
+         caches        {}\n\
+         memory        {}, {} available\n\
+         disk          {} free for runs, {} for data\n",
+        env!("CARGO_PKG_VERSION"),
+        h.os,
+        h.arch,
+        if cfg!(feature = "parquet") { "with" } else { "without" },
+        h.cpu,
+        h.cores,
+        if h.features.is_empty() { "baseline".to_owned() } else { h.features.join(" ") },
+        h.level,
+        h.caches_text(),
+        size(h.memory_bytes),
+        size(h.memory_available_bytes),
+        size(runs_bytes),
+        size(data_bytes),
+    )
 }
 
 /// Free bytes of the disk that a folder lies on, or will.
@@ -68,24 +80,4 @@ fn free(folder: &Path) -> Option<u64> {
     let there = Path::new(".").join(folder);
     let there = there.ancestors().find(|p| p.is_dir())?;
     RealFs.free_bytes(there).ok()
-}
-
-#[cfg(target_arch = "x86_64")]
-fn instructions() -> Vec<&'static str> {
-    [
-        ("avx2", is_x86_feature_detected!("avx2")),
-        ("fma", is_x86_feature_detected!("fma")),
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bw", is_x86_feature_detected!("avx512bw")),
-        ("avx512dq", is_x86_feature_detected!("avx512dq")),
-        ("avx512vl", is_x86_feature_detected!("avx512vl")),
-    ]
-    .into_iter()
-    .filter_map(|(name, present)| present.then_some(name))
-    .collect()
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn instructions() -> Vec<&'static str> {
-    vec![]
 }

@@ -5,11 +5,13 @@
 //! exit codes that `--help` lists. Tests run the binary, in `tests/`.
 
 mod args;
+mod bench;
 mod command;
 mod doctor;
 mod eval;
 mod explain;
 mod failure;
+mod hardware;
 mod inspect;
 mod keys;
 mod plan;
@@ -47,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Eval(args) => eval::run(&args, &shared),
         Command::Sample(args) => sample::run(&args, &shared),
         Command::Inspect(args) => inspect::run(&args, &shared),
+        Command::Bench(args) => bench::run(&args, &shared),
         Command::Doctor(args) => doctor::run(&args, &shared),
         Command::Keys => keys::run(),
     }

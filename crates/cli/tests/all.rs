@@ -1,6 +1,7 @@
 //! The binary from outside: what it prints, how it ends, what it leaves.
 
 mod all {
+    mod bench;
     mod bin;
     mod explain;
     mod faults;

@@ -5,11 +5,12 @@ use crate::exchange::Exchanged;
 use crate::kernel::{Kernel, Ptr, Scalars};
 use crate::lower::{BlockLists, Call, Source, lower};
 use crate::pool::Pool;
+use crate::timer::Timers;
 use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
 use aerogel_machine::{
     ALIGN, Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
-    Uses,
+    Timing, Uses,
 };
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
@@ -75,7 +76,9 @@ pub struct CpuDevice {
     arena: Arena,
     pool: Arc<Pool>,
     ties: Arc<dyn Collectives>,
-    sections: Vec<Vec<Prepared>>,
+    /// What each section does, with the number of the step that it is a part of.
+    sections: Vec<Vec<(u32, Prepared)>>,
+    timers: Option<Timers>,
     /// The steps' names, as others read them when this rank is late.
     sites: Vec<Arc<str>>,
 }
@@ -112,7 +115,7 @@ impl CpuDevice {
             .map(|s| loading.section(s, pool.threads()))
             .collect::<Result<_, _>>()?;
         let sites = program.sections.iter().map(|s| s.name.as_str().into()).collect();
-        Ok(CpuDevice { program, arena, pool, ties, sections, sites })
+        Ok(CpuDevice { program, arena, pool, ties, sections, timers: None, sites })
     }
 
     /// The ties to other ranks.
@@ -185,7 +188,7 @@ impl Loading<'_> {
         Ok(Address { offset, copies, stride })
     }
 
-    fn section(&self, s: &Section, threads: usize) -> Result<Vec<Prepared>, DeviceError> {
+    fn section(&self, s: &Section, threads: usize) -> Result<Vec<(u32, Prepared)>, DeviceError> {
         let uses = Uses::new(&s.graph);
         // Values inside of regions have no slot; their strides are those that one would have.
         let strides: Vec<_> = (s.graph.values().iter().zip(&s.slots))
@@ -199,19 +202,21 @@ impl Loading<'_> {
         let mut list = vec![];
         // Ranks are told apart by what they come to: the n-th collective of a group in a section.
         let mut counts: HashMap<&[u8], usize> = HashMap::new();
-        for step in &s.steps {
+        for (number, step) in (0..).zip(&s.steps) {
             match step {
                 Step::Kernel { claim, workspace } => {
                     if let Some(op) = collective(s, claim) {
                         let count = counts.entry(&op.over).or_default();
-                        list.push(Prepared::Exchange(self.exchange(s, claim, op, *count)?));
+                        let exchanged = self.exchange(s, claim, op, *count)?;
+                        list.push((number, Prepared::Exchange(exchanged)));
                         *count += 1;
                         continue;
                     }
                     let calls =
                         lower(&source, &claim.nodes).map_err(|e| unsupported(e.to_string()))?;
                     for call in calls {
-                        list.extend(self.kernel(s, call, claim, *workspace, threads)?);
+                        let kernel = self.kernel(s, call, claim, *workspace, threads)?;
+                        list.extend(kernel.map(|k| (number, k)));
                     }
                 }
                 Step::Assign { from, to } => {
@@ -222,12 +227,9 @@ impl Loading<'_> {
                     let window = s.slot(*from).filter(contiguous);
                     let window =
                         window.ok_or_else(|| unsupported("assigning a window".to_owned()))?;
-                    list.push(Prepared::Copy {
-                        from: window.offset,
-                        to: slot.offset,
-                        bytes: slot.bytes as usize,
-                        copy_stride: if slot.copies > 1 { slot.stride_bytes } else { 0 },
-                    });
+                    let copy_stride = if slot.copies > 1 { slot.stride_bytes } else { 0 };
+                    let (from, to, bytes) = (window.offset, slot.offset, slot.bytes as usize);
+                    list.push((number, Prepared::Copy { from, to, bytes, copy_stride }));
                 }
             }
         }
@@ -348,7 +350,8 @@ impl Device for CpuDevice {
             let name = section.to_string();
             return Err(DeviceError::Unknown { kind: "section", name, bytes: 0 });
         };
-        for prepared in list {
+        let mut lap = self.timers.as_mut().map(|t| t.start(section));
+        for (step, prepared) in list {
             self.ties.progress(&self.sites[section]);
             match prepared {
                 Prepared::Run { kernel, ptrs, scratch, draws, position } => {
@@ -383,6 +386,9 @@ impl Device for CpuDevice {
                     unsafe { exchanged.run(self.arena.at(0), self.ties.as_ref())? };
                 }
             }
+            if let Some(lap) = &mut lap {
+                lap.end(*step as usize);
+            }
         }
         Ok(())
     }
@@ -393,5 +399,13 @@ impl Device for CpuDevice {
         // SAFETY: the value has exactly this many bytes inside of the arena.
         unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    fn profile(&mut self, on: bool) {
+        self.timers = on.then(|| Timers::new(&self.program));
+    }
+
+    fn timings(&self) -> Vec<Timing> {
+        self.timers.as_ref().map_or(vec![], Timers::list)
     }
 }

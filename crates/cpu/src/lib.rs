@@ -18,11 +18,13 @@ pub mod kernel;
 pub mod kernels;
 mod lower;
 pub mod math;
+pub mod peak;
 pub mod philox;
 pub mod pool;
 mod region;
 pub mod simd;
 mod target;
+mod timer;
 
 pub use device::CpuDevice;
 pub use target::CpuTarget;

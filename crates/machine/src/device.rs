@@ -1,5 +1,6 @@
 //! Devices: what runs a program.
 
+use crate::profile::Timing;
 use aerogel_graph::Clock;
 
 /// A device could not do what it was asked.
@@ -83,4 +84,12 @@ pub trait Device {
     /// # Errors
     /// There is none of that name and size.
     fn read_output(&self, section: usize, name: &str, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Times the steps of all sections from now on, each from zero; or no more. A device that is
+    /// not asked to does not look at the clock.
+    fn profile(&mut self, on: bool);
+
+    /// What was timed of each step that ran, by section and step. Times of a section's steps add
+    /// up to its own.
+    fn timings(&self) -> Vec<Timing>;
 }

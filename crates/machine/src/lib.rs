@@ -13,7 +13,7 @@ mod target;
 
 pub use collectives::{Alone, Call, Collectives, CommError, Merge, Pattern, Traffic};
 pub use device::{Device, DeviceError};
-pub use profile::Machine;
+pub use profile::{Account, Kind, Machine, Timing};
 pub use program::{Part, Program, Run, Section, StateSlot, Step};
 pub use slot::{ALIGN, Slot};
 pub use target::{Claim, Sight, Sums, Target, Uses};

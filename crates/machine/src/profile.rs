@@ -1,4 +1,9 @@
-//! Machine profiles: what predicted times are made from.
+//! Machine profiles: what predicted times are made from, and what devices time beside them.
+
+use crate::program::{Section, Step};
+use crate::target::Uses;
+use aerogel_graph::{Build, Cost, Graph, NodeId, Op, Phase};
+use std::sync::Arc;
 
 /// What a machine reaches, roughly; `bench` will measure it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,9 +36,137 @@ impl Machine {
     }
 
     /// The roofline time of some work.
-    pub fn nanoseconds(&self, cost: aerogel_graph::Cost) -> f64 {
+    pub fn nanoseconds(&self, cost: Cost) -> f64 {
         let compute = cost.flops as f64 / self.flops_per_second;
         let traffic = cost.bytes as f64 / self.bytes_per_second;
         self.launch_nanoseconds + 1e9 * compute.max(traffic)
     }
+}
+
+/// How long one step of a section took, over all runs since timing began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The section, by position in the program.
+    pub section: usize,
+    /// The step, by position in the section.
+    pub step: usize,
+    /// Runs.
+    pub calls: u64,
+    /// Time of all of them.
+    pub nanoseconds: u64,
+}
+
+/// What a step of a section is for: by this a training step's time is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Contractions of two operands, with the maps that run as their epilogue.
+    Product,
+    /// Attention.
+    Attention,
+    /// The output layer with its cross entropy.
+    LinearCe,
+    /// Norms.
+    Norm,
+    /// Element-wise maps, and reductions with the maps before them.
+    Map,
+    /// Rows taken from tables, and added to them.
+    Rows,
+    /// Elements that only move: permutations, views that are copied, assignments.
+    Copy,
+    /// Collectives.
+    Exchange,
+    /// The optimizer, whatever it is made of.
+    Update,
+}
+
+impl Kind {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Product => "product",
+            Kind::Attention => "attention",
+            Kind::LinearCe => "linear_ce",
+            Kind::Norm => "norm",
+            Kind::Map => "map",
+            Kind::Rows => "rows",
+            Kind::Copy => "copy",
+            Kind::Exchange => "exchange",
+            Kind::Update => "update",
+        }
+    }
+
+    fn of(g: &Graph, nodes: &[NodeId]) -> Kind {
+        let first = g.node(nodes[0]);
+        match &first.op {
+            Op::Collective(_) => Kind::Exchange,
+            _ if first.phase == Phase::Update => Kind::Update,
+            Op::Einsum(_) if first.ins.len() == 2 => Kind::Product,
+            Op::Attend(_) | Op::AttendGrad(_) | Op::MergeAttend(_) => Kind::Attention,
+            Op::LinearCe(_) | Op::LinearCeGrad(_) | Op::LinearLse(_) => Kind::LinearCe,
+            Op::Norm(_) | Op::NormGrad(_) => Kind::Norm,
+            Op::Map(_) | Op::Reduce(_) => Kind::Map,
+            Op::Gather(_) | Op::Scatter(_) => Kind::Rows,
+            Op::View(_) | Op::Einsum(_) => Kind::Copy,
+        }
+    }
+}
+
+/// What one step of a section does, for the account of a device's [`Timing`]s.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// Name of the kernel; `assign` for a copy into a state.
+    pub kernel: &'static str,
+    /// What it is for.
+    pub kind: Kind,
+    /// Part of the step.
+    pub phase: Phase,
+    /// Where in the model its first node stands, as a dotted path.
+    pub scope: Arc<str>,
+    /// Its FLOPs, and the bytes of what it reads and writes once each: values inside of the region
+    /// count for nothing, a table of which rows are taken counts its rows.
+    pub cost: Cost,
+}
+
+impl Section {
+    /// What each step does, in their order.
+    pub fn accounts(&self) -> Vec<Account> {
+        let (g, uses) = (&self.graph, Uses::new(&self.graph));
+        let account = |step: &Step| match step {
+            Step::Kernel { claim, .. } => {
+                let first = g.node(claim.nodes[0]);
+                Account {
+                    kernel: claim.kernel,
+                    kind: Kind::of(g, &claim.nodes),
+                    phase: first.phase,
+                    scope: first.scope.clone(),
+                    cost: cost(g, &uses, &claim.nodes),
+                }
+            }
+            Step::Assign { from, to } => Account {
+                kernel: "assign",
+                kind: Kind::Copy,
+                phase: Phase::Update,
+                scope: g.states()[to.index()].name.as_str().into(),
+                cost: Cost { flops: 0, bytes: 2 * g.ty(*from).bytes(g.axes()) },
+            },
+        };
+        self.steps.iter().map(account).collect()
+    }
+}
+
+fn cost(g: &Graph, uses: &Uses, nodes: &[NodeId]) -> Cost {
+    let mut sum = Cost::default();
+    for n in nodes {
+        let node = g.node(*n);
+        let cost = node.op.cost(g.axes(), &g.in_types(node), &g.out_types(node));
+        sum.flops += cost.flops;
+        sum.bytes += match &node.op {
+            // As many rows as there are indices, read from the table and written.
+            Op::Gather(_) => 2 * g.out_types(node).iter().map(|t| t.bytes(g.axes())).sum::<u64>(),
+            _ => cost.bytes,
+        };
+    }
+    let ends = uses.imports(g, nodes).into_iter().chain(uses.exports(g, nodes));
+    sum.bytes = sum.bytes.min(ends.map(|v| g.ty(v).bytes(g.axes())).sum());
+    sum
 }

@@ -2,17 +2,29 @@
 
 use crate::error::TrainError;
 use aerogel_data::{Sampler, Tokens};
+use aerogel_graph::random;
 
 /// Tokens, targets and weights of one micro-batch.
 pub(crate) struct Feed<'a> {
-    split: &'a Tokens,
-    sampler: Sampler,
+    from: Origin<'a>,
     shifts_inside: bool,
     context: usize,
     sequence: Vec<u32>,
     tokens: Vec<u32>,
     targets: Vec<u32>,
     weights: Vec<f32>,
+}
+
+/// Where sequences come from.
+enum Origin<'a> {
+    Data {
+        split: &'a Tokens,
+        sampler: Sampler,
+    },
+    /// Tokens below this number, drawn by position: for measurements.
+    Random {
+        vocab: u32,
+    },
 }
 
 /// The inputs of a section, as bytes by name.
@@ -26,11 +38,27 @@ impl<'a> Feed<'a> {
         context: usize,
         shifts_inside: bool,
     ) -> Feed<'a> {
+        let tokens = sampler.sequence_tokens();
+        Feed::of(Origin::Data { split, sampler }, tokens, sequences, context, shifts_inside)
+    }
+
+    /// Sequences that are drawn and not read.
+    pub fn random(vocab: u32, sequences: usize, context: usize, shifts_inside: bool) -> Feed<'a> {
+        let tokens = context + usize::from(!shifts_inside);
+        Feed::of(Origin::Random { vocab }, tokens, sequences, context, shifts_inside)
+    }
+
+    fn of(
+        from: Origin<'a>,
+        sequence_tokens: usize,
+        sequences: usize,
+        context: usize,
+        shifts_inside: bool,
+    ) -> Feed<'a> {
         let count = sequences * context;
         Feed {
-            sequence: vec![0; sampler.sequence_tokens()],
-            split,
-            sampler,
+            from,
+            sequence: vec![0; sequence_tokens],
             shifts_inside,
             context,
             tokens: vec![0; count],
@@ -51,7 +79,17 @@ impl<'a> Feed<'a> {
                 continue;
             }
             weights.fill(1.0);
-            self.sampler.read(self.split, at, &mut self.sequence)?;
+            match &self.from {
+                Origin::Data { split, sampler } => {
+                    sampler.read(split, at, &mut self.sequence)?;
+                }
+                Origin::Random { vocab } => {
+                    for (i, token) in (0..).zip(&mut self.sequence) {
+                        let draw = f64::from(random::uniform(0, 0, at, i));
+                        *token = (draw * f64::from(*vocab)) as u32;
+                    }
+                }
+            }
             let (tokens, targets) =
                 (&mut self.tokens[window.clone()], &mut self.targets[window.clone()]);
             tokens.copy_from_slice(&self.sequence[..t]);

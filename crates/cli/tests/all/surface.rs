@@ -6,8 +6,10 @@ use super::bin::{Place, recipe};
 fn help_names_every_command_and_exit_code() {
     let place = Place::new();
     let help = place.good(&["--help"]).out;
-    let words =
-        ["prepare", "plan", "explain", "train", "eval", "sample", "inspect", "doctor", "keys"];
+    let words = [
+        "prepare", "plan", "explain", "train", "eval", "sample", "inspect", "bench", "doctor",
+        "keys",
+    ];
     for word in words {
         assert!(help.contains(&format!("\n  {word} ")), "{word}");
         let own = place.good(&[word, "--help"]).out;

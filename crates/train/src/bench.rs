@@ -1,0 +1,118 @@
+//! Timed training steps, on random tokens that are made in memory: what `bench` shows.
+
+use crate::error::TrainError;
+use crate::feed::Feed;
+use crate::fit::fits;
+use crate::plan::RunPlan;
+use crate::session::{Session, Ties};
+use crate::setup::{Workspace, vocabulary};
+use crate::step::Stepper;
+use aerogel_graph::{Cost, Phase};
+use aerogel_machine::{Device, Kind};
+use aerogel_models::shifts_inside;
+use aerogel_recipe::Recipe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long some steps of a recipe took, and where the time of rank 0 went.
+pub struct StepTimes {
+    /// What was run.
+    pub plan: RunPlan,
+    /// Bytes of all arenas.
+    pub allocated_bytes: u64,
+    /// Time of each step.
+    pub seconds: Vec<f64>,
+    /// Loss of a token at the last step, nats. Tokens are random: it says nothing of learning.
+    pub loss: f64,
+    /// What rank 0 did in these steps, by section and order.
+    pub regions: Vec<RegionTime>,
+}
+
+/// One region of one section, over all timed steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionTime {
+    /// `micro.0`, `update`, ...
+    pub section: String,
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// What it is for.
+    pub kind: Kind,
+    /// Part of the step.
+    pub phase: Phase,
+    /// Where in the model it stands.
+    pub scope: Arc<str>,
+    /// Runs in all steps.
+    pub calls: u64,
+    /// Time of all runs.
+    pub seconds: f64,
+    /// FLOPs and bytes of one run.
+    pub cost: Cost,
+}
+
+/// Runs `steps` steps of a recipe after `warmup` that are not counted, at its peak learning rate
+/// divided by a thousand: random tokens are not to be learnt.
+///
+/// # Errors
+/// The model cannot be built, does not fit, or a device failed.
+pub fn time_steps(
+    recipe: &Recipe,
+    workspace: &Workspace,
+    warmup: usize,
+    steps: usize,
+) -> Result<StepTimes, TrainError> {
+    let plan = RunPlan::new(recipe, vocabulary(recipe, workspace)?)?;
+    fits(&plan, recipe)?;
+    let ties = Ties::new(Duration::from_secs_f64(recipe.parallel.timeout_seconds));
+    let mut session = Session::load(plan, ties)?;
+    let train = &recipe.train;
+    session.initialise(train.seed)?;
+    let shifts = shifts_inside(session.plan.model.family);
+    let mut steppers: Vec<Stepper<'_>> = (0..session.ranks.len())
+        .map(|rank| {
+            let (context, vocab) = (session.plan.model.context, session.plan.model.vocab);
+            let feed = Feed::random(vocab as u32, train.micro_batch, context, shifts);
+            Stepper::new(&session.plan, rank, feed, train.micro_batch, train.seed)
+        })
+        .collect();
+    let rate = 1e-3 * recipe.peak_learning_rate();
+    let (mut seconds, mut loss) = (vec![], f64::NAN);
+    for step in 0..warmup + steps {
+        if step == warmup {
+            session.ranks[0].profile(true);
+        }
+        let started = Instant::now();
+        let updated = session.each_with(&mut steppers, |_, _, device, stepper| {
+            stepper.step(device, step as u64, rate)
+        })?;
+        if step >= warmup {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        loss = f64::from(updated[0].loss);
+        if !updated[0].finite {
+            return Err(TrainError::NonFinite { step: step as u64 + 1, what: "the loss" });
+        }
+    }
+    let regions = regions(&session);
+    let allocated_bytes = session.allocated_bytes();
+    Ok(StepTimes { plan: session.plan, allocated_bytes, seconds, loss, regions })
+}
+
+fn regions(session: &Session) -> Vec<RegionTime> {
+    let sections = &session.plan.program(0).sections;
+    let accounts: Vec<_> = sections.iter().map(|s| s.accounts()).collect();
+    let timings = session.ranks[0].timings();
+    let region = |t: &aerogel_machine::Timing| {
+        let account = &accounts[t.section][t.step];
+        RegionTime {
+            section: sections[t.section].name.clone(),
+            kernel: account.kernel,
+            kind: account.kind,
+            phase: account.phase,
+            scope: account.scope.clone(),
+            calls: t.calls,
+            seconds: 1e-9 * t.nanoseconds as f64,
+            cost: account.cost,
+        }
+    };
+    timings.iter().map(region).collect()
+}
