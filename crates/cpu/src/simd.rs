@@ -82,6 +82,20 @@ impl Simd {
     }
 }
 
+/// Asks for `bytes` from an address to be brought to the second-level cache. Any address will do:
+/// nothing is read.
+#[inline]
+pub(crate) fn prefetch(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..bytes).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes);
+}
+
 /// The matrix tiles: whether the processor has them, and whether the system lets us use them.
 #[cfg(target_arch = "x86_64")]
 mod amx {

@@ -19,7 +19,7 @@ use crate::kernel::{Dtype, KernelError, Operand, Ptr, Scalars};
 use crate::kernels::convert;
 use crate::kernels::ops::{self, Rows};
 use crate::philox::fill_uniform;
-use crate::simd::Simd;
+use crate::simd::{self, Simd};
 
 /// Most elements of a piece.
 pub const TILE: usize = 1024;
@@ -214,6 +214,9 @@ impl Slot {
     const NONE: Slot = Slot { ptr: std::ptr::null_mut(), step: None, uniform: false };
 }
 
+/// Elements of a piece that make it worth asking for the next one.
+const PREFETCHED: usize = 512;
+
 /// One piece in work.
 struct Work<'a> {
     engine: &'a Engine,
@@ -355,6 +358,7 @@ impl Work<'_> {
     }
 
     unsafe fn load(&self, dst: usize, operand: usize, keep: bool) {
+        self.prefetch(operand);
         let slot = self.in_place(operand).filter(|_| !keep);
         if let Some(slot) = slot {
             return self.put(dst, slot);
@@ -365,6 +369,20 @@ impl Work<'_> {
             // SAFETY: the caller vouches for the operand's elements; a register holds a piece.
             unsafe { convert::load(self.frame.simd, to.add(at), from, offset, stride, n) }
         });
+    }
+
+    /// Asks for what probably follows: the next tile of an operand that is read from end to end.
+    /// Many operands side by side, a page of each a tile, leave a processor's own prefetching behind.
+    fn prefetch(&self, operand: usize) {
+        let Piece { rows, cols, .. } = self.piece;
+        let (offset, row, col) = self.place(operand);
+        let count = rows * cols;
+        if col != 1 || count < PREFETCHED || (rows > 1 && row != cols as isize) {
+            return;
+        }
+        let bytes = self.engine.dtypes[operand].bytes();
+        let next = self.frame.ptrs[operand].at::<u8>((offset + count as isize) * bytes as isize);
+        simd::prefetch(next, count * bytes);
     }
 
     unsafe fn store(&self, operand: usize, from: Rows) {
