@@ -6,7 +6,7 @@
 //! elements of consecutive depth, so rows of a row-major right factor are interleaved by pairs, and
 //! columns of a column-major one are transposed as words.
 
-mod transpose;
+pub(crate) mod transpose;
 
 use crate::kernel::{Dtype, Ptr};
 use crate::kernels::convert;
@@ -124,11 +124,13 @@ pub(crate) unsafe fn left(
     let by_words = from.side % word.elements() as isize == 0;
     let apart = 4 * from.side / word.elements() as isize % 4096 != 0 || rows <= 4;
     let safe = !word.tiles(simd) || rows.is_multiple_of(16);
+    let data = match word {
+        Word::F32 => from.ptr.at::<u32>(from.offset),
+        Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
+    };
+    // A row of bf16 may begin at the second half of a word.
+    let safe = safe && data.is_aligned();
     if from.depth == 1 && from.holds(word) && whole && by_words && apart && safe {
-        let data = match word {
-            Word::F32 => from.ptr.at::<u32>(from.offset),
-            Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
-        };
         return Left { data, row: from.side / word.elements() as isize, step: 1 };
     }
     let row = words + GAP;
