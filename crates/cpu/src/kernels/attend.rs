@@ -26,7 +26,6 @@ use packed::Packed;
 use softmax::{Scores, Stats};
 use std::ops::Range;
 
-use exponent::Floats;
 pub use spec::Attention;
 pub(crate) use spec::{Heads, Layout, Matrix, padded, word};
 
@@ -201,11 +200,7 @@ impl Attend {
             if span.fresh {
                 work.add(parts.o).write_bytes(0, TILE * padded(spec.value_width));
             }
-            for i in 0..piece.rows {
-                let o = work.add(parts.o + i * padded(spec.value_width)).cast();
-                let o = std::slice::from_raw_parts_mut(o, spec.value_width);
-                self.finish(run, head, piece.first + i, o, (&stats.sums[i], stats.max[i]));
-            }
+            self.finish(run, head, [piece.first, piece.rows], stats, work);
         }
     }
 
@@ -270,26 +265,27 @@ impl Attend {
         }
     }
 
-    /// Writes one query's output and lse. `o` is divided by the sum.
+    /// Writes output and lse of `rows` queries from `first` on.
     unsafe fn finish(
         &self,
         run: &Run<'_>,
         head: [usize; 2],
-        query: usize,
-        o: &mut [f32],
-        (sums, max): (&Floats, f32),
+        [first, rows]: [usize; 2],
+        stats: &Stats,
+        work: *mut u32,
     ) {
-        let sum = softmax::total(sums);
-        let inverse = if sum > 0.0 || sum.is_nan() { 1.0 / sum } else { 0.0 };
-        o.iter_mut().for_each(|x| *x *= inverse);
-        let lse = match sum {
-            0.0 => f32::NEG_INFINITY,
-            sum => max.mul_add(std::f32::consts::LN_2, sum.ln()),
-        };
-        // SAFETY: the caller of `run` vouches for the operands.
+        let (width, row) = (self.spec.value_width, padded(self.spec.value_width));
+        let at = |operand| self.heads.at(run.ptrs, operand, head, first);
+        let (to, lse_to) = (at(O), at(LSE));
+        let mut lse = [0.0; TILE];
+        // SAFETY: the caller of `run` vouches for the operands; `o` has room for a tile.
         unsafe {
-            self.heads.at(run.ptrs, O, head, query).store(run.simd, o);
-            self.heads.at(run.ptrs, LSE, head, query).store(run.simd, &[lse]);
+            let o = std::slice::from_raw_parts_mut(work.add(self.parts.o).cast(), rows * row);
+            softmax::finish(run.simd, o, row, stats, &mut lse);
+            for (i, o) in o.chunks_exact(row).enumerate() {
+                to.from(i).store(run.simd, &o[..width]);
+            }
+            lse_to.store_column(run.simd, &lse[..rows]);
         }
     }
 
@@ -315,7 +311,7 @@ impl Attend {
                 let stats = &mut *work.add(parts.stats).cast::<Stats>();
                 stats.clear();
                 let stage = floats(parts.scores, TILE * spec.key_width.max(spec.value_width));
-                let mut one = few::Query { simd: run.simd, q, o, stats, stage };
+                let mut one = few::Query { simd: run.simd, q, o, stats: &mut *stats, stage };
                 for entry in spec.pattern.row(spec.head(outer, group), piece.tile) {
                     for first in entry.tiles().map(|tile| tile * TILE) {
                         if first >= visible {
@@ -326,8 +322,7 @@ impl Attend {
                         one.tile(at(K, first), at(V, first), TILE.min(visible - first), word);
                     }
                 }
-                let all = (&one.stats.sums[0], one.stats.max[0]);
-                self.finish(run, [outer, group], query, one.o, all);
+                self.finish(run, [outer, group], [query, 1], stats, work);
             }
         }
     }

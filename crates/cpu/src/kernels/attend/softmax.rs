@@ -2,13 +2,16 @@
 
 use super::exponent::{BLOCK, Floats, Narrow, exp2, fold, masked, narrowing};
 use crate::kernels::pattern::TILE;
-use crate::simd::multiversion;
+use crate::math;
+use crate::simd::{Simd, multiversion};
 
 /// Statistics of a tile of queries.
 #[repr(C, align(64))]
 pub(crate) struct Stats {
     /// The sum of exponentials so far, in lanes that are folded in the end.
     pub sums: [Floats; TILE],
+    /// The largest scores of a row, lane by lane.
+    tops: [Floats; TILE],
     /// The maximum so far, times log2(e).
     pub max: [f32; TILE],
     /// What sums and outputs so far were multiplied with last, for the new maximum.
@@ -33,9 +36,32 @@ pub(crate) struct Scores {
     pub blocks: usize,
 }
 
-/// One row: the new maximum, then exponentials against it, which `put` stores by blocks.
-///
 /// A NaN among the scores does not become the maximum, but its exponential is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+multiversion! {
+    /// The largest scores of each row. Apart from where they are folded: folding makes the compiler
+    /// take the whole loop to short vectors.
+    fn tops(scores: Scores, tops: &mut [Floats; TILE]) {
+        for (i, to) in tops.iter_mut().enumerate().take(scores.rows) {
+            let row = scores.data.wrapping_add(i * scores.row).cast::<Floats>();
+            let mut top = [f32::NEG_INFINITY; BLOCK];
+            for b in 0..scores.blocks {
+                // SAFETY: the caller lays out the rows of scores.
+                let block = unsafe { &*row.add(b) };
+                for l in 0..BLOCK {
+                    top[l] = larger(top[l], block[l]);
+                }
+            }
+            *to = top;
+        }
+    }
+}
+
+/// One row: the new maximum, then exponentials against it, which `put` stores by blocks.
 #[inline(always)]
 unsafe fn row(
     scores: *const Floats,
@@ -44,17 +70,9 @@ unsafe fn row(
     i: usize,
     mut put: impl FnMut(usize, &Floats),
 ) {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut top = [f32::NEG_INFINITY; BLOCK];
+    let max = larger(stats.max[i], fold(&stats.tops[i], larger));
     // SAFETY: the caller vouches for the blocks of the row.
     unsafe {
-        for b in 0..blocks {
-            let block = &*scores.add(b);
-            for l in 0..BLOCK {
-                top[l] = larger(top[l], block[l]);
-            }
-        }
-        let max = larger(stats.max[i], fold(&top, larger));
         // A query that has seen nothing yet has no maximum to subtract.
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let factor = exp2(stats.max[i] - base);
@@ -77,14 +95,38 @@ unsafe fn row(
 }
 
 multiversion! {
-    /// Exponentials in the place of the scores.
-    pub(crate) fn in_place(scores: Scores, stats: &mut Stats) {
+    fn replace(scores: Scores, stats: &mut Stats) {
         for i in 0..scores.rows {
             let to = scores.data.wrapping_add(i * scores.row).cast::<Floats>();
             // SAFETY: the caller lays out the rows of scores.
             unsafe { row(to, scores.blocks, stats, i, |b, block| *to.add(b) = *block) }
         }
     }
+}
+
+/// Exponentials in the place of the scores.
+///
+/// # Safety
+/// The rows of scores are valid.
+pub(crate) unsafe fn in_place(simd: Simd, scores: Scores, stats: &mut Stats) {
+    tops(simd, scores, &mut stats.tops);
+    replace(simd, scores, stats);
+}
+
+/// Exponentials as bf16 in rows at `to`, so many elements apart.
+///
+/// # Safety
+/// Both have room for the rows and blocks.
+pub(crate) unsafe fn to_bf16(
+    simd: Simd,
+    scores: Scores,
+    to: *mut u16,
+    to_row: usize,
+    stats: &mut Stats,
+) {
+    tops(simd, scores, &mut stats.tops);
+    // SAFETY: forwarded.
+    unsafe { round(simd, scores, to, to_row, stats) }
 }
 
 #[inline(always)]
@@ -104,11 +146,7 @@ unsafe fn rounded<N: Narrow>(
 }
 
 narrowing! {
-    /// Exponentials as bf16 in rows at `to`, so many elements apart.
-    ///
-    /// # Safety
-    /// Both have room for the rows and blocks.
-    pub(crate) fn to_bf16 = rounded(
+    fn round = rounded(
         scores: Scores,
         to: *mut u16,
         to_row: usize,
@@ -139,7 +177,23 @@ multiversion! {
     }
 }
 
-/// The sum of exponentials of a row.
-pub(crate) fn total(sums: &Floats) -> f32 {
-    fold(sums, |a, b| a + b)
+multiversion! {
+    /// Divides rows of `o` by their sums; lse of each row.
+    pub(crate) fn finish(o: &mut [f32], width: usize, stats: &Stats, lse: &mut [f32; TILE]) {
+        let mut sums = [0.0; TILE];
+        for (sum, lanes) in sums.iter_mut().zip(&stats.sums).take(o.len() / width) {
+            *sum = fold(lanes, |a, b| a + b);
+        }
+        for i in 0..TILE {
+            // Without a key, the sum is 0, and so is the output.
+            lse[i] = stats.max[i].mul_add(std::f32::consts::LN_2, math::ln(sums[i]));
+            lse[i] = if sums[i] == 0.0 { f32::NEG_INFINITY } else { lse[i] };
+            sums[i] = if sums[i] == 0.0 { 0.0 } else { 1.0 / sums[i] };
+        }
+        for (row, &inverse) in o.chunks_exact_mut(width).zip(&sums) {
+            for x in row {
+                *x *= inverse;
+            }
+        }
+    }
 }

@@ -153,6 +153,15 @@ impl Matrix {
         unsafe { convert::load(simd, to.as_mut_ptr(), from, self.offset, self.row, rows) }
     }
 
+    /// Writes the first column, as many elements as `column` has.
+    pub unsafe fn store_column(self, simd: Simd, column: &[f32]) {
+        let to = (self.ptr, self.dtype);
+        // SAFETY: the caller vouches for the column of the operand.
+        unsafe {
+            convert::store(simd, column.as_ptr(), to, self.offset, self.row, column.len());
+        }
+    }
+
     /// Writes the first row.
     pub unsafe fn store(self, simd: Simd, row: &[f32]) {
         let to = (self.ptr, self.dtype);
