@@ -205,9 +205,10 @@ mod tests {
         for i in 0..list.queries {
             let mut seen = vec![false; list.key_tiles() * TILE];
             for entry in list.row(head, i / TILE) {
-                for j in entry.tiles().start * TILE..entry.tiles().end * TILE {
+                let keys = entry.tiles().start * TILE..entry.tiles().end * TILE;
+                for (j, seen) in keys.clone().zip(&mut seen[keys]) {
                     let (row, col) = (i % TILE, j % TILE);
-                    seen[j] = list.mask(entry.mask).is_none_or(|mask| {
+                    *seen = list.mask(entry.mask).is_none_or(|mask| {
                         let bit = mask.by_query[row] >> col & 1;
                         assert_eq!(bit, mask.by_key[col] >> row & 1);
                         bit == 1

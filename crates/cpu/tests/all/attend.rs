@@ -262,8 +262,14 @@ fn keys_of_many_stretches() {
 #[test]
 fn decoding_reads_only_what_is_there() {
     let rng = &mut Rng(4);
-    for (queries, allowed) in [(1, PATTERNS[1]), (1, PATTERNS[3]), (5, PATTERNS[2])] {
-        let mut case = case(rng, [100, 100], [16, 20], allowed);
+    let cases = [
+        (1, PATTERNS[1], Dtype::F32),
+        (1, PATTERNS[3], Dtype::Bf16),
+        (2, PATTERNS[1], Dtype::Bf16),
+        (5, PATTERNS[2], Dtype::F32),
+    ];
+    for (queries, allowed, dtype) in cases {
+        let mut case = case_of(rng, dtype, [100, 100], [16, 20], allowed);
         let sizes = [case.spec.batch[0], case.spec.kv, case.spec.group, queries, 16];
         case.q = tensor(rng, Dtype::F32, sizes, None);
         case.spec.queries = queries;

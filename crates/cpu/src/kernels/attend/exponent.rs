@@ -16,11 +16,11 @@ pub(crate) fn exp2(x: f32) -> f32 {
     let x = if x < -127.0 { -127.0 } else { x };
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
-    let p = 0.001_326_472_7f32;
-    let p = p.mul_add(r, 0.009_671_513);
-    let p = p.mul_add(r, 0.055_507_336);
-    let p = p.mul_add(r, 0.240_222_42);
-    let p = p.mul_add(r, 0.693_147);
+    let p = 0.001_330_060_5f32;
+    let p = p.mul_add(r, 0.009_669_691);
+    let p = p.mul_add(r, 0.055_505_585);
+    let p = p.mul_add(r, 0.240_222_83);
+    let p = p.mul_add(r, std::f32::consts::LN_2);
     let p = p.mul_add(r, 1.0);
     p * f32::from_bits(shifted.to_bits() << 23)
 }

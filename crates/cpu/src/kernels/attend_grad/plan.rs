@@ -49,7 +49,7 @@ impl Plan {
                 for entry in row {
                     let tiles = entry.tiles();
                     for seen in &mut queries[tiles.start / STRETCH..tiles.end.div_ceil(STRETCH)] {
-                        let first = if seen.is_empty() { tile as u32 } else { seen.start };
+                        let first = if seen.start == seen.end { tile as u32 } else { seen.start };
                         *seen = first..tile as u32 + 1;
                     }
                 }
