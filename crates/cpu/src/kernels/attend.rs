@@ -2,10 +2,10 @@
 //!
 //! A task is a stretch of query tiles of one (batch, kv head), with all query heads that share it;
 //! it packs the keys and values that its queries see, once. For 32 queries at a time, scores of up
-//! to [`SPAN`] tiles of keys are products in registers, go through an online softmax by rows
-//! ([`softmax`]), and as exponentials are the left factor of the product with the values. Where q, k
-//! and v are bf16, products are of bf16 and exponentials are rounded to it; sums, maxima and `lse`
-//! are f32. How the queries are cut into tasks changes no bits.
+//! to 512 keys are products in registers, go through an online softmax by rows ([`softmax`]), and
+//! as exponentials are the left factor of the product with the values. Where q, k and v are bf16,
+//! products are of bf16 and exponentials are rounded to it; sums, maxima and `lse` are f32. How the
+//! queries are cut into tasks changes no bits.
 
 pub(crate) mod exponent;
 mod few;
@@ -35,7 +35,8 @@ pub(crate) use spec::{Heads, Layout, Matrix, padded, word};
 /// pattern has more queries than a run, keys after a query's own position are never seen, and keys
 /// after the last query never read.
 ///
-/// Scratch of a worker: keys and values of one head, and some 100 KiB for a tile of queries.
+/// Scratch of a worker: keys and values of one head (keys x (key width + value width) elements, f32
+/// or bf16 as they are multiplied), and some 150 KiB for a tile of queries.
 #[derive(Clone, Debug)]
 pub struct Attend {
     spec: Attention,
@@ -50,8 +51,9 @@ const V: usize = 2;
 const O: usize = 3;
 const LSE: usize = 4;
 
-/// Tiles of keys whose scores are held at once: they stay in the first-level cache.
-const SPAN: usize = 8;
+/// Tiles of keys whose scores are held at once, 64 KiB of them: products with the values are deep,
+/// and rows long enough for what each costs once.
+const SPAN: usize = 16;
 /// Words between rows of scores, and of their exponentials as bf16; no power of two.
 const SCORES_ROW: usize = SPAN * TILE + 16;
 const BF16_ROW: usize = SPAN * TILE / 2 + 16;

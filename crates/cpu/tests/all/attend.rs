@@ -237,8 +237,25 @@ fn wide_heads_and_long_rows() {
     }
 }
 
-/// More keys than a stretch of the backward and than a span of the forward, of one head and of
-/// several, so that every way to cut the work is taken.
+/// More keys than a span of scores, so that what was gathered is rescaled.
+#[test]
+fn keys_of_many_spans() {
+    let rng = &mut Rng(12);
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        for pattern in [0, 5] {
+            let mut case = case_of(rng, dtype, [40, 1100], [8, 16], PATTERNS[pattern]);
+            // Scores grow with the keys: the maximum moves from span to span.
+            for at in positions(&case.k.sizes.clone()) {
+                let grown = case.k.get(&at) * (1.0 + at[3] as f64 / 200.0);
+                case.k.set(&at, grown);
+            }
+            check_forward(&case, rng);
+        }
+    }
+}
+
+/// More keys than a stretch of the backward, of one head and of several, so that both ways to cut
+/// the work are taken.
 #[test]
 fn keys_of_many_stretches() {
     let rng = &mut Rng(11);
