@@ -38,9 +38,10 @@ pub struct GradOperands<'a> {
 
 /// A prepared backward. Addresses: q, k, v, o, lse, do, dq, dk, dv, then dlse if there is one.
 ///
-/// Scratch of a worker: dq of a kv head (group x queries x key width f32), and what a stretch of 256
-/// keys and 128 queries take, about 0.7 MiB at widths of 64. Where heads are too few to go round, the
-/// parts of dq in addition: one for every 32 queries of a head and every stretch that they see.
+/// Scratch of a worker: dq of a kv head (group x queries x key width f32), and what a stretch of
+/// 256 keys and 128 queries take, about 0.7 MiB at widths of 64. Where heads are too few to go
+/// round, the parts of dq in addition: one for every 32 queries of a head and every stretch that
+/// they see.
 #[derive(Clone, Debug)]
 pub struct AttendGrad {
     spec: Attention,
