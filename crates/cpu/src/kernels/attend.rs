@@ -1,107 +1,48 @@
 //! Attention forward: `o = softmax(scale q k^T, masked) v` and `lse`, tile by tile.
 //!
-//! Scores of a tile are held transposed, keys down and queries across, so that the running maximum
-//! and sum of the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) work on whole
-//! vectors of queries. A task is one (batch, kv head, group head, tile of queries); scores never
-//! exceed one tile.
+//! A task is a stretch of query tiles of one (batch, kv head), with all query heads that share it;
+//! it packs the keys and values that its queries see, once. For 32 queries at a time, scores of up
+//! to 512 keys are products in registers, go through an online softmax by rows ([`softmax`]), and
+//! as exponentials are the left factor of the product with the values. Where q, k and v are bf16,
+//! products are of bf16 and exponentials are rounded to it; sums, maxima and `lse` are f32. How the
+//! queries are cut into tasks changes no bits.
 
-use std::sync::Arc;
+pub(crate) mod exponent;
+mod few;
+mod packed;
+pub(crate) mod softmax;
+mod spec;
 
-use crate::axes::Space;
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
-use crate::kernels::convert;
-use crate::kernels::lanes::{Left, Rows, multiply, padded};
-use crate::kernels::pattern::{BlockList, MAX_TILE};
+use crate::kernels::micro::{Left, Out, Store, Word, multiply};
+use crate::kernels::pack;
+use crate::kernels::pattern::{Mask, TILE};
 use crate::kernels::tile::check_output;
-use crate::math;
 use crate::pool::Pool;
-use crate::simd::{Simd, multiversion};
+use crate::simd::Simd;
+use packed::Packed;
+use softmax::{Scores, Stats};
+use std::ops::Range;
 
-/// Shapes and storage of an attention.
-///
-/// The iteration space of every operand is [batch axes..., kv, group, position, width]; k and v
-/// have stride 0 on group; lse, its gradient and D lack width (stride 0). The head that a pattern
-/// sees is `kv * group_size + group`.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    /// Sizes of the batch axes.
-    pub batch: Vec<usize>,
-    /// Key/value heads.
-    pub kv: usize,
-    /// Query heads that share a key/value head.
-    pub group: usize,
-    /// Queries of one run; the pattern may have more (decoding).
-    pub queries: usize,
-    /// Width of queries and keys.
-    pub key_width: usize,
-    /// Width of values.
-    pub value_width: usize,
-    /// Factor on the scores.
-    pub scale: f32,
-    /// The allowed tiles.
-    pub pattern: Arc<BlockList>,
-}
-
-impl Attention {
-    /// Heads over batch and kv, the outer loop of both directions.
-    pub(crate) fn outer(&self) -> usize {
-        self.batch.iter().product::<usize>() * self.kv
-    }
-
-    /// The space [batch..., kv] and the strides [group, position, width] of each operand.
-    pub(crate) fn place(
-        &self,
-        operands: &[&Operand],
-    ) -> Result<(Space, Vec<[isize; 3]>), KernelError> {
-        let rank = self.batch.len() + 4;
-        let mut strides = Vec::new();
-        let mut inner = Vec::new();
-        for (operand, own) in operands.iter().enumerate() {
-            let got = own.strides.len();
-            if got != rank {
-                return Err(KernelError::Rank { kernel: "attend", operand, wanted: rank, got });
-            }
-            if own.dtype == Dtype::U32 {
-                let what = format!("operand {operand} holds u32; attention takes f32 and bf16");
-                return Err(KernelError::Unsupported { kernel: "attend", what });
-            }
-            let (outer, rest) = own.strides.split_at(rank - 3);
-            strides.push(outer.to_vec());
-            inner.push([rest[0], rest[1], rest[2]]);
-        }
-        let heads = self.pattern.heads;
-        if heads != 1 && heads != self.kv * self.group {
-            let what = format!(
-                "the pattern has {heads} heads, the attention {} x {}",
-                self.kv, self.group
-            );
-            return Err(KernelError::Unsupported { kernel: "attend", what });
-        }
-        let sizes = [&self.batch[..], &[self.kv]].concat();
-        let mut space = Space::new("attend", &sizes, strides)?;
-        let count = space.sizes.len();
-        space.collapse(count);
-        Ok((space.finish("attend")?, inner))
-    }
-
-    /// Sizes of the iteration space with this position length and width.
-    pub(crate) fn sizes(&self, positions: usize, width: usize) -> Vec<usize> {
-        [&self.batch[..], &[self.kv, self.group, positions, width]].concat()
-    }
-}
+pub use spec::Attention;
+pub(crate) use spec::{Heads, Layout, Matrix, padded, word};
 
 /// A prepared forward. Addresses: q, k, v, o, lse.
 ///
 /// `Scalars::position` is the place of the first query in the pattern. If it is set, or if the
-/// pattern has more queries than a run, keys after a query's own position are never read.
+/// pattern has more queries than a run, keys after a query's own position are never seen, and keys
+/// after the last query never read.
+///
+/// Scratch of a worker: keys and values of one head (keys x (key width + value width) elements, f32
+/// or bf16 as they are multiplied), and some 150 KiB for a tile of queries.
 #[derive(Clone, Debug)]
 pub struct Attend {
     spec: Attention,
-    space: Space,
-    inner: Vec<[isize; 3]>,
-    dtypes: Vec<Dtype>,
+    heads: Heads,
+    word: Word,
+    parts: Parts,
 }
 
 const Q: usize = 0;
@@ -110,13 +51,57 @@ const V: usize = 2;
 const O: usize = 3;
 const LSE: usize = 4;
 
+/// Tiles of keys whose scores are held at once, 64 KiB of them: products with the values are deep,
+/// and rows long enough for what each costs once.
+const SPAN: usize = 16;
+/// Words between rows of scores, and of their exponentials as bf16; no power of two.
+const SCORES_ROW: usize = SPAN * TILE + 16;
+const BF16_ROW: usize = SPAN * TILE / 2 + 16;
+/// Runs of at most this many queries read keys and values where they lie.
+const FEW: usize = 2;
+/// A task has at least this many tiles of queries, if there are, to pay for packing.
+const LEAST_TILES: usize = 4;
+
+/// Where the parts of a worker's scratch begin, in words.
+#[derive(Clone, Copy, Debug, Default)]
+struct Parts {
+    done: usize,
+    k: usize,
+    v: usize,
+    q: usize,
+    scores: usize,
+    bf16: usize,
+    o: usize,
+    stats: usize,
+    words: usize,
+}
+
+impl Parts {
+    fn new(spec: &Attention, word: Word) -> Parts {
+        let tiles = spec.pattern.key_tiles();
+        let (d, width) = (spec.key_width, padded(spec.value_width));
+        let mut layout = Layout::default();
+        Parts {
+            done: layout.take(tiles.div_ceil(4)),
+            k: layout.take(pack::right_words(word, tiles * TILE, d)),
+            v: layout.take(pack::right_words(word, width, tiles * TILE)),
+            q: layout.take(pack::left_words(word, TILE, d).max(d)),
+            scores: layout.take((TILE * SCORES_ROW).max(TILE * d.max(width))),
+            bf16: layout.take(TILE * BF16_ROW),
+            o: layout.take(TILE * width),
+            stats: layout.take(size_of::<Stats>() / 4),
+            words: layout.words,
+        }
+    }
+}
+
 impl Attend {
     /// Checks shapes and storage; `operands` are q, k, v, o, lse (f32).
     ///
     /// # Errors
     /// If strides do not match, an output repeats, or the pattern does not fit.
     pub fn new(spec: &Attention, operands: [&Operand; 5]) -> Result<Attend, KernelError> {
-        let (space, inner) = spec.place(&operands)?;
+        let heads = spec.place(&operands)?;
         if spec.queries > spec.pattern.queries {
             let what =
                 format!("{} queries, but the pattern has {}", spec.queries, spec.pattern.queries);
@@ -124,99 +109,231 @@ impl Attend {
         }
         check_output("attend", O, operands[O], &spec.sizes(spec.queries, spec.value_width))?;
         check_output("attend", LSE, operands[LSE], &spec.sizes(spec.queries, 1))?;
-        let dtypes = operands.iter().map(|operand| operand.dtype).collect();
-        Ok(Attend { spec: spec.clone(), space, inner, dtypes })
+        let word = word([Q, K, V].map(|operand| operands[operand].dtype));
+        Ok(Attend { spec: spec.clone(), heads, word, parts: Parts::new(spec, word) })
     }
 
-    /// Floats of a worker: q^T, k, v, scores, o, and three rows of statistics.
-    fn worker_floats(&self) -> usize {
-        let (d, w) = (self.spec.key_width, padded(self.spec.value_width));
-        MAX_TILE * (padded(d) + d + 2 * w + MAX_TILE + 3)
+    /// The queries of a run in tile `number` of those that it touches.
+    fn piece(&self, position: usize, number: usize) -> Piece {
+        let tile = position / TILE + number;
+        let begin = (tile * TILE).max(position);
+        let end = ((tile + 1) * TILE).min(position + self.spec.queries);
+        let decoding = position > 0 || self.spec.queries < self.spec.pattern.queries;
+        Piece {
+            first: begin - position,
+            rows: end - begin,
+            tile,
+            bit: begin % TILE,
+            causal_from: decoding.then_some(begin),
+        }
     }
 
-    /// One tile of queries of one head: `rows` queries from `first` (of the run), all in pattern
-    /// tile `tile` starting at bit `bit`.
-    unsafe fn tile(&self, run: &Run<'_>, outer: usize, group: usize, piece: Piece, work: *mut f32) {
-        let spec = &self.spec;
-        let (simd, d, w) = (run.simd, spec.key_width, padded(spec.value_width));
-        let n = padded(piece.rows);
-        let (qt, k) = (work, work.wrapping_add(MAX_TILE * padded(d)));
-        let v = k.wrapping_add(MAX_TILE * d);
-        let scores = v.wrapping_add(MAX_TILE * w);
-        let o = scores.wrapping_add(MAX_TILE * MAX_TILE);
-        let stats = o.wrapping_add(MAX_TILE * w);
-        // SAFETY: the parts of scratch are disjoint and sized for MAX_TILE; the caller of `run`
+    /// Keys that a run reads.
+    fn visible(&self, position: usize) -> usize {
+        let pattern = &self.spec.pattern;
+        let decoding = position > 0 || self.spec.queries < pattern.queries;
+        if decoding { pattern.keys.min(position + self.spec.queries) } else { pattern.keys }
+    }
+
+    /// A stretch of query tiles of one kv head, last tiles first.
+    unsafe fn stretch(&self, run: &Run<'_>, outer: usize, pieces: Range<usize>, work: *mut u32) {
+        let (spec, parts) = (&self.spec, &self.parts);
+        let matrix = |operand| self.heads.at(run.ptrs, operand, [outer, 0], 0);
+        // SAFETY: the parts of scratch are disjoint and sized by `Parts`; the caller of `run`
         // vouches for the operands.
         unsafe {
-            let max = std::slice::from_raw_parts_mut(stats, n);
-            let sum = std::slice::from_raw_parts_mut(stats.add(MAX_TILE), n);
-            let factor = std::slice::from_raw_parts_mut(stats.add(2 * MAX_TILE), n);
-            max.fill(f32::NEG_INFINITY);
-            sum.fill(0.0);
-            std::slice::from_raw_parts_mut(o, piece.rows * w).fill(0.0);
-            let q = self.at(run, Q, outer, group, piece.first);
-            q.transposed(simd, qt, [piece.rows, d], n);
-            std::slice::from_raw_parts_mut(qt, d * n).iter_mut().for_each(|x| *x *= spec.scale);
-            let head = (outer % spec.kv) * spec.group + group;
-            for entry in spec.pattern.row(head, piece.tile) {
-                let j0 = entry.keys as usize * spec.pattern.tile_keys;
-                let keys = spec.pattern.tile_keys.min(spec.pattern.keys - j0);
-                let keys = keys.min((piece.visible).saturating_sub(j0));
-                if keys == 0 {
-                    break;
+            let done = work.add(parts.done).cast::<bool>();
+            done.write_bytes(0, spec.pattern.key_tiles());
+            let mut packed = Packed {
+                simd: run.simd,
+                word: self.word,
+                keys: self.visible(run.position),
+                matrices: [matrix(K), matrix(V)],
+                widths: [spec.key_width, spec.value_width],
+                to: [work.add(parts.k), work.add(parts.v)],
+                done: std::slice::from_raw_parts_mut(done, spec.pattern.key_tiles()),
+            };
+            for number in pieces.rev() {
+                let piece = self.piece(run.position, number);
+                for group in 0..spec.group {
+                    self.tile(run, [outer, group], piece, &mut packed, work);
                 }
-                let key = self.at(run, K, outer, group, j0).as_left(simd, k, [keys, d]);
-                let out = Rows { data: scores, row: n };
-                multiply(simd, [keys, n, d], key, Rows { data: qt, row: n }, out, false);
-                let tile = std::slice::from_raw_parts_mut(scores, keys * n);
-                mask(simd, tile, n, spec.pattern.mask(entry.mask), piece, j0);
-                online_softmax(simd, tile, n, max, sum, factor);
-                rescale(simd, std::slice::from_raw_parts_mut(o, piece.rows * w), w, factor);
-                let value = self.at(run, V, outer, group, j0);
-                let value = value.as_rows(simd, v, [keys, spec.value_width]);
-                let p = Left { data: scores, row: 1, col: n as isize };
-                multiply(simd, [piece.rows, w, keys], p, value, Rows { data: o, row: w }, true);
-            }
-            for i in 0..piece.rows {
-                let inverse = if sum[i] > 0.0 || sum[i].is_nan() { 1.0 / sum[i] } else { 0.0 };
-                let row = std::slice::from_raw_parts_mut(o.add(i * w), w);
-                row.iter_mut().for_each(|x| *x *= inverse);
-                let lse = if sum[i] == 0.0 { f32::NEG_INFINITY } else { max[i] + sum[i].ln() };
-                self.at(run, O, outer, group, piece.first + i).store(simd, row, spec.value_width);
-                self.at(run, LSE, outer, group, piece.first + i).store(simd, &[lse], 1);
             }
         }
     }
 
-    fn at(&self, run: &Run<'_>, operand: usize, outer: usize, group: usize, i: usize) -> Matrix {
-        let [by_group, row, col] = self.inner[operand];
-        let offset =
-            self.space.offset(operand, outer) + group as isize * by_group + i as isize * row;
-        Matrix { ptr: run.ptrs[operand], dtype: self.dtypes[operand], offset, row, col }
+    /// One tile of queries of one head.
+    unsafe fn tile(
+        &self,
+        run: &Run<'_>,
+        head: [usize; 2],
+        piece: Piece,
+        packed: &mut Packed<'_>,
+        work: *mut u32,
+    ) {
+        let (spec, parts) = (&self.spec, &self.parts);
+        // SAFETY: as `stretch`.
+        unsafe {
+            let stats = &mut *work.add(parts.stats).cast::<Stats>();
+            stats.clear();
+            let q = self.heads.at(run.ptrs, Q, head, piece.first).across();
+            let size = [piece.rows, spec.key_width];
+            let q = pack::left_rows(run.simd, self.word, q, size, work.add(parts.q));
+            let last = packed.keys.div_ceil(TILE);
+            let row = spec.pattern.row(spec.head(head[0], head[1]), piece.tile);
+            let tiles = || {
+                let entries = row.iter();
+                entries.flat_map(|e| e.tiles().map(|t| (t, e.mask))).take_while(|&(t, _)| t < last)
+            };
+            let count = tiles().count();
+            // Spans of even length: a short last one would cost almost as much as a long one.
+            let most = count.div_ceil(count.div_ceil(SPAN).max(1));
+            let mut span = Span { tiles: [(0, 0); SPAN], len: 0, fresh: true };
+            for tile in tiles() {
+                span.tiles[span.len] = tile;
+                span.len += 1;
+                if span.len == most {
+                    self.span(run, q, piece, &mut span, packed, work);
+                }
+            }
+            if span.len > 0 {
+                self.span(run, q, piece, &mut span, packed, work);
+            }
+            if span.fresh {
+                work.add(parts.o).write_bytes(0, TILE * padded(spec.value_width));
+            }
+            self.finish(run, head, [piece.first, piece.rows], stats, work);
+        }
     }
 
-    /// The pieces that the queries of a run fall into: at most one more than their tiles.
-    fn piece(&self, position: usize, number: usize) -> Option<Piece> {
-        let side = self.spec.pattern.tile_queries;
-        let tile = position / side + number;
-        let begin = (tile * side).max(position);
-        let end =
-            ((tile + 1) * side).min(position + self.spec.queries).min(self.spec.pattern.queries);
-        let decoding = position > 0 || self.spec.queries < self.spec.pattern.queries;
-        (begin < end).then(|| Piece {
-            first: begin - position,
-            rows: end - begin,
-            tile,
-            bit: begin % side,
-            visible: if decoding { end } else { usize::MAX },
-            causal_from: decoding.then_some(begin),
-        })
+    /// Takes in the keys of a span, and empties it.
+    unsafe fn span(
+        &self,
+        run: &Run<'_>,
+        q: Left,
+        piece: Piece,
+        span: &mut Span,
+        packed: &mut Packed<'_>,
+        work: *mut u32,
+    ) {
+        let (spec, parts, simd) = (&self.spec, &self.parts, run.simd);
+        let (rows, width) = (piece.rows, padded(spec.value_width));
+        // SAFETY: as `stretch`.
+        unsafe {
+            let scores = Out { data: work.add(parts.scores).cast(), row: SCORES_ROW };
+            let depth = self.word.words(simd, spec.key_width);
+            // Scores times log2(e), for powers of two.
+            let scaled = Store { alpha: spec.scale * std::f32::consts::LOG2_E, accumulate: false };
+            for at in 0..span.len {
+                packed.ensure(span.tiles[at].0);
+            }
+            for (at, tile, tiles) in span.runs() {
+                let (size, out) = ([rows, tiles * TILE, depth], scores.at(0, at * TILE));
+                multiply(simd, self.word, size, q, packed.keys_at(tile), out, scaled);
+            }
+            for (at, &(tile, mask)) in span.tiles[..span.len].iter().enumerate() {
+                let words = piece.words(spec.pattern.mask(mask), tile * TILE);
+                if let Some(words) = words {
+                    let data = scores.at(0, at * TILE).data;
+                    softmax::hide(simd, data, SCORES_ROW, &words[..rows]);
+                }
+            }
+            let stats = &mut *work.add(parts.stats).cast::<Stats>();
+            let tile = Scores { data: scores.data, row: SCORES_ROW, rows, blocks: span.len };
+            let p = match self.word {
+                Word::F32 => {
+                    softmax::in_place(simd, tile, stats);
+                    Left { data: scores.data.cast(), row: SCORES_ROW as isize, step: 1 }
+                }
+                Word::Bf16 => {
+                    let data = work.add(parts.bf16);
+                    softmax::to_bf16(simd, tile, data.cast(), 2 * BF16_ROW, stats);
+                    Left { data, row: BF16_ROW as isize, step: 1 }
+                }
+            };
+            let o = Out { data: work.add(parts.o).cast(), row: width };
+            if !span.fresh {
+                let o = std::slice::from_raw_parts_mut(o.data, rows * width);
+                softmax::rescale(simd, o, width, &stats.factor);
+            }
+            for (at, tile, tiles) in span.runs() {
+                let (values, words) = packed.values_at(tile, tiles);
+                let p = Left { data: p.data.add(at * TILE / self.word.elements()), ..p };
+                let store = if span.fresh { Store::REPLACE } else { Store::ADD };
+                multiply(simd, self.word, [rows, width, words], p, values, o, store);
+                span.fresh = false;
+            }
+            span.len = 0;
+        }
+    }
+
+    /// Writes output and lse of `rows` queries from `first` on.
+    unsafe fn finish(
+        &self,
+        run: &Run<'_>,
+        head: [usize; 2],
+        [first, rows]: [usize; 2],
+        stats: &Stats,
+        work: *mut u32,
+    ) {
+        let (width, row) = (self.spec.value_width, padded(self.spec.value_width));
+        let at = |operand| self.heads.at(run.ptrs, operand, head, first);
+        let (to, lse_to) = (at(O), at(LSE));
+        let mut lse = [0.0; TILE];
+        // SAFETY: the caller of `run` vouches for the operands; `o` has room for a tile.
+        unsafe {
+            let o = std::slice::from_raw_parts_mut(work.add(self.parts.o).cast(), rows * row);
+            softmax::finish(run.simd, o, row, stats, &mut lse);
+            for (i, o) in o.chunks_exact(row).enumerate() {
+                to.from(i).store(run.simd, &o[..width]);
+            }
+            lse_to.store_column(run.simd, &lse[..rows]);
+        }
+    }
+
+    /// All queries of one kv head, one by one.
+    unsafe fn one_by_one(&self, run: &Run<'_>, outer: usize, work: *mut u32) {
+        let (spec, parts) = (&self.spec, &self.parts);
+        let visible = self.visible(run.position);
+        for (group, query) in (0..spec.group).flat_map(|g| (0..spec.queries).map(move |i| (g, i))) {
+            let position = run.position + query;
+            let mut piece = self.piece(run.position, position / TILE - run.position / TILE);
+            piece.bit = position % TILE;
+            piece.causal_from = piece.causal_from.map(|_| position);
+            let at = |operand, i| self.heads.at(run.ptrs, operand, [outer, group], i);
+            // SAFETY: as `stretch`.
+            unsafe {
+                let floats = |at, len| std::slice::from_raw_parts_mut(work.add(at).cast(), len);
+                let q = floats(parts.q, spec.key_width);
+                at(Q, query).load(run.simd, q);
+                let scale = spec.scale * std::f32::consts::LOG2_E;
+                q.iter_mut().for_each(|x| *x *= scale);
+                let o = floats(parts.o, spec.value_width);
+                o.fill(0.0);
+                let stats = &mut *work.add(parts.stats).cast::<Stats>();
+                stats.clear();
+                let stage = floats(parts.scores, TILE * spec.key_width.max(spec.value_width));
+                let mut one = few::Query { simd: run.simd, q, o, stats: &mut *stats, stage };
+                for entry in spec.pattern.row(spec.head(outer, group), piece.tile) {
+                    for first in entry.tiles().map(|tile| tile * TILE) {
+                        if first >= visible {
+                            break;
+                        }
+                        let words = piece.words(spec.pattern.mask(entry.mask), first);
+                        let word = words.map_or(u32::MAX, |words| words[0]);
+                        one.tile(at(K, first), at(V, first), TILE.min(visible - first), word);
+                    }
+                }
+                self.finish(run, [outer, group], [query, 1], stats, work);
+            }
+        }
     }
 }
 
 struct Run<'a> {
     simd: Simd,
     ptrs: &'a [Ptr],
+    position: usize,
 }
 
 /// Consecutive queries within one tile of the pattern.
@@ -228,149 +345,54 @@ struct Piece {
     tile: usize,
     /// Place of the first query in its tile.
     bit: usize,
-    /// Keys from here on are not there yet.
-    visible: usize,
     /// Position of the first query, if later keys are to be hidden from each query.
     causal_from: Option<usize>,
 }
 
-/// A matrix within an operand.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix {
-    pub ptr: Ptr,
-    pub dtype: Dtype,
-    pub offset: isize,
-    pub row: isize,
-    pub col: isize,
-}
-
-impl Matrix {
-    /// Copies `[rows, cols]` to `to` as `[cols, width]`, zeros beyond `rows`.
-    pub unsafe fn transposed(
-        self,
-        simd: Simd,
-        to: *mut f32,
-        [rows, cols]: [usize; 2],
-        width: usize,
-    ) {
-        let from = (self.ptr, self.dtype);
-        for c in 0..cols {
-            let offset = self.offset + c as isize * self.col;
-            // SAFETY: the caller vouches for the matrix and for `cols * width` floats.
-            unsafe {
-                convert::load(simd, to.add(c * width), from, offset, self.row, rows);
-                std::slice::from_raw_parts_mut(to.add(c * width + rows), width - rows).fill(0.0);
+impl Piece {
+    /// What each query sees of the tile of keys from `first` on, one bit a key; none if all do all.
+    fn words(self, mask: Option<&Mask>, first: usize) -> Option<[u32; TILE]> {
+        let hides = self.causal_from.is_some_and(|query| first + TILE > query + 1);
+        if mask.is_none() && !hides {
+            return None;
+        }
+        let mut words = [u32::MAX; TILE];
+        if let Some(mask) = mask {
+            words[..TILE - self.bit].copy_from_slice(&mask.by_query[self.bit..]);
+        }
+        if let Some(query) = self.causal_from {
+            for (i, word) in words.iter_mut().enumerate() {
+                let seen = (query + i + 1).saturating_sub(first).min(TILE);
+                *word &= ((1u64 << seen) - 1) as u32;
             }
         }
-    }
-
-    /// The matrix as a left factor: in place if f32, else copied to `stage`.
-    pub unsafe fn as_left(self, simd: Simd, stage: *mut f32, [rows, cols]: [usize; 2]) -> Left {
-        if self.dtype == Dtype::F32 {
-            return Left { data: self.ptr.at(self.offset), row: self.row, col: self.col };
-        }
-        for r in 0..rows {
-            let (from, offset) = ((self.ptr, self.dtype), self.offset + r as isize * self.row);
-            // SAFETY: the caller vouches for the matrix and for `rows * cols` floats.
-            unsafe { convert::load(simd, stage.add(r * cols), from, offset, self.col, cols) }
-        }
-        Left { data: stage, row: cols as isize, col: 1 }
-    }
-
-    /// The matrix with rows of padded width: in place if it is so already, else copied to `stage`.
-    pub unsafe fn as_rows(self, simd: Simd, stage: *mut f32, [rows, cols]: [usize; 2]) -> Rows {
-        let width = padded(cols);
-        if self.dtype == Dtype::F32 && self.col == 1 && width == cols && self.row >= 0 {
-            return Rows { data: self.ptr.at(self.offset), row: self.row as usize };
-        }
-        for r in 0..rows {
-            let (from, offset) = ((self.ptr, self.dtype), self.offset + r as isize * self.row);
-            // SAFETY: the caller vouches for the matrix and for `rows * width` floats.
-            unsafe {
-                convert::load(simd, stage.add(r * width), from, offset, self.col, cols);
-                std::slice::from_raw_parts_mut(stage.add(r * width + cols), width - cols).fill(0.0);
-            }
-        }
-        Rows { data: stage, row: width }
-    }
-
-    /// Writes one row.
-    pub unsafe fn store(self, simd: Simd, row: &[f32], cols: usize) {
-        let to = (self.ptr, self.dtype);
-        // SAFETY: the caller vouches for the row of the operand.
-        unsafe { convert::store(simd, row.as_ptr(), to, self.offset, self.col, cols) }
+        Some(words)
     }
 }
 
-/// Sets scores of forbidden pairs to -infinity.
-fn mask(simd: Simd, scores: &mut [f32], n: usize, words: Option<&[u64]>, piece: Piece, j0: usize) {
-    let keys = scores.len() / n;
-    if let Some(words) = words {
-        mask_words(simd, scores, n, &words[..keys], piece.bit as u32);
-    }
-    if let Some(first) = piece.causal_from {
-        for (j, row) in scores.chunks_exact_mut(n).enumerate() {
-            let hidden = (j0 + j).saturating_sub(first).min(n);
-            row[..hidden].fill(f32::NEG_INFINITY);
-        }
-    }
+/// Tiles of keys, and their masks, that go through the softmax together.
+struct Span {
+    tiles: [(usize, u32); SPAN],
+    len: usize,
+    /// Nothing was added to the output yet.
+    fresh: bool,
 }
 
-multiversion! {
-    /// Row `j` keeps the queries whose bits, from `bit` on, are set in `words[j]`.
-    pub(crate) fn mask_words(scores: &mut [f32], n: usize, words: &[u64], bit: u32) {
-        for (row, &word) in scores.chunks_exact_mut(n).zip(words) {
-            let word = word >> bit;
-            for (half, part) in row.chunks_mut(32).enumerate() {
-                let word = (word >> (32 * half)) as u32;
-                for (i, x) in part.iter_mut().enumerate() {
-                    *x = if (word >> i) & 1 == 0 { f32::NEG_INFINITY } else { *x };
+impl Span {
+    /// Runs of consecutive tiles: the place in the span, the first tile, how many.
+    fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let (tiles, len) = (self.tiles, self.len);
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let at = next;
+            (at < len).then(|| {
+                next += 1;
+                while next < len && tiles[next].0 == tiles[next - 1].0 + 1 {
+                    next += 1;
                 }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Turns scores (keys down, `n` queries across) into exponentials against the running maximum;
-    /// `factor` is what sums and outputs so far must be multiplied with.
-    fn online_softmax(
-        scores: &mut [f32],
-        n: usize,
-        max: &mut [f32],
-        sum: &mut [f32],
-        factor: &mut [f32],
-    ) {
-        let (max, sum, factor) = (&mut max[..n], &mut sum[..n], &mut factor[..n]);
-        factor.copy_from_slice(max);
-        for row in scores.chunks_exact(n) {
-            for i in 0..n {
-                max[i] = math::max(max[i], row[i]);
-            }
-        }
-        for i in 0..n {
-            // A query that has seen nothing yet has no maximum to subtract.
-            let seen = max[i] != f32::NEG_INFINITY;
-            factor[i] = if seen { math::exp(factor[i] - max[i]) } else { 1.0 };
-            sum[i] *= factor[i];
-        }
-        for row in scores.chunks_exact_mut(n) {
-            for i in 0..n {
-                let base = if max[i] == f32::NEG_INFINITY { 0.0 } else { max[i] };
-                row[i] = math::exp(row[i] - base);
-                sum[i] += row[i];
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn rescale(o: &mut [f32], w: usize, factor: &[f32]) {
-        for (row, &factor) in o.chunks_exact_mut(w).zip(factor) {
-            if factor != 1.0 {
-                row.iter_mut().for_each(|x| *x *= factor);
-            }
-        }
+                (at, tiles[at].0, next - at)
+            })
+        })
     }
 }
 
@@ -380,25 +402,34 @@ impl Kernel for Attend {
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
-        scratch_for(&[per_worker_bytes(threads, self.worker_floats() * size_of::<f32>())])
+        scratch_for(&[per_worker_bytes(threads, self.parts.words * 4)])
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         assert_eq!(ptrs.len(), 5, "attend: q, k, v, o, lse");
-        let end = scalars.position + self.spec.queries;
-        assert!(end <= self.spec.pattern.queries, "attend: queries beyond the pattern");
-        let run = Run { simd: pool.simd(), ptrs };
-        let bytes = self.worker_floats() * size_of::<f32>();
-        let workers = Carve::new(scratch).per_worker(pool.threads(), bytes);
-        let pieces = self.spec.queries.div_ceil(self.spec.pattern.tile_queries) + 1;
-        let heads = self.spec.outer() * self.spec.group;
+        let (spec, position) = (&self.spec, scalars.position);
+        let end = position + spec.queries;
+        assert!(end <= spec.pattern.queries, "attend: queries beyond the pattern");
+        let run = Run { simd: pool.simd(), ptrs, position };
+        let workers = Carve::new(scratch).per_worker(pool.threads(), self.parts.words * 4);
+        let outer = spec.outer();
+        if spec.queries <= FEW {
+            pool.run(outer, &|task, worker| {
+                // SAFETY: the caller vouches for the operands; tasks own disjoint heads.
+                unsafe { self.one_by_one(&run, task, workers.of(worker).at(0)) }
+            });
+            return;
+        }
+        let pieces = (position % TILE + spec.queries).div_ceil(TILE);
+        let fair = if pool.threads() == 1 { pieces } else { outer * pieces / (8 * pool.threads()) };
+        let long = fair.max(LEAST_TILES).min(pieces);
+        let stretches = pieces.div_ceil(long);
         // Long rows last in a causal pattern: hand them out first.
-        pool.run(heads * pieces, &|task, worker| {
-            let (number, head) = (pieces - 1 - task / heads, task % heads);
-            let Some(piece) = self.piece(scalars.position, number) else { return };
-            let (outer, group) = (head / self.spec.group, head % self.spec.group);
+        pool.run(outer * stretches, &|task, worker| {
+            let (number, outer) = (stretches - 1 - task / outer, task % outer);
+            let pieces = number * long..((number + 1) * long).min(pieces);
             // SAFETY: the caller vouches for the operands; tasks own disjoint rows of o and lse.
-            unsafe { self.tile(&run, outer, group, piece, workers.of(worker).at(0)) }
+            unsafe { self.stretch(&run, outer, pieces, workers.of(worker).at(0)) }
         });
     }
 }

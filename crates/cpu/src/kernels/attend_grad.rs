@@ -1,21 +1,29 @@
 //! Attention backward: dq, dk, dv from q, k, v, o, lse, do and, where lse itself has readers, dlse.
 //!
 //! With P recomputed from lse, D = rowsum(do * o) - dlse and dS = P * (do v^T - D) * scale:
-//! dv = P^T do, dk = dS^T q, dq = dS k. A task owns one (batch, kv head) with all its query heads,
-//! so dk and dv have one owner and sums run in query order. Tiles are transposed as in the forward.
+//! dv = P^T do, dk = dS^T q, dq = dS k. Keys are cut into [stretches](plan), whose dk and dv have
+//! one owner; dq is the sum of what the stretches give, in their order. A task is one (batch, kv
+//! head) that takes its stretches one after another; where there are too few heads to go round, it
+//! is one stretch, and the parts of dq are added up at the end, with the same bits. Where q, k, v
+//! and do are bf16, products are of bf16 and P and dS are rounded to it; sums are f32.
 
-use crate::axes::Space;
+mod gradient;
+mod parts;
+mod plan;
+mod stretch;
+
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Operand, PerWorker, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
-use crate::kernels::attend::{Attention, Matrix, mask_words};
-use crate::kernels::convert;
-use crate::kernels::lanes::{Left, Rows, multiply, padded};
-use crate::kernels::pattern::{Entry, MAX_TILE};
+use crate::kernels::attend::{Attention, Heads, word};
+use crate::kernels::micro::Word;
+use crate::kernels::pattern::TILE;
 use crate::kernels::tile::check_output;
-use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Simd, multiversion};
+use parts::{DK, DO, DQ, DV, K, Parts, Q, V};
+use plan::Plan;
+use stretch::Context;
 
 /// The operands of the backward in the order of the addresses.
 #[derive(Clone, Copy, Debug)]
@@ -29,25 +37,19 @@ pub struct GradOperands<'a> {
 }
 
 /// A prepared backward. Addresses: q, k, v, o, lse, do, dq, dk, dv, then dlse if there is one.
+///
+/// Scratch of a worker: dq of a kv head (group x queries x key width f32), and what a stretch of
+/// 256 keys and 128 queries take, about 0.7 MiB at widths of 64. Where heads are too few to go
+/// round, the parts of dq in addition: one for every 32 queries of a head and every stretch that
+/// they see.
 #[derive(Clone, Debug)]
 pub struct AttendGrad {
     spec: Attention,
-    space: Space,
-    inner: Vec<[isize; 3]>,
-    dtypes: Vec<Dtype>,
-    keys: usize,
+    heads: Heads,
+    word: Word,
+    parts: Parts,
+    plan: Plan,
 }
-
-const Q: usize = 0;
-const K: usize = 1;
-const V: usize = 2;
-const O: usize = 3;
-const LSE: usize = 4;
-const DO: usize = 5;
-const DQ: usize = 6;
-const DK: usize = 7;
-const DV: usize = 8;
-const DLSE: usize = 9;
 
 impl AttendGrad {
     /// Checks shapes and storage.
@@ -57,7 +59,7 @@ impl AttendGrad {
     pub fn new(spec: &Attention, operands: GradOperands<'_>) -> Result<AttendGrad, KernelError> {
         let all: Vec<_> =
             operands.inputs.into_iter().chain(operands.outputs).chain(operands.dlse).collect();
-        let (space, inner) = spec.place(&all)?;
+        let heads = spec.place(&all)?;
         let keys = spec.pattern.keys;
         if spec.queries != spec.pattern.queries {
             let what =
@@ -72,257 +74,188 @@ impl AttendGrad {
         check_output("attend_grad", DQ, all[DQ], &spec.sizes(spec.queries, spec.key_width))?;
         check_output("attend_grad", DK, all[DK], &per_kv(spec.sizes(keys, spec.key_width)))?;
         check_output("attend_grad", DV, all[DV], &per_kv(spec.sizes(keys, spec.value_width)))?;
-        let dtypes = all.iter().map(|operand| operand.dtype).collect();
-        Ok(AttendGrad { spec: spec.clone(), space, inner, dtypes, keys })
+        let word = word([Q, K, V, DO].map(|operand| all[operand].dtype));
+        let (parts, plan) = (Parts::new(spec, word), Plan::new(&spec.pattern));
+        Ok(AttendGrad { spec: spec.clone(), heads, word, parts, plan })
     }
 
-    fn widths(&self) -> [usize; 2] {
-        [padded(self.spec.key_width), padded(self.spec.value_width)]
+    /// Whether heads are cut into stretches: if so many workers would idle at the end otherwise
+    /// that it pays to add up parts of dq. It changes no bits.
+    fn cut(&self, threads: usize) -> bool {
+        let heads = self.spec.outer();
+        let rounds = heads.div_ceil(threads) * threads;
+        self.plan.stretches > 1 && rounds * 6 > heads * 7
     }
 
-    /// Floats of a worker: dk and dv of a head, then what a tile needs.
-    fn worker_floats(&self) -> usize {
-        let [d, w] = self.widths();
-        self.keys.next_multiple_of(MAX_TILE) * (d + w)
-            + MAX_TILE * (5 * d + 4 * w + 2 * MAX_TILE + 2)
+    /// Floats of dq of one tile of queries.
+    fn tile_floats(&self) -> usize {
+        TILE * self.parts.widths[0]
     }
 
-    fn at(&self, run: &Run<'_>, operand: usize, group: usize, position: usize) -> Matrix {
-        let [by_group, row, col] = self.inner[operand];
-        let offset = self.space.offset(operand, run.outer)
-            + group as isize * by_group
-            + position as isize * row;
-        Matrix { ptr: run.ptrs[operand], dtype: self.dtypes[operand], offset, row, col }
+    /// Floats of the parts of dq of one query head.
+    fn slot_floats(&self) -> usize {
+        self.plan.most_slots() * self.tile_floats()
     }
 
-    /// All query heads of one kv head.
-    unsafe fn head(&self, run: &Run<'_>, work: *mut f32) {
-        let [d, w] = self.widths();
-        let part = Parts::new(work, self.keys.next_multiple_of(MAX_TILE), d, w);
-        // SAFETY: the parts are sized by `worker_floats`; the caller of `run` vouches for operands.
+    fn context<'a>(
+        &'a self,
+        simd: Simd,
+        ptrs: &'a [Ptr],
+        workers: PerWorker,
+        worker: usize,
+    ) -> Context<'a> {
+        let AttendGrad { spec, heads, word, parts, .. } = self;
+        Context { simd, word: *word, spec, heads, parts, ptrs, work: workers.of(worker).at(0) }
+    }
+
+    /// All stretches of one kv head.
+    unsafe fn head(&self, context: Context<'_>, outer: usize) {
+        let (spec, plan) = (&self.spec, &self.plan);
+        let query_tiles = spec.pattern.query_tiles();
+        let dq = |group: usize, tile: usize| {
+            let at = (group * query_tiles + tile) * self.tile_floats();
+            context.work.wrapping_add(self.parts.dq + at).cast::<f32>()
+        };
+        // SAFETY: the caller of `run` vouches for the operands and the scratch.
         unsafe {
-            std::slice::from_raw_parts_mut(part.dk, self.keys * d).fill(0.0);
-            std::slice::from_raw_parts_mut(part.dv, self.keys * w).fill(0.0);
-            for group in 0..self.spec.group {
-                for tile in 0..self.spec.pattern.query_tiles() {
-                    self.query_tile(run, group, tile, part);
+            for number in 0..plan.stretches {
+                let stretch = context.stretch(outer, plan.tiles(number, &spec.pattern));
+                for group in 0..spec.group {
+                    let head = spec.head(outer, group);
+                    stretch.queries(group, plan.queries(head, number), &|tile| {
+                        let row = spec.pattern.row(head, tile);
+                        (dq(group, tile), Plan::seen_before(row, number) > 0)
+                    });
+                }
+                stretch.store();
+            }
+            for group in 0..spec.group {
+                for tile in 0..query_tiles {
+                    let seen = !spec.pattern.row(spec.head(outer, group), tile).is_empty();
+                    let parts = seen.then(|| dq(group, tile));
+                    self.store(context, [outer, group], tile, parts);
                 }
             }
-            for j in 0..self.keys {
-                let row =
-                    |data: *mut f32, width| std::slice::from_raw_parts(data.add(j * width), width);
-                let (dk, dv) = (row(part.dk, d), row(part.dv, w));
-                self.at(run, DK, 0, j).store(run.simd, dk, self.spec.key_width);
-                self.at(run, DV, 0, j).store(run.simd, dv, self.spec.value_width);
-            }
         }
     }
 
-    unsafe fn query_tile(&self, run: &Run<'_>, group: usize, tile: usize, part: Parts) {
-        let (spec, simd) = (&self.spec, run.simd);
-        let [d, _] = self.widths();
-        let first = tile * spec.pattern.tile_queries;
-        let rows = spec.pattern.tile_queries.min(spec.queries - first);
-        let n = padded(rows);
-        let head = (run.outer % spec.kv) * spec.group + group;
-        // SAFETY: as `head`.
-        unsafe {
-            let q = self.at(run, Q, group, first);
-            let grad = self.at(run, DO, group, first);
-            q.transposed(simd, part.qt, [rows, spec.key_width], n);
-            grad.transposed(simd, part.gt, [rows, spec.value_width], n);
-            let q_rows = q.as_rows(simd, part.q, [rows, spec.key_width]);
-            let g_rows = grad.as_rows(simd, part.g, [rows, spec.value_width]);
-            self.statistics(run, group, first, rows, part);
-            std::slice::from_raw_parts_mut(part.dq, rows * d).fill(0.0);
-            for &entry in spec.pattern.row(head, tile) {
-                let queries = Queries { group, rows, n, q_rows, g_rows };
-                self.key_tile(run, entry, queries, part);
-            }
-            for i in 0..rows {
-                let row = std::slice::from_raw_parts(part.dq.add(i * d), d);
-                self.at(run, DQ, group, first + i).store(simd, row, spec.key_width);
-            }
-        }
-    }
-
-    /// lse and D of the queries of a tile, padded with values that give P = 0.
-    unsafe fn statistics(
+    /// One stretch of one kv head; the parts of dq go to `slots` of each query head.
+    unsafe fn piece(
         &self,
-        run: &Run<'_>,
-        group: usize,
-        first: usize,
-        rows: usize,
-        part: Parts,
+        context: Context<'_>,
+        [outer, number]: [usize; 2],
+        slots: &(dyn Fn(usize) -> *mut f32 + Sync),
     ) {
-        let simd = run.simd;
-        let width = self.spec.value_width;
-        // SAFETY: as `head`; `gt` holds do^T with padded(rows) columns.
-        unsafe {
-            let lse = self.at(run, LSE, group, first);
-            convert::load(simd, part.lse, (lse.ptr, lse.dtype), lse.offset, lse.row, rows);
-            let n = padded(rows);
-            let sums = std::slice::from_raw_parts_mut(part.sums, n);
-            sums.fill(0.0);
-            if self.dtypes.len() > DLSE {
-                let dlse = self.at(run, DLSE, group, first);
-                convert::load(simd, part.sums, (dlse.ptr, dlse.dtype), dlse.offset, dlse.row, rows);
-                sums.iter_mut().for_each(|x| *x = -*x);
-            }
-            std::slice::from_raw_parts_mut(part.lse.add(rows), n - rows).fill(f32::NEG_INFINITY);
-            // o^T goes where scores will go later, one column of o at a time.
-            let o = self.at(run, O, group, first);
-            for c in 0..width {
-                let offset = o.offset + c as isize * o.col;
-                convert::load(simd, part.p, (o.ptr, o.dtype), offset, o.row, rows);
-                let grad = std::slice::from_raw_parts(part.gt.add(c * n), rows);
-                let column = std::slice::from_raw_parts(part.p, rows);
-                add_products(simd, &mut sums[..rows], grad, column);
-            }
-        }
-    }
-
-    unsafe fn key_tile(&self, run: &Run<'_>, entry: Entry, queries: Queries, part: Parts) {
-        let (spec, simd) = (&self.spec, run.simd);
-        let Queries { group, rows, n, q_rows, g_rows } = queries;
-        let [d, w] = self.widths();
-        let j0 = entry.keys as usize * spec.pattern.tile_keys;
-        let keys = spec.pattern.tile_keys.min(self.keys - j0);
+        let (spec, plan) = (&self.spec, &self.plan);
         // SAFETY: as `head`.
         unsafe {
-            let key = self.at(run, K, group, j0);
-            let value = self.at(run, V, group, j0);
-            let p = Rows { data: part.p, row: n };
-            let ds = Rows { data: part.ds, row: n };
-            let left = key.as_left(simd, part.k, [keys, spec.key_width]);
-            let qt = Rows { data: part.qt, row: n };
-            multiply(simd, [keys, n, spec.key_width], left, qt, p, false);
-            let left = value.as_left(simd, part.v, [keys, spec.value_width]);
-            let gt = Rows { data: part.gt, row: n };
-            multiply(simd, [keys, n, spec.value_width], left, gt, ds, false);
-            let p_tile = std::slice::from_raw_parts_mut(part.p, keys * n);
-            let ds_tile = std::slice::from_raw_parts_mut(part.ds, keys * n);
-            let lse = std::slice::from_raw_parts(part.lse, n);
-            let sums = std::slice::from_raw_parts(part.sums, n);
-            p_tile.iter_mut().for_each(|x| *x *= spec.scale);
-            if let Some(words) = spec.pattern.mask(entry.mask) {
-                mask_words(simd, p_tile, n, &words[..keys], 0);
+            let stretch = context.stretch(outer, plan.tiles(number, &spec.pattern));
+            for group in 0..spec.group {
+                let head = spec.head(outer, group);
+                stretch.queries(group, plan.queries(head, number), &|tile| {
+                    let before = Plan::seen_before(spec.pattern.row(head, tile), number);
+                    let at = plan.slots(head, tile).start + before;
+                    (slots(group).wrapping_add(at * self.tile_floats()), false)
+                });
             }
-            softmax_grad(simd, p_tile, ds_tile, lse, sums, spec.scale);
-            let across = |data: *mut f32| Left { data, row: n as isize, col: 1 };
-            let dv = Rows { data: part.dv.add(j0 * w), row: w };
-            multiply(simd, [keys, w, rows], across(part.p), g_rows, dv, true);
-            let dk = Rows { data: part.dk.add(j0 * d), row: d };
-            multiply(simd, [keys, d, rows], across(part.ds), q_rows, dk, true);
-            let k_rows = key.as_rows(simd, part.k, [keys, spec.key_width]);
-            let down = Left { data: part.ds, row: 1, col: n as isize };
-            multiply(simd, [rows, d, keys], down, k_rows, Rows { data: part.dq, row: d }, true);
+            stretch.store();
         }
     }
-}
 
-struct Run<'a> {
-    simd: Simd,
-    ptrs: &'a [Ptr],
-    outer: usize,
-}
+    /// Adds up the parts of dq of one tile of queries, the first of them in place.
+    unsafe fn gather(&self, context: Context<'_>, head: [usize; 2], tile: usize, slots: *mut f32) {
+        let range = self.plan.slots(self.spec.head(head[0], head[1]), tile);
+        let (floats, count) = (self.tile_floats(), range.len());
+        let sum = slots.wrapping_add(range.start * floats);
+        // SAFETY: as `head`; slots lie one after another.
+        unsafe {
+            for part in 1..count {
+                let part = std::slice::from_raw_parts(sum.add(part * floats), floats);
+                add(context.simd, std::slice::from_raw_parts_mut(sum, floats), part);
+            }
+            self.store(context, head, tile, (count > 0).then_some(sum));
+        }
+    }
 
-/// A tile of queries: how many, padded to `n`, and q and do as rows.
-#[derive(Clone, Copy)]
-struct Queries {
-    group: usize,
-    rows: usize,
-    n: usize,
-    q_rows: Rows,
-    g_rows: Rows,
-}
-
-/// A worker's scratch.
-#[derive(Clone, Copy)]
-struct Parts {
-    dk: *mut f32,
-    dv: *mut f32,
-    qt: *mut f32,
-    q: *mut f32,
-    k: *mut f32,
-    dq: *mut f32,
-    gt: *mut f32,
-    g: *mut f32,
-    v: *mut f32,
-    p: *mut f32,
-    ds: *mut f32,
-    lse: *mut f32,
-    sums: *mut f32,
-}
-
-impl Parts {
-    fn new(work: *mut f32, keys: usize, d: usize, w: usize) -> Parts {
-        let mut next = work;
-        let mut take = |floats: usize| {
-            let part = next;
-            next = next.wrapping_add(floats);
-            part
-        };
-        Parts {
-            dk: take(keys * d),
-            dv: take(keys * w),
-            qt: take(MAX_TILE * d),
-            q: take(MAX_TILE * d),
-            k: take(MAX_TILE * d),
-            dq: take(MAX_TILE * d),
-            gt: take(MAX_TILE * w),
-            g: take(MAX_TILE * w),
-            v: take(MAX_TILE * w),
-            p: take(MAX_TILE * MAX_TILE),
-            ds: take(MAX_TILE * MAX_TILE),
-            lse: take(MAX_TILE),
-            sums: take(MAX_TILE),
+    /// Writes dq of a tile of queries; zeros, if they see no key.
+    unsafe fn store(
+        &self,
+        context: Context<'_>,
+        head: [usize; 2],
+        tile: usize,
+        from: Option<*mut f32>,
+    ) {
+        let (first, width) = (tile * TILE, self.spec.key_width);
+        let to = self.heads.at(context.ptrs, DQ, head, first);
+        let zeros = context.work.wrapping_add(self.parts.scores).cast::<f32>();
+        // SAFETY: as `head`; the scores have room for a row, and are not in use.
+        unsafe {
+            if from.is_none() {
+                zeros.write_bytes(0, width);
+            }
+            for row in 0..TILE.min(self.spec.queries - first) {
+                let from = from.map_or(zeros, |from| from.add(row * self.parts.widths[0]));
+                to.from(row).store(context.simd, std::slice::from_raw_parts(from, width));
+            }
         }
     }
 }
 
 multiversion! {
-    fn add_products(sums: &mut [f32], a: &[f32], b: &[f32]) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(b, *sum);
-        }
-    }
-}
-
-multiversion! {
-    /// Scores to P in `p`, do v^T to dS in `ds`; keys down, queries across.
-    fn softmax_grad(p: &mut [f32], ds: &mut [f32], lse: &[f32], sums: &[f32], scale: f32) {
-        let n = lse.len();
-        let sums = &sums[..n];
-        for (p, ds) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)) {
-            for i in 0..n {
-                // A query that sees no key has lse = -infinity; all its scores are masked.
-                let open = lse[i] != f32::NEG_INFINITY;
-                let value = if open { math::exp(p[i] - lse[i]) } else { 0.0 };
-                p[i] = value;
-                ds[i] = value * (ds[i] - sums[i]) * scale;
-            }
+    fn add(sum: &mut [f32], part: &[f32]) {
+        for (sum, &part) in sum.iter_mut().zip(part) {
+            *sum += part;
         }
     }
 }
 
 impl Kernel for AttendGrad {
     fn operands(&self) -> usize {
-        self.dtypes.len()
+        self.heads.dtypes.len()
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
-        scratch_for(&[per_worker_bytes(threads, self.worker_floats() * size_of::<f32>())])
+        let slots = if self.cut(threads) {
+            self.spec.outer() * self.spec.group * self.slot_floats() * size_of::<f32>()
+        } else {
+            0
+        };
+        scratch_for(&[per_worker_bytes(threads, self.parts.words * 4), slots])
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
-        assert_eq!(ptrs.len(), self.dtypes.len(), "attend_grad: one address per operand");
-        let bytes = self.worker_floats() * size_of::<f32>();
-        let workers = Carve::new(scratch).per_worker(pool.threads(), bytes);
-        pool.run(self.spec.outer(), &|outer, worker| {
-            let run = Run { simd: pool.simd(), ptrs, outer };
-            // SAFETY: the caller vouches for the operands; tasks own disjoint heads.
-            unsafe { self.head(&run, workers.of(worker).at(0)) }
+        assert_eq!(ptrs.len(), self.operands(), "attend_grad: one address per operand");
+        let (spec, simd, stretches) = (&self.spec, pool.simd(), self.plan.stretches);
+        let mut scratch = Carve::new(scratch);
+        let workers = scratch.per_worker(pool.threads(), self.parts.words * 4);
+        let outer = spec.outer();
+        if !self.cut(pool.threads()) {
+            pool.run(outer, &|outer, worker| {
+                // SAFETY: the caller vouches for the operands; tasks own disjoint heads.
+                unsafe { self.head(self.context(simd, ptrs, workers, worker), outer) }
+            });
+            return;
+        }
+        let bytes = outer * spec.group * self.slot_floats() * size_of::<f32>();
+        let slots = scratch.take(bytes);
+        let slots = |outer: usize, group: usize| {
+            let at = (outer * spec.group + group) * self.slot_floats();
+            slots.at::<f32>(at as isize)
+        };
+        pool.run(outer * stretches, &|task, worker| {
+            // Early keys of a causal pattern are seen by most queries: they come first.
+            let (number, outer) = (task / outer, task % outer);
+            let context = self.context(simd, ptrs, workers, worker);
+            // SAFETY: as above; tasks own disjoint keys and slots.
+            unsafe { self.piece(context, [outer, number], &|group| slots(outer, group)) }
+        });
+        let query_tiles = spec.pattern.query_tiles();
+        pool.run(outer * spec.group * query_tiles, &|task, worker| {
+            let (head, tile) = (task / query_tiles, task % query_tiles);
+            let (outer, group) = (head / spec.group, head % spec.group);
+            let context = self.context(simd, ptrs, workers, worker);
+            // SAFETY: as above; tasks own disjoint queries.
+            unsafe { self.gather(context, [outer, group], tile, slots(outer, group)) }
         });
     }
 }

@@ -6,7 +6,6 @@ pub(crate) mod convert;
 pub mod copy;
 pub mod gather;
 pub mod gemm;
-pub(crate) mod lanes;
 pub mod linear_ce;
 pub mod map;
 pub(crate) mod micro;

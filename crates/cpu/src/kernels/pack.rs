@@ -6,7 +6,7 @@
 //! elements of consecutive depth, so rows of a row-major right factor are interleaved by pairs, and
 //! columns of a column-major one are transposed as words.
 
-mod transpose;
+pub(crate) mod transpose;
 
 use crate::kernel::{Dtype, Ptr};
 use crate::kernels::convert;
@@ -147,38 +147,56 @@ pub(crate) unsafe fn left(
     [rows, depth]: [usize; 2],
     to: *mut u32,
 ) -> Slivers {
-    let words = word.words(simd, depth);
-    if from.depth != 1 && !word.tiles(simd) {
-        let lines_to = Lines { data: to, group: words * LINE, width: LINE, sides: ROWS };
+    if from.depth == 1 || word.tiles(simd) {
         // SAFETY: forwarded.
-        unsafe { lines(simd, word, from, [rows, depth], words, lines_to) };
-        let first = Left { data: to, row: 1, step: LINE as isize };
-        return Slivers { first, rows: ROWS, words: lines_to.group as isize };
+        let first = unsafe { left_rows(simd, word, from, [rows, depth], to) };
+        return Slivers { first, rows, words: 0 };
     }
+    let words = word.words(simd, depth);
+    let lines_to = Lines { data: to, group: words * LINE, width: LINE, sides: ROWS };
+    // SAFETY: forwarded.
+    unsafe { lines(simd, word, from, [rows, depth], words, lines_to) };
+    let first = Left { data: to, row: 1, step: LINE as isize };
+    Slivers { first, rows: ROWS, words: lines_to.group as isize }
+}
+
+/// The same in one piece, row after row.
+///
+/// # Safety
+/// As [`left`].
+pub(crate) unsafe fn left_rows(
+    simd: Simd,
+    word: Word,
+    from: Factor,
+    [rows, depth]: [usize; 2],
+    to: *mut u32,
+) -> Left {
+    let words = word.words(simd, depth);
     let whole = words * word.elements() == depth;
     let by_words = from.side % word.elements() as isize == 0;
     let apart = 4 * from.side / word.elements() as isize % 4096 != 0 || rows <= 4;
     let readable = !word.tiles(simd) || rows.is_multiple_of(LINE);
+    let data = match word {
+        Word::F32 => from.ptr.at::<u32>(from.offset),
+        Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
+    };
+    // A row of bf16 may begin at the second half of a word.
+    let readable = readable && data.is_aligned();
     if from.depth == 1 && from.holds(word) && whole && by_words && apart && readable {
-        let data = match word {
-            Word::F32 => from.ptr.at::<u32>(from.offset),
-            Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
-        };
-        let first = Left { data, row: from.side / word.elements() as isize, step: 1 };
-        return Slivers { first, rows, words: 0 };
+        return Left { data, row: from.side / word.elements() as isize, step: 1 };
     }
     let row = words + GAP;
     // SAFETY: forwarded.
     unsafe {
-        if from.depth == 1 {
+        if word.tiles(simd) && from.depth != 1 {
+            rows_of_tiles(simd, from, [rows, depth], to, row);
+        } else {
             for side in 0..rows {
                 line(simd, word, from.from(side, 0), depth, words, to.add(side * row));
             }
-        } else {
-            rows_of_tiles(simd, from, [rows, depth], to, row);
         }
     }
-    Slivers { first: Left { data: to, row: row as isize, step: 1 }, rows, words: 0 }
+    Left { data: to, row: row as isize, step: 1 }
 }
 
 /// Rows of bf16 words from a factor whose rows are not contiguous, for matrix tiles: lines of 16

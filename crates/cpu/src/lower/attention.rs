@@ -31,8 +31,13 @@ impl BlockLists {
         if let Some(list) = lists.get(&key) {
             return Ok(list.clone());
         }
-        let allowed = |head: usize, i: usize, j: usize| pattern.allows(head, i, j);
-        let list = Arc::new(BlockList::new(heads, queries, keys, &allowed)?);
+        let list = BlockList::with_coverage(
+            heads,
+            [queries, keys],
+            &|head, i, j| pattern.allows(head, i, j),
+            &|head, q, k| pattern.coverage(head, q, k),
+        )?;
+        let list = Arc::new(list);
         lists.insert(key, list.clone());
         Ok(list)
     }

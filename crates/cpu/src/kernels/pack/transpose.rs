@@ -8,7 +8,7 @@ use crate::simd::{Level, Simd};
 /// # Safety
 /// The rows are valid for reads (not aligned, perhaps), the 16 stretches of 16 words of `to` for
 /// writes.
-pub(super) unsafe fn transpose(
+pub(crate) unsafe fn transpose(
     simd: Simd,
     from: *const u8,
     from_row: isize,
