@@ -1,5 +1,5 @@
-//! Files by glob patterns. Folders that are excluded as a whole are not looked into: beside a corpus
-//! of sources there is often a folder of build products with a hundred times as many files.
+//! Files by glob patterns. Folders that are excluded as a whole are not looked into: beside a
+//! corpus of sources there is often a folder of build products with a hundred times as many files.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -5,8 +5,8 @@
 //! block of C: for each slice of the depth it packs its part of B into panels, then takes A a few
 //! rows at a time, so that the panels stay in the second-level cache and the rows in the first.
 //! Every element of C is one sum in the order of the depth, however the blocks are cut, so blocks
-//! may follow the number of threads and the bits do not. Finished rows can go through a tile program
-//! (bias, activation, residual) while they are in cache.
+//! may follow the number of threads and the bits do not. Finished rows can go through a tile
+//! program (bias, activation, residual) while they are in cache.
 
 mod walk;
 
@@ -338,7 +338,7 @@ impl Gemm {
     }
 }
 
-/// Whether C is contiguous along the rows, or has columns that hardly fill a panel: then the product
+/// Whether C is contiguous along the rows, or its columns hardly fill a panel: then the product
 /// is made of the mirror images.
 fn mirrored(walk: &Walk) -> bool {
     let ([m, n, _], [by_row, by_col, _]) = (walk.size, walk.stride);

@@ -3,8 +3,8 @@
 //!
 //! Rows go in chunks whose logits fit in scratch. A chunk is three contractions with a softmax
 //! between the first and the others: logits; then per row the log-sum-exp, and the logits become
-//! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk. What
-//! a row gets depends on nothing but that row, since the elements of a contraction do.
+//! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk.
+//! What a row gets depends on nothing but that row, since the elements of a contraction do.
 
 use crate::axes::Space;
 use crate::kernel::{Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, scratch_for};

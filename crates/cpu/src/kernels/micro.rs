@@ -1,10 +1,10 @@
-//! Micro-kernels: a few rows times panels of 32 columns, the sums in registers over the whole depth.
+//! Micro-kernels: a few rows times panels of 32 columns, sums in registers over the whole depth.
 //!
 //! Operands are 32-bit words along the depth: one f32, or two bf16 of consecutive depth, which is
 //! what the bf16 instructions multiply. The right factor lies in panels (see
-//! [`pack`](crate::kernels::pack)); the left one has any strides. Every element of the result is one
-//! sum in the order of the depth, whatever the number of rows and columns around it: results do not
-//! depend on how a product is cut into blocks.
+//! [`pack`](crate::kernels::pack)); the left one has any strides. Every element of the result is
+//! one sum in the order of the depth, whatever the number of rows and columns around it: results
+//! do not depend on how a product is cut into blocks.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

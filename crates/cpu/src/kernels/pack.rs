@@ -384,8 +384,8 @@ impl Fill for Pairs {
     }
 }
 
-/// Lines of `W` words. Rows are read from end to end, whatever the number of groups that they go to:
-/// memory is read forward. A missing last row of a pair is zeros.
+/// Lines of `W` words. Rows are read from end to end, whatever the number of groups that they go
+/// to: memory is read forward. A missing last row of a pair is zeros.
 #[inline(always)]
 unsafe fn side_by_side<F: Fill, const W: usize>(
     from: *const F::Element,

@@ -372,7 +372,7 @@ impl Work<'_> {
     }
 
     /// Asks for what probably follows: the next tile of an operand that is read from end to end.
-    /// Many operands side by side, a page of each a tile, leave a processor's own prefetching behind.
+    /// With many operands side by side, a page of each a tile, processors do not foresee it.
     fn prefetch(&self, operand: usize) {
         let Piece { rows, cols, .. } = self.piece;
         let (offset, row, col) = self.place(operand);

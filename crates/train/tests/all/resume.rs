@@ -266,7 +266,7 @@ fn a_run_stopped_before_its_first_step_continues() {
     assert_eq!(numbers(&outcome.folder).iter().filter(evaluated).count(), 1);
 }
 
-/// Nothing keeps the first step waiting: before it one batch is scored, after it all that was asked.
+/// Nothing keeps the first step waiting: before it one batch is scored, later all that was asked.
 #[test]
 fn before_the_first_step_one_batch_is_scored() {
     let scored = |changes: &[&str]| {

@@ -1,6 +1,6 @@
 //! Products on AMX matrix tiles: 32 rows times a panel of 32 columns, four tiles of sums.
 //!
-//! A tile of the left factor is 16 rows of 16 words; a tile of the right factor is 16 lines of half a
+//! A tile of the left factor is 16 rows of 16 words; one of the right factor is 16 lines of half a
 //! panel. The tiles are configured for a product and released after it, so that no other code ever
 //! runs with live tiles, which are expensive to save.
 
