@@ -51,6 +51,8 @@ pub(crate) struct Compiler<'a> {
     pub inputs: Vec<ValueId>,
     /// What `Store` writes, in order.
     pub outputs: Vec<ValueId>,
+    /// Roundings that a store does by itself.
+    bypassed: Vec<Value>,
     /// Where this rank is in the mesh.
     place: Place,
     /// Where a draw's piece begins in the whole tensor; `None` before the first draw.
@@ -70,6 +72,7 @@ impl<'a> Compiler<'a> {
             next: 0,
             inputs: vec![],
             outputs: vec![],
+            bypassed: vec![],
             place,
             origin: None,
         }
@@ -113,6 +116,14 @@ impl<'a> Compiler<'a> {
             return value;
         }
         self.unary(Unary::RoundBf16, value)
+    }
+
+    /// What a value was rounded from.
+    fn before_rounding(&self, value: Value) -> Option<Value> {
+        self.program.instrs.iter().find_map(|instr| match *instr {
+            Instr::Unary { op: Unary::RoundBf16, dst, a } if dst == value => Some(a),
+            _ => None,
+        })
     }
 
     fn unary(&mut self, op: Unary, a: Value) -> Value {
@@ -191,7 +202,14 @@ impl<'a> Compiler<'a> {
 
     /// Stores a value: the program's next output.
     pub fn store(&mut self, v: ValueId) {
-        let src = self.value(v);
+        let mut src = self.value(v);
+        if self.graph.ty(v).dtype == DType::Bf16 {
+            // Storing rounds, so what is only stored need not be rounded before.
+            if let Some(exact) = self.before_rounding(src) {
+                self.bypassed.push(src);
+                src = exact;
+            }
+        }
         let output = self.outputs.len();
         self.outputs.push(v);
         self.program.outputs.push(operand(self.graph, self.strides, v, &self.space));
@@ -199,7 +217,10 @@ impl<'a> Compiler<'a> {
     }
 
     /// The program, what it reads and writes, and where its draws begin.
-    pub fn finish(self) -> (Program, Vec<ValueId>, Vec<ValueId>, Draws) {
+    pub fn finish(mut self) -> (Program, Vec<ValueId>, Vec<ValueId>, Draws) {
+        let used: Vec<Value> = self.program.instrs.iter().flat_map(Instr::sources).collect();
+        let idle = |v: &Value| self.bypassed.contains(v) && !used.contains(v);
+        self.program.instrs.retain(|instr| !instr.target().as_ref().is_some_and(idle));
         let draws = self.origin.map_or(Draws::default(), |o| o.at(self.place));
         (self.program, self.inputs, self.outputs, draws)
     }

@@ -78,6 +78,8 @@ const TASKS_PER_THREAD: usize = 4;
 const SLICE_WORDS: usize = 512;
 /// Columns of a block: with a slice of the depth, half of a second-level cache.
 const BLOCK_COLS: usize = 256;
+/// Columns of a block that are worth their share of A from the second-level cache.
+const NARROW: usize = 128;
 /// Rows of a block that is kept in scratch over several slices.
 const BLOCK_ROWS: usize = 256;
 /// Rows that blocks are cut by: whole slivers of every micro-kernel.
@@ -194,7 +196,10 @@ impl Gemm {
         let macs = outer * m * n * k * self.walk.depth.elements();
         let wanted = (macs / TASK_MACS).min(TASKS_PER_THREAD * threads);
         while outer * m.div_ceil(rows) * n.div_ceil(cols) < wanted {
-            if cols > COLS && (cols >= rows || rows == ROW_STEP) {
+            // Every block of rows packs B again, and every block of columns A, unless its rows are
+            // read where they lie.
+            let narrow = if self.walk.stride[2][A] == 1 { cols >= NARROW } else { cols >= rows };
+            if cols > COLS && (narrow || rows == ROW_STEP) {
                 cols = (cols / 2).next_multiple_of(COLS);
             } else if rows > ROW_STEP {
                 rows = (rows / 2).next_multiple_of(ROW_STEP);

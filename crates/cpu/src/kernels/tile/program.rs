@@ -36,7 +36,7 @@ pub enum Instr {
 
 impl Instr {
     /// The values that it reads.
-    pub(super) fn sources(&self) -> impl Iterator<Item = Value> + use<> {
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Value> + use<> {
         let sources = match *self {
             Instr::Unary { a, .. } => [Some(a), None, None],
             Instr::Binary { a, b, .. } => [Some(a), Some(b), None],
@@ -49,7 +49,7 @@ impl Instr {
     }
 
     /// The value that it defines.
-    pub(super) fn target(&self) -> Option<Value> {
+    pub(crate) fn target(&self) -> Option<Value> {
         match *self {
             Instr::Load { dst, .. }
             | Instr::Product { dst }
