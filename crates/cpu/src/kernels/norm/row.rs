@@ -16,7 +16,14 @@ fn statistics(x: &[f32], center: bool, eps: f32) -> (f32, f32) {
 
 multiversion! {
     /// `y = (x - mean) / deviation * gain + bias`.
-    pub(super) fn normalise(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], center: bool, eps: f32) {
+    pub(super) fn normalise(
+        y: &mut [f32],
+        x: &[f32],
+        gain: &[f32],
+        bias: &[f32],
+        center: bool,
+        eps: f32,
+    ) {
         let (mean, inverse) = statistics(x, center, eps);
         for (((y, &x), &gain), &bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
             *y = ((x - mean) * inverse).mul_add(gain, bias);
