@@ -3,6 +3,8 @@
 mod attention;
 mod contraction;
 mod elementwise;
+mod epilogue;
+mod norm;
 mod whole;
 
 pub(crate) use attention::BlockLists;
@@ -57,8 +59,8 @@ pub(crate) fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, Kerne
         Op::Einsum(_) => Ok(vec![elementwise::permutation(s, node)?]),
         Op::Map(_) | Op::Reduce(_) => Ok(vec![elementwise::region(s, nodes)?]),
         Op::View(op) => elementwise::view(s, op, node),
-        Op::Norm(op) => Ok(vec![whole::norm(s, op, node)?]),
-        Op::NormGrad(op) => Ok(vec![whole::norm_grad(s, op, node)?]),
+        Op::Norm(op) => Ok(vec![norm::norm(s, op, node, nodes)?]),
+        Op::NormGrad(op) => Ok(vec![norm::norm_grad(s, op, node, nodes)?]),
         Op::Attend(op) => Ok(vec![attention::attend(s, op, node)?]),
         Op::AttendGrad(op) => Ok(vec![attention::attend_grad(s, op, node)?]),
         Op::Gather(op) => Ok(vec![whole::gather(s, op, node)?]),
@@ -83,6 +85,8 @@ pub(crate) fn name(g: &Graph, nodes: &[NodeId]) -> &'static str {
     match (&g.node(nodes[0]).op, nodes.len(), last) {
         (Op::Einsum(_), 1, _) => "einsum",
         (Op::Einsum(_), ..) => "einsum+map",
+        (Op::Norm(_), 2.., _) => "norm+map",
+        (Op::NormGrad(_), 2.., _) => "norm_grad+map",
         (Op::Map(_), _, Some(Op::Reduce(_))) => "map+reduce",
         (op, ..) => op.name(),
     }

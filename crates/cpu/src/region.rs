@@ -1,6 +1,6 @@
 //! Regions: which nodes go into one kernel. Chains of maps over the same axes run tile by tile; a
-//! contraction takes the chain that follows it as its epilogue, a reduction the chain before it as
-//! its prologue.
+//! contraction, a norm and the gradient of one take the chain that follows them as epilogue, a
+//! reduction the chain before it as its prologue.
 
 use crate::compile::{Origin, global_strides};
 use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
@@ -16,7 +16,7 @@ const MOST_FAILURES: usize = 32;
 pub(crate) fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
     let g = sight.graph;
     let mut list = vec![];
-    if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_)) {
+    if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_)) {
         let grown = grow(sight, node);
         if matches!(g.node(node).op, Op::Map(_)) {
             list.extend(with_reduction(sight, &grown));
@@ -79,9 +79,7 @@ fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>
             }
             if fits(sight, region, producer) {
                 wanted.push(producer);
-            } else if is_contraction(sight.graph, region[0])
-                && is_contraction(sight.graph, producer)
-            {
+            } else if has_epilogue(sight.graph, region[0]) && has_epilogue(sight.graph, producer) {
                 // A sum of products is the epilogue of the last one: the first would wait for it,
                 // and all that both read with it.
                 return None;
@@ -92,9 +90,14 @@ fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>
     (sight.uses.is_schedulable(sight.graph, &joined)).then_some(joined)
 }
 
-fn is_contraction(g: &Graph, n: NodeId) -> bool {
+/// Whether maps can follow a node in its kernel; maps themselves wait for nothing.
+fn has_epilogue(g: &Graph, n: NodeId) -> bool {
     let node = g.node(n);
-    matches!(node.op, Op::Einsum(_)) && node.ins.len() == 2
+    match node.op {
+        Op::Einsum(_) => node.ins.len() == 2,
+        Op::Norm(_) | Op::NormGrad(_) => true,
+        _ => false,
+    }
 }
 
 /// A free map over the region's axes whose random draws advance as the region's do.
@@ -103,7 +106,10 @@ fn fits(sight: &Sight<'_>, region: &[NodeId], n: NodeId) -> bool {
     let Op::Map(map) = &g.node(n).op else { return false };
     let space = &g.ty(g.node(region[0]).outs[0]).axes;
     let same = map.out.axes.len() == space.len() && map.out.axes.iter().all(|a| space.contains(a));
-    same && (sight.free)(n) && draws_agree(g, region, n)
+    // A norm's gradients of gain and bias are sums: whole only when the kernel ends.
+    let sums = &g.node(region[0]).outs[1..];
+    let reads_sums = g.node(n).ins.iter().any(|v| sums.contains(v));
+    same && !reads_sums && (sight.free)(n) && draws_agree(g, region, n)
 }
 
 fn draws_agree(g: &Graph, region: &[NodeId], n: NodeId) -> bool {
@@ -152,7 +158,10 @@ pub(crate) fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, Val
         })
     };
     let mut pairs = vec![];
-    let exports = sight.uses.exports(g, nodes);
+    // Sums beside the finished values are no map's to place.
+    let sums = &g.node(nodes[0]).outs[1..];
+    let mut exports = sight.uses.exports(g, nodes);
+    exports.retain(|v| !sums.contains(v));
     for read in sight.uses.imports(g, nodes) {
         if whole(read) {
             continue;

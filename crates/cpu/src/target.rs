@@ -7,8 +7,8 @@ use aerogel_graph::ops::ScatterMode;
 use aerogel_graph::{Build, NodeId, Op, Place};
 use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
 
-/// Offers kernels for all ops; regions are chains of maps with a contraction before them or a
-/// reduction after them.
+/// Offers kernels for all ops; regions are chains of maps with a contraction or a norm before them,
+/// or a reduction after them.
 pub struct CpuTarget {
     machine: Machine,
     lists: BlockLists,
@@ -37,7 +37,9 @@ impl CpuTarget {
             })
             .sum();
         let in_place = match &g.node(nodes[0]).op {
-            Op::Map(_) | Op::Einsum(_) => region::in_place(sight, nodes),
+            Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_) => {
+                region::in_place(sight, nodes)
+            }
             // Rows are set in the base itself where nobody else needs it.
             Op::Scatter(op) if op.mode == ScatterMode::Set => {
                 vec![(g.node(nodes[0]).ins[0], g.node(nodes[0]).outs[0])]

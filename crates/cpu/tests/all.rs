@@ -7,6 +7,7 @@ mod all {
     mod gemm;
     mod linear_ce;
     mod norm;
+    mod regions;
     mod rows;
     mod tile;
 }

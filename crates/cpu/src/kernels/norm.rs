@@ -3,17 +3,20 @@
 //! `y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias`, without the mean if not
 //! centred.
 //! Statistics are two passes over a row in f32. The backward recomputes them; gradients of gain and
-//! bias are summed over a fixed number of row chunks, which are combined in f64 in order.
+//! bias are summed over a fixed number of row chunks, which are combined in f64 in order. Finished
+//! rows can go through a tile program (residual, cast, dropout) while they are in cache.
+
+mod row;
 
 use crate::axes::Space;
 use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::ops;
-use crate::kernels::tile::check_output;
+use crate::kernels::tile::{Engine, Frame, Program, TILE, check_output};
 use crate::pool::Pool;
-use crate::simd::{Simd, multiversion};
+use crate::simd::Simd;
+use row::{add_part, normalise, normalise_grad};
 
 const CHUNKS: usize = 64;
 /// Elements that make a task worth its hand-over.
@@ -34,11 +37,33 @@ pub struct NormSpec {
     pub bias: Option<Operand>,
 }
 
+/// What becomes of finished rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Output<'a> {
+    /// They are stored.
+    Store(&'a Operand),
+    /// A program over the axes of the spec reads them as `Instr::Product` and stores the results;
+    /// the rows themselves are not written and have no address.
+    Epilogue(&'a Program),
+}
+
+/// A prepared `Output`.
+#[derive(Clone, Debug)]
+enum Finish {
+    /// To the operand of this number, which comes after those that are read row by row.
+    Store(usize),
+    /// The program's addresses are the last ones of a run.
+    Epilogue(Box<Engine>),
+}
+
 /// What forward and backward share.
 #[derive(Clone, Debug)]
 struct Rows {
     spec: NormSpec,
+    finish: Finish,
     space: Space,
+    /// Operands that are read row by row.
+    reads: usize,
     /// Stride of each operand along the width.
     inner: Vec<isize>,
     dtypes: Vec<Dtype>,
@@ -52,13 +77,19 @@ impl Rows {
     fn new(
         spec: &NormSpec,
         kernel: &'static str,
-        operands: &[&Operand],
+        reads: &[&Operand],
+        output: Output<'_>,
     ) -> Result<Rows, KernelError> {
         let Some((&width, outer)) = spec.sizes.split_last() else {
             let what = "needs at least one axis".to_string();
             return Err(KernelError::Unsupported { kernel, what });
         };
-        let all = operands.iter().copied().chain(&spec.gain).chain(&spec.bias);
+        let finish = Finish::new(spec, kernel, reads.len(), output)?;
+        let stored = match output {
+            Output::Store(operand) => Some(operand),
+            Output::Epilogue(_) => None,
+        };
+        let all = reads.iter().copied().chain(stored).chain(&spec.gain).chain(&spec.bias);
         let (mut strides, mut inner, mut dtypes) = (Vec::new(), Vec::new(), Vec::new());
         for (operand, own) in all.enumerate() {
             let (wanted, got) = (spec.sizes.len(), own.strides.len());
@@ -74,7 +105,86 @@ impl Rows {
         let rows = outer.iter().product();
         let chunk = (TASK_ELEMENTS / width.max(1)).max(1).max(usize::div_ceil(rows, CHUNKS));
         let space = space.finish(kernel)?;
-        Ok(Rows { spec: spec.clone(), space, inner, dtypes, width, rows, chunk })
+        let (spec, reads) = (spec.clone(), reads.len());
+        Ok(Rows { spec, finish, space, reads, inner, dtypes, width, rows, chunk })
+    }
+
+    /// The number of the gain, or of the bias without one.
+    fn constants(&self) -> usize {
+        self.reads + usize::from(matches!(self.finish, Finish::Store(_)))
+    }
+
+    /// Addresses that the program takes.
+    fn program_operands(&self) -> usize {
+        match &self.finish {
+            Finish::Store(_) => 0,
+            Finish::Epilogue(engine) => engine.operands(),
+        }
+    }
+
+    /// Rows that are finished together.
+    fn group(&self) -> usize {
+        match self.finish {
+            Finish::Store(_) => 1,
+            Finish::Epilogue(_) => (TILE / self.width.max(1)).clamp(1, self.chunk),
+        }
+    }
+
+    /// Bytes of a worker's parts of scratch: rows that are read, finished rows, registers.
+    fn worker_parts(&self) -> [usize; 3] {
+        let row = self.width * size_of::<f32>();
+        let registers = match &self.finish {
+            Finish::Store(_) => 0,
+            Finish::Epilogue(engine) => engine.register_bytes(),
+        };
+        [self.reads * row, self.group() * row, registers].map(|bytes| bytes.next_multiple_of(64))
+    }
+
+    fn worker_bytes(&self) -> usize {
+        self.worker_parts().iter().sum()
+    }
+
+    /// Fills the rows of a task and sends them where they go. `fill` gets a row's number, room for
+    /// the rows that it reads, and the row.
+    ///
+    /// # Safety
+    /// The caller of `run` vouches for the operands; `scratch` has `worker_bytes`.
+    unsafe fn finish(
+        &self,
+        (simd, ptrs, scalars): (Simd, &[Ptr], &Scalars),
+        task: usize,
+        scratch: Ptr,
+        mut fill: impl FnMut(usize, *mut f32, &mut [f32]),
+    ) {
+        let [read, finished, _] = self.worker_parts();
+        let work: *mut f32 = scratch.at(0);
+        let (out, registers) =
+            (work.wrapping_byte_add(read), work.wrapping_byte_add(read + finished));
+        let (first, end) = (task * self.chunk, ((task + 1) * self.chunk).min(self.rows));
+        // SAFETY: forwarded; the three parts are disjoint.
+        unsafe {
+            let engine = match &self.finish {
+                Finish::Epilogue(engine) => engine,
+                Finish::Store(operand) => {
+                    for row in first..end {
+                        self.write(simd, ptrs, *operand, row, out, |to| fill(row, work, to));
+                    }
+                    return;
+                }
+            };
+            let ptrs = &ptrs[ptrs.len() - engine.operands()..];
+            let frame = Frame { simd, ptrs, scalars, registers };
+            engine.begin(frame);
+            for group in (first..end).step_by(self.group()) {
+                let count = self.group().min(end - group);
+                for i in 0..count {
+                    let to = std::slice::from_raw_parts_mut(out.add(i * self.width), self.width);
+                    fill(group + i, work, to);
+                }
+                let size = [count, self.width];
+                engine.block(frame, group * self.width, self.width, size, out, self.width);
+            }
+        }
     }
 
     fn chunks(&self) -> usize {
@@ -107,15 +217,16 @@ impl Rows {
         operand: usize,
         row: usize,
         to: *mut f32,
-        written: usize,
     ) -> &'a [f32] {
+        let is_written = match self.finish {
+            Finish::Store(written) => ptrs[operand].address() == ptrs[written].address(),
+            Finish::Epilogue(_) => false,
+        };
         // SAFETY: the caller of `run` vouches for the operand; a row that the kernel writes to the
         // same place is copied first.
         unsafe {
             match self.plain(ptrs, operand, row) {
-                Some(at) if ptrs[operand].address() != ptrs[written].address() => {
-                    std::slice::from_raw_parts(at, self.width)
-                }
+                Some(at) if !is_written => std::slice::from_raw_parts(at, self.width),
                 _ => self.load(simd, ptrs[operand], operand, row, to),
             }
         }
@@ -171,120 +282,92 @@ impl Rows {
     }
 }
 
-/// Mean (0 if not centred) and 1 / deviation of a row.
-#[inline(always)]
-fn statistics(x: &[f32], center: bool, eps: f32) -> (f32, f32) {
-    let count = x.len() as f32;
-    let add = |a, b| a + b;
-    let mean = if center { ops::fold(x, x, 0.0, |sum, x, _| sum + x, add) / count } else { 0.0 };
-    let square = |sum, x: f32, _| (x - mean).mul_add(x - mean, sum);
-    let squares = ops::fold(x, x, 0.0, square, add);
-    (mean, 1.0 / (squares / count + eps).sqrt())
-}
-
-multiversion! {
-    /// `y = (x - mean) / deviation * gain + bias`.
-    fn normalise(y: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32], center: bool, eps: f32) {
-        let (mean, inverse) = statistics(x, center, eps);
-        for (((y, &x), &gain), &bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
-            *y = ((x - mean) * inverse).mul_add(gain, bias);
+impl Finish {
+    fn new(
+        spec: &NormSpec,
+        kernel: &'static str,
+        reads: usize,
+        output: Output<'_>,
+    ) -> Result<Finish, KernelError> {
+        let program = match output {
+            Output::Store(operand) => {
+                check_output(kernel, reads, operand, &spec.sizes)?;
+                return Ok(Finish::Store(reads));
+            }
+            Output::Epilogue(program) => program,
+        };
+        if program.sizes != spec.sizes {
+            let (wanted, got) = (&spec.sizes, &program.sizes);
+            let what = format!("an epilogue over {got:?} for rows of {wanted:?}; give it the same");
+            return Err(KernelError::Unsupported { kernel, what });
         }
-    }
-}
-
-multiversion! {
-    /// `dx` of a row; its share of the gradients is added to `dgain` and `dbias`.
-    fn normalise_grad(
-        dx: &mut [f32],
-        x: &[f32],
-        dy: &[f32],
-        gain: &[f32],
-        dgain: &mut [f32],
-        dbias: &mut [f32],
-        center: bool,
-        eps: f32,
-    ) {
-        let (mean, inverse) = statistics(x, center, eps);
-        for (((dbias, dgain), &x), &dy) in dbias.iter_mut().zip(dgain).zip(x).zip(dy) {
-            *dbias += dy;
-            *dgain = dy.mul_add((x - mean) * inverse, *dgain);
-        }
-        let count = x.len() as f32;
-        // The gradient of the normalised row, its mean and its slope along the row.
-        dx.iter_mut().zip(dy).zip(gain).for_each(|((g, &dy), &gain)| *g = dy * gain);
-        let add = |a, b| a + b;
-        let level = if center { ops::fold(dx, dx, 0.0, |s, g, _| s + g, add) / count } else { 0.0 };
-        let along = |sum, g: f32, x: f32| g.mul_add((x - mean) * inverse, sum);
-        let slope = ops::fold(dx, x, 0.0, along, add) / count;
-        for (g, &x) in dx.iter_mut().zip(x) {
-            *g = (-slope).mul_add((x - mean) * inverse, *g - level) * inverse;
-        }
-    }
-}
-
-multiversion! {
-    /// `total += part`.
-    fn add_part(total: &mut [f64], part: &[f32]) {
-        total.iter_mut().zip(part).for_each(|(total, &part)| *total += f64::from(part));
+        let mut engine = Engine::compile(program, &[], None, true)?;
+        // Rows are even steps of the space, whatever axes are merged.
+        let rank = engine.space.sizes.len();
+        engine.space.collapse(rank);
+        engine.space = engine.space.finish(kernel)?;
+        Ok(Finish::Epilogue(Box::new(engine)))
     }
 }
 
 /// A prepared forward. Addresses: x, y, then gain and bias where the spec has them; y may be x.
+/// With an epilogue there is no y, and the program's inputs and outputs follow at the end; these
+/// may share addresses as the program allows, but not that of x.
 #[derive(Clone, Debug)]
 pub struct Norm(Rows);
 
 impl Norm {
-    /// Checks storage of x and y.
+    /// Checks storage of x and of the output.
     ///
     /// # Errors
-    /// If strides do not match the sizes or y repeats.
-    pub fn new(spec: &NormSpec, x: &Operand, y: &Operand) -> Result<Norm, KernelError> {
-        check_output("norm", 1, y, &spec.sizes)?;
-        Ok(Norm(Rows::new(spec, "norm", &[x, y])?))
+    /// If strides do not match the sizes, an output repeats, or the epilogue is malformed or of
+    /// other sizes.
+    pub fn new(spec: &NormSpec, x: &Operand, output: Output<'_>) -> Result<Norm, KernelError> {
+        Ok(Norm(Rows::new(spec, "norm", &[x], output)?))
     }
 }
 
 impl Kernel for Norm {
     fn operands(&self) -> usize {
-        self.0.dtypes.len()
+        self.0.dtypes.len() + self.0.program_operands()
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let row = self.0.width * size_of::<f32>();
-        scratch_for(&[per_worker_bytes(threads, 2 * row), row, row])
+        scratch_for(&[per_worker_bytes(threads, self.0.worker_bytes()), row, row])
     }
 
-    unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
+    unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         let rows = &self.0;
-        assert_eq!(ptrs.len(), rows.dtypes.len(), "norm: one address per operand");
+        assert_eq!(ptrs.len(), self.operands(), "norm: one address per operand");
         let bytes = rows.width * size_of::<f32>();
         let simd = pool.simd();
         let mut carve = Carve::new(scratch);
-        let workers = carve.per_worker(pool.threads(), 2 * bytes);
+        let workers = carve.per_worker(pool.threads(), rows.worker_bytes());
         let (gain_row, bias_row) = (carve.take(bytes), carve.take(bytes));
         let (center, eps) = (rows.spec.center, rows.spec.eps);
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows.
         unsafe {
-            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[2], 2));
-            let at = 2 + usize::from(gain.is_some());
+            let at = rows.constants();
+            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[at], at));
+            let at = at + usize::from(gain.is_some());
             let bias = rows.spec.bias.as_ref().map(|_| (ptrs[at], at));
             let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
             let bias = rows.constant(simd, bias, 0.0, bias_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
-                let work: *mut f32 = workers.of(worker).at(0);
-                for row in task * rows.chunk..((task + 1) * rows.chunk).min(rows.rows) {
-                    let x = rows.read(simd, ptrs, 0, row, work, 1);
-                    rows.write(simd, ptrs, 1, row, work.add(rows.width), |y| {
-                        normalise(simd, y, x, gain, bias, center, eps);
-                    });
-                }
+                rows.finish((simd, ptrs, scalars), task, workers.of(worker), |row, work, y| {
+                    let x = rows.read(simd, ptrs, 0, row, work);
+                    normalise(simd, y, x, gain, bias, center, eps);
+                });
             });
         }
     }
 }
 
 /// A prepared backward. Addresses: x, dy, dx, then gain where the spec has it (a bias of the spec
-/// is not read), then dgain and dbias (f32, one row) as asked for; dx may be dy.
+/// is not read), then dgain and dbias (f32, one row) as asked for; dx may be dy. With an epilogue
+/// there is no dx, and the program's inputs and outputs follow at the end; these may share
+/// addresses as the program allows, but not those of x and dy.
 #[derive(Clone, Debug)]
 pub struct NormGrad {
     rows: Rows,
@@ -296,26 +379,26 @@ impl NormGrad {
     /// Checks storage; `dgain` and `dbias` are the strides of these f32 outputs, if wanted.
     ///
     /// # Errors
-    /// If strides do not match the sizes or dx repeats.
+    /// If strides do not match the sizes, an output repeats, or the epilogue is malformed or of
+    /// other sizes.
     pub fn new(
         spec: &NormSpec,
-        [x, dy, dx]: [&Operand; 3],
+        [x, dy]: [&Operand; 2],
+        output: Output<'_>,
         dgain: Option<isize>,
         dbias: Option<isize>,
     ) -> Result<NormGrad, KernelError> {
-        check_output("norm_grad", 2, dx, &spec.sizes)?;
         let spec = NormSpec { bias: None, ..spec.clone() };
-        Ok(NormGrad { rows: Rows::new(&spec, "norm_grad", &[x, dy, dx])?, dgain, dbias })
+        Ok(NormGrad { rows: Rows::new(&spec, "norm_grad", &[x, dy], output)?, dgain, dbias })
     }
 
-    /// The rows of one task; `sums` are its partial dgain and dbias, `work` holds three rows.
+    /// The rows of one task; `sums` are its partial dgain and dbias.
     unsafe fn chunk(
         &self,
-        simd: Simd,
-        ptrs: &[Ptr],
+        (simd, ptrs, scalars): (Simd, &[Ptr], &Scalars),
         task: usize,
         gain: &[f32],
-        work: *mut f32,
+        scratch: Ptr,
         sums: *mut f32,
     ) {
         let rows = &self.rows;
@@ -326,13 +409,11 @@ impl NormGrad {
             let dbias = std::slice::from_raw_parts_mut(sums.add(width), width);
             dgain.fill(0.0);
             dbias.fill(0.0);
-            for row in task * rows.chunk..((task + 1) * rows.chunk).min(rows.rows) {
-                let x = rows.read(simd, ptrs, 0, row, work, 2);
-                let dy = rows.read(simd, ptrs, 1, row, work.add(width), 2);
-                rows.write(simd, ptrs, 2, row, work.add(2 * width), |dx| {
-                    normalise_grad(simd, dx, x, dy, gain, dgain, dbias, center, eps);
-                });
-            }
+            rows.finish((simd, ptrs, scalars), task, scratch, |row, work, dx| {
+                let x = rows.read(simd, ptrs, 0, row, work);
+                let dy = rows.read(simd, ptrs, 1, row, work.add(width));
+                normalise_grad(simd, dx, x, dy, gain, dgain, dbias, center, eps);
+            });
         }
     }
 }
@@ -342,31 +423,34 @@ impl Kernel for NormGrad {
         self.rows.dtypes.len()
             + usize::from(self.dgain.is_some())
             + usize::from(self.dbias.is_some())
+            + self.rows.program_operands()
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         let row = self.rows.width * size_of::<f32>();
         let totals = self.rows.width * size_of::<f64>();
         let sums = self.rows.chunks() * 2 * row;
-        scratch_for(&[per_worker_bytes(threads, 3 * row), row, sums, totals])
+        let workers = per_worker_bytes(threads, self.rows.worker_bytes());
+        scratch_for(&[workers, row, sums, totals])
     }
 
-    unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], _: &Scalars, scratch: &mut [u8]) {
+    unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         assert_eq!(ptrs.len(), self.operands(), "norm_grad: one address per operand");
         let (rows, simd) = (&self.rows, pool.simd());
         let (width, bytes) = (rows.width, rows.width * size_of::<f32>());
         let mut carve = Carve::new(scratch);
-        let workers = carve.per_worker(pool.threads(), 3 * bytes);
+        let workers = carve.per_worker(pool.threads(), rows.worker_bytes());
         let gain_row = carve.take(bytes);
         let sums = carve.take(rows.chunks() * 2 * bytes);
         let totals = carve.take(width * size_of::<f64>());
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows and partials.
         unsafe {
-            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[3], 3));
+            let at = rows.constants();
+            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[at], at));
             let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
                 let sums = sums.at((task * 2 * width) as isize);
-                self.chunk(simd, ptrs, task, gain, workers.of(worker).at(0), sums);
+                self.chunk((simd, ptrs, scalars), task, gain, workers.of(worker), sums);
             });
             let totals = std::slice::from_raw_parts_mut(totals.at::<f64>(0), width);
             let mut next = rows.dtypes.len();

@@ -87,6 +87,11 @@ impl Engine {
         Ok(Engine { space, dtypes, code })
     }
 
+    /// Addresses that it takes.
+    pub fn operands(&self) -> usize {
+        self.dtypes.len()
+    }
+
     /// Bytes of registers that each worker needs.
     pub fn register_bytes(&self) -> usize {
         (self.code.slots * PITCH + self.table_floats()) * size_of::<f32>()

@@ -1,11 +1,12 @@
 //! Contractions, with the maps after them as epilogue.
 
+use super::epilogue::Epilogue;
 use super::{Call, Source};
-use crate::compile::{Compiler, along, dtype};
+use crate::compile::{along, dtype};
 use crate::kernel::{Dtype, KernelError};
 use crate::kernels::gemm::{Axis, Contraction, Gemm, Role};
 use aerogel_graph::ops::Einsum;
-use aerogel_graph::{AxisId, Build, Node, NodeId, Op};
+use aerogel_graph::{AxisId, Build, Node, NodeId};
 
 /// The product alone, or with the rest of the region as its epilogue.
 pub(super) fn contraction(
@@ -54,20 +55,10 @@ pub(super) fn contraction(
         list.map(|(label, _)| *label).collect::<Vec<_>>()
     };
     let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
-    let mut compiler = Compiler::new(g, s.strides, s.place, &space);
-    compiler.product(c);
-    for n in &nodes[1..] {
-        let node = g.node(*n);
-        if let Op::Map(map) = &node.op {
-            compiler.map(node, map);
-        }
-    }
-    s.uses.exports(g, nodes).into_iter().for_each(|v| compiler.store(v));
-    let (program, inputs, outputs, draws) = compiler.finish();
-    spec.epilogue = Some(program);
+    let epilogue = Epilogue::new(s, nodes, &space);
+    let operands = [a, b].into_iter().chain(epilogue.operands());
+    spec.epilogue = Some(epilogue.program);
     spec.c = Dtype::F32;
-    let operands = [a, b].into_iter().chain(inputs).chain(outputs);
-    let mut call = Call::new(Gemm::new(&spec)?, operands);
-    call.draws = draws;
-    Ok(call)
+    let draws = epilogue.draws;
+    Ok(Call { draws, ..Call::new(Gemm::new(&spec)?, operands) })
 }

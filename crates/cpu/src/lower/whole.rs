@@ -1,4 +1,4 @@
-//! Ops that are one kernel each: norms, attention, tables, the output layer.
+//! Ops that are one kernel each: tables, the output layer.
 
 use super::{Call, Source};
 use crate::compile::{along, dtype, operand};
@@ -6,7 +6,6 @@ use crate::kernel::{KernelError, Operand};
 use crate::kernels::copy::Copy;
 use crate::kernels::gather::{Gather, RowsSpec, Scatter, ScatterRows};
 use crate::kernels::linear_ce::{LinearCe, LinearCeSpec};
-use crate::kernels::norm::{Norm, NormGrad, NormSpec};
 use aerogel_graph::ops::{self, ScatterMode};
 use aerogel_graph::{AxisId, Build, Node, ValueId};
 
@@ -35,58 +34,6 @@ fn merged(s: &Source<'_>, v: ValueId, list: &[AxisId]) -> Option<isize> {
 /// An operand of a kernel with these strides.
 fn with(s: &Source<'_>, v: ValueId, strides: Vec<isize>) -> Operand {
     Operand { dtype: dtype(s.graph.ty(v).dtype), strides }
-}
-
-fn norm_space(s: &Source<'_>, x: ValueId, axis: AxisId) -> Vec<AxisId> {
-    let others = s.graph.ty(x).axes.iter().copied().filter(|&a| a != axis);
-    others.chain([axis]).collect()
-}
-
-fn norm_spec(
-    s: &Source<'_>,
-    op: &ops::Norm,
-    space: &[AxisId],
-    gain: Option<ValueId>,
-    bias: Option<ValueId>,
-) -> NormSpec {
-    let row = |v: ValueId| operand(s.graph, s.strides, v, space);
-    NormSpec {
-        sizes: s.graph.axes().sizes(space),
-        center: op.center,
-        eps: op.eps as f32,
-        gain: gain.map(row),
-        bias: bias.map(row),
-    }
-}
-
-pub(super) fn norm(s: &Source<'_>, op: &ops::Norm, node: &Node) -> Result<Call, KernelError> {
-    let (x, y) = (node.ins[0], node.outs[0]);
-    let gain = op.gain.then(|| node.ins[1]);
-    let bias = op.bias.then(|| node.ins[1 + usize::from(op.gain)]);
-    let space = norm_space(s, x, op.axis);
-    let spec = norm_spec(s, op, &space, gain, bias);
-    let over = |v| operand(s.graph, s.strides, v, &space);
-    let kernel = Norm::new(&spec, &over(x), &over(y))?;
-    Ok(Call::new(kernel, [Some(x), Some(y), gain, bias].into_iter().flatten()))
-}
-
-pub(super) fn norm_grad(
-    s: &Source<'_>,
-    op: &ops::NormGrad,
-    node: &Node,
-) -> Result<Call, KernelError> {
-    let (x, dy, dx) = (node.ins[0], node.ins[node.ins.len() - 1], node.outs[0]);
-    let gain = op.norm.gain.then(|| node.ins[1]);
-    let dgain = op.norm.gain.then(|| node.outs[1]);
-    let dbias = op.norm.bias.then(|| node.outs[1 + usize::from(op.norm.gain)]);
-    let space = norm_space(s, x, op.norm.axis);
-    let spec = norm_spec(s, &op.norm, &space, gain, None);
-    let over = |v| operand(s.graph, s.strides, v, &space);
-    let row = |v: ValueId| along(s.graph, s.strides, v, &[op.norm.axis])[0];
-    let operands = [&over(x), &over(dy), &over(dx)];
-    let kernel = NormGrad::new(&spec, operands, dgain.map(row), dbias.map(row))?;
-    let values = [Some(x), Some(dy), Some(dx), gain, dgain, dbias];
-    Ok(Call::new(kernel, values.into_iter().flatten()))
 }
 
 /// How rows of a table are numbered: batch axes, axes of ids, one axis of elements.

@@ -1,5 +1,10 @@
 use aerogel_cpu::kernel::{Dtype, Scalars};
-use aerogel_cpu::kernels::norm::{Norm, NormGrad, NormSpec};
+use aerogel_cpu::kernel::{Kernel, Ptr};
+use aerogel_cpu::kernels::map::Map;
+use aerogel_cpu::kernels::norm::{Norm, NormGrad, NormSpec, Output};
+use aerogel_cpu::kernels::ops::{Binary, Unary};
+use aerogel_cpu::kernels::tile::{Instr, Program};
+use aerogel_cpu::pool::Pool;
 use proptest::prelude::*;
 
 use super::common::{Rng, Tensor, cases, close, positions, run};
@@ -66,7 +71,7 @@ proptest! {
         let case = case(rng);
         let float = rng.float();
         let y = Tensor::blank(rng, float, &case.spec.sizes);
-        let kernel = Norm::new(&case.spec, &case.x.operand(), &y.operand()).unwrap();
+        let kernel = Norm::new(&case.spec, &case.x.operand(), Output::Store(&y.operand())).unwrap();
         // The output comes second; what follows it must stay as it is.
         let all: Vec<_> = [Some(&case.x), Some(&y), case.gain.as_ref(), case.bias.as_ref()]
             .into_iter().flatten().cloned().collect();
@@ -93,9 +98,9 @@ proptest! {
         let float = rng.float();
         let dx = Tensor::blank(rng, float, &case.spec.sizes);
         let row = Tensor::new(Dtype::F32, &[width], &[2]);
-        let operands = [case.x.operand(), dy.operand(), dx.operand()];
-        let kernel =
-            NormGrad::new(&case.spec, operands.each_ref(), Some(2), Some(2)).unwrap();
+        let reads = [&case.x.operand(), &dy.operand()];
+        let output = Output::Store(&dx.operand());
+        let kernel = NormGrad::new(&case.spec, reads, output, Some(2), Some(2)).unwrap();
         let mut all = vec![case.x.clone(), dy.clone(), dx];
         all.extend(case.gain.clone());
         let first = all.len();
@@ -126,4 +131,176 @@ proptest! {
             }
         });
     }
+}
+
+/// The operands of a program: what is finished plus another tensor, dropped by a draw, and stored
+/// beside what is finished.
+struct Rest {
+    other: Tensor,
+    sum: Tensor,
+    value: Tensor,
+}
+
+impl Rest {
+    fn new(rng: &mut Rng, sizes: &[usize]) -> Rest {
+        let [float, into, kept] = [rng.float(), rng.float(), rng.float()];
+        Rest {
+            other: Tensor::random(rng, float, sizes, 1.0),
+            sum: Tensor::blank(rng, into, sizes),
+            value: Tensor::blank(rng, kept, sizes),
+        }
+    }
+
+    /// The program; `apart` reads the finished value from memory.
+    fn program(&self, sizes: &[usize], apart: bool) -> Program {
+        let strides = (0..sizes.len()).map(|a| sizes[a + 1..].iter().product::<usize>() as isize);
+        let first =
+            if apart { Instr::Load { dst: 0, input: 1 } } else { Instr::Product { dst: 0 } };
+        let mut instrs = vec![Instr::Load { dst: 2, input: 0 }, first];
+        // What is declared bf16 is rounded, stored or not.
+        let value = u16::from(self.value.dtype == Dtype::Bf16);
+        if value == 1 {
+            instrs.push(Instr::Unary { op: Unary::RoundBf16, dst: 1, a: 0 });
+        }
+        instrs.extend([
+            Instr::Binary { op: Binary::Add, dst: 3, a: value, b: 2 },
+            Instr::Rand { dst: 4, stream: 7, strides: strides.collect() },
+            Instr::Const { dst: 5, value: 0.25 },
+            Instr::Binary { op: Binary::Lt, dst: 6, a: 4, b: 5 },
+            Instr::Select { dst: 7, cond: 6, a: 5, b: 3 },
+            Instr::Store { output: 0, src: 7 },
+        ]);
+        let (mut inputs, mut outputs) = (vec![self.other.operand()], vec![self.sum.operand()]);
+        if apart {
+            inputs.push(self.value.operand());
+        } else {
+            outputs.push(self.value.operand());
+            instrs.push(Instr::Store { output: 1, src: value });
+        }
+        Program { sizes: sizes.to_vec(), inputs, outputs, instrs }
+    }
+}
+
+const SCALARS: Scalars = Scalars { seed: 5, step: 2, element: 300, piece: 0, position: 0 };
+
+/// The tensors after a run, for each instruction set.
+fn results(kernel: &dyn Kernel, tensors: &[Tensor], outputs: usize) -> Vec<Vec<Tensor>> {
+    let all = std::cell::RefCell::new(vec![]);
+    run(kernel, tensors, outputs, &SCALARS, |after| all.borrow_mut().push(after.to_vec()));
+    all.into_inner()
+}
+
+/// Compares a kernel with an epilogue, whose last operands are those of the program, with the norm
+/// and the map one after the other. `tensors` are the norm's, which `value` is among at `at`, and
+/// the last `outputs` of them it writes.
+fn compare(
+    case: &Case,
+    rest: &Rest,
+    (alone, fused): (&dyn Kernel, &dyn Kernel),
+    (tensors, at, outputs): (&[Tensor], usize, usize),
+) {
+    let map = Map::new(&rest.program(&case.spec.sizes, true)).unwrap();
+    let mut own = tensors.to_vec();
+    own.remove(at);
+    let program = [rest.other.clone(), rest.sum.clone(), rest.value.clone()];
+    let together = results(fused, &[own, program.to_vec()].concat(), outputs + 2);
+    let apart = results(alone, tensors, outputs);
+    assert_eq!(apart.len(), together.len());
+    for (level, (apart, together)) in apart.iter().zip(together).enumerate() {
+        let operands = [rest.other.clone(), apart[at].clone(), rest.sum.clone()];
+        let sum = &results(&map, &operands, 1)[level][2];
+        let mut wanted = apart.clone();
+        let value = wanted.remove(at);
+        wanted.extend([rest.other.clone(), sum.clone(), value]);
+        for (n, (got, wanted)) in together.iter().zip(&wanted).enumerate() {
+            assert!(got.bytes() == wanted.bytes(), "operand {n}, level {level}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
+
+    #[test]
+    fn an_epilogue_has_the_bits_of_a_map_after_the_norm(seed: u64) {
+        let rng = &mut Rng(seed);
+        let case = case(rng);
+        let rest = Rest::new(rng, &case.spec.sizes);
+        let (x, y) = (&case.x.operand(), &rest.value.operand());
+        let alone = Norm::new(&case.spec, x, Output::Store(y)).unwrap();
+        let program = rest.program(&case.spec.sizes, false);
+        let fused = Norm::new(&case.spec, x, Output::Epilogue(&program)).unwrap();
+        let all: Vec<_> = [Some(&case.x), Some(&rest.value), case.gain.as_ref(), case.bias.as_ref()]
+            .into_iter().flatten().cloned().collect();
+        compare(&case, &rest, (&alone, &fused), (&all, 1, all.len() - 1));
+    }
+
+    #[test]
+    fn an_epilogue_has_the_bits_of_a_map_after_the_gradient(seed: u64) {
+        let rng = &mut Rng(seed);
+        let case = case(rng);
+        let rest = Rest::new(rng, &case.spec.sizes);
+        let float = rng.float();
+        let dy = Tensor::random(rng, float, &case.spec.sizes, 1.0);
+        let reads = [&case.x.operand(), &dy.operand()];
+        let dx = &rest.value.operand();
+        let program = rest.program(&case.spec.sizes, false);
+        let [dgain, dbias] = [0, 1].map(|_| (rng.below(3) != 0).then_some(2));
+        let kernel = |to| NormGrad::new(&case.spec, reads, to, dgain, dbias).unwrap();
+        let (alone, fused) = (kernel(Output::Store(dx)), kernel(Output::Epilogue(&program)));
+        let row = Tensor::new(Dtype::F32, &[*case.spec.sizes.last().unwrap()], &[2]);
+        let mut all = vec![case.x.clone(), dy.clone(), rest.value.clone()];
+        all.extend(case.gain.clone());
+        all.extend([dgain, dbias].into_iter().flatten().map(|_| row.clone()));
+        compare(&case, &rest, (&alone, &fused), (&all, 2, all.len() - 2));
+    }
+}
+
+/// The sum of a gradient and a residual may lie where the residual lay.
+#[test]
+fn an_epilogue_writes_where_it_has_read() {
+    let sizes = [40, 300];
+    let rng = &mut Rng(9);
+    let tensor = |rng: &mut Rng| {
+        let mut tensor = Tensor::new(Dtype::F32, &sizes, &[304, 1]);
+        tensor.fill(|_| rng.value());
+        tensor
+    };
+    let [x, dy, residual, sum] = [0; 4].map(|_| tensor(rng));
+    let (gain, bias) = (None, None);
+    let spec = NormSpec { sizes: sizes.to_vec(), center: true, eps: 1e-5, gain, bias };
+    let program = Program {
+        sizes: sizes.to_vec(),
+        inputs: vec![residual.operand()],
+        outputs: vec![sum.operand()],
+        instrs: vec![
+            Instr::Product { dst: 0 },
+            Instr::Load { dst: 1, input: 0 },
+            Instr::Binary { op: Binary::Add, dst: 2, a: 0, b: 1 },
+            Instr::Store { output: 0, src: 2 },
+        ],
+    };
+    let reads = [&x.operand(), &dy.operand()];
+    let kernel = NormGrad::new(&spec, reads, Output::Epilogue(&program), None, None).unwrap();
+    let pool = Pool::new(2).unwrap();
+    let mut scratch = vec![0xff; kernel.scratch_bytes(2)];
+    let mut run = |ptrs: [Ptr; 4]| {
+        // SAFETY: the tensors cover what their strides reach, and live to the end of the test.
+        unsafe { kernel.run(&pool, &ptrs, &SCALARS, &mut scratch) }
+    };
+    run([x.ptr(), dy.ptr(), residual.ptr(), sum.ptr()]);
+    run([x.ptr(), dy.ptr(), residual.ptr(), residual.ptr()]);
+    let same = |at: &Vec<usize>| residual.get(at) == sum.get(at);
+    assert!(positions(&sizes).iter().all(same), "in place, bits differ");
+}
+
+#[test]
+fn an_epilogue_of_other_sizes_is_refused() {
+    let x = Tensor::new(Dtype::F32, &[2, 4], &[4, 1]).operand();
+    let (gain, bias) = (None, None);
+    let spec = NormSpec { sizes: vec![2, 4], center: true, eps: 1e-5, gain, bias };
+    let program =
+        Program { sizes: vec![4, 2], inputs: vec![], outputs: vec![x.clone()], instrs: vec![] };
+    let error = Norm::new(&spec, &x, Output::Epilogue(&program)).unwrap_err().to_string();
+    assert!(error.contains("[4, 2]") && error.contains("[2, 4]"), "{error}");
 }

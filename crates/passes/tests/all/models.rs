@@ -39,7 +39,7 @@ pub fn config(family: Family, attention: AttentionKind, combine: Combine) -> Mod
     }
 }
 
-fn models() -> Vec<(String, Graph)> {
+pub fn models() -> Vec<(String, Graph)> {
     let mut list = vec![];
     for family in [Family::Gpt2, Family::SparseTransformer] {
         for attention in [

@@ -195,7 +195,7 @@ impl Compiler<'_> {
             }
             Instr::Product { .. } if self.in_epilogue => What::Product,
             Instr::Product { .. } => {
-                return wrong("reads a product outside the epilogue of a contraction".into());
+                return wrong("reads a product outside of an epilogue".into());
             }
             Instr::Const { value, .. } => What::Const(value),
             Instr::Piece { .. } => What::Piece,

@@ -12,7 +12,7 @@ pub type Value = u16;
 pub enum Instr {
     /// Reads the input of this number.
     Load { dst: Value, input: usize },
-    /// The finished product, in the epilogue of a contraction only.
+    /// The finished product or row, in the epilogue of a contraction or a norm only.
     Product { dst: Value },
     /// A constant.
     Const { dst: Value, value: f32 },

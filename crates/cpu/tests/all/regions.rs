@@ -1,0 +1,96 @@
+//! Which maps run with a norm.
+
+use aerogel_cpu::CpuTarget;
+use aerogel_graph::ops::{Norm, NormGrad, Op};
+use aerogel_graph::{Build, DType, Graph, NodeId, ValueId};
+use aerogel_machine::{Claim, Machine, Sight, Target, Uses};
+
+/// The first offer for a node of a graph whose values lie row-major.
+fn claim(g: &Graph, node: u32) -> Claim {
+    let row_major = |v: &aerogel_graph::Value| {
+        let mut strides: Vec<isize> = vec![1; v.ty.axes.len()];
+        for at in (1..strides.len()).rev() {
+            strides[at - 1] = strides[at] * g.axes().size(v.ty.axes[at]) as isize;
+        }
+        strides.into()
+    };
+    let strides: Vec<_> = g.values().iter().map(row_major).collect();
+    let uses = Uses::new(g);
+    let sight = Sight { graph: g, uses: &uses, strides: &strides, free: &|_| true };
+    CpuTarget::new(Machine::cpu(2, 1 << 30)).claims(&sight, NodeId(node)).unwrap().swap_remove(0)
+}
+
+fn nodes(list: &[u32]) -> Vec<NodeId> {
+    list.iter().map(|n| NodeId(*n)).collect()
+}
+
+fn grad_of(norm: Norm) -> Op {
+    NormGrad { norm, dtypes: [DType::F32; 2].into_iter().collect() }.into()
+}
+
+/// x, dy and a residual, and the gradient of a norm with gain: node 0.
+fn gradient(g: &mut Graph, names: &[(&str, usize)]) -> ([ValueId; 3], Vec<ValueId>) {
+    let axes: Vec<_> = names.iter().map(|(name, size)| g.axis(name, *size).unwrap()).collect();
+    let axis = axes[axes.len() - 1];
+    let [x, dy, residual] =
+        ["x", "dy", "residual"].map(|name| g.input(name, DType::F32, &axes).unwrap());
+    let gain = g.input("gain", DType::F32, &[axis]).unwrap();
+    let norm = Norm { axis, center: true, eps: 1e-5, gain: true, bias: false };
+    let outs = g.emit(grad_of(norm), &[x, gain, dy]).unwrap();
+    ([x, dy, residual], outs)
+}
+
+#[test]
+fn the_gradient_of_a_norm_takes_the_sum_of_gradients_along() {
+    let mut g = Graph::new();
+    let ([_, dy, residual], outs) = gradient(&mut g, &[("batch", 3), ("embed", 8)]);
+    let sum = g.map(&[outs[0], residual], &|v| &v[0] + &v[1]).unwrap();
+    let half = g.map(&[sum], &|v| 0.5 * &v[0]).unwrap();
+    let other = g.map(&[half, dy], &|v| &v[0] + &v[1]).unwrap();
+    [sum, other].iter().for_each(|v| g.output("out", *v));
+    g.output("gain", outs[1]);
+    let claim = claim(&g, 0);
+    assert_eq!((claim.kernel, claim.nodes), ("norm_grad+map", nodes(&[0, 1, 2, 3])));
+    // What the norm reads itself stays: rows are finished in groups.
+    assert_eq!(claim.in_place, [(residual, sum), (residual, other)]);
+}
+
+#[test]
+fn a_norm_takes_the_maps_that_read_it() {
+    let mut g = Graph::new();
+    let axes = [("batch", 3), ("embed", 8)].map(|(name, size)| g.axis(name, size).unwrap());
+    let x = g.input("x", DType::F32, &axes).unwrap();
+    let y = g.norm(x, axes[1], false, 1e-5, None, None).unwrap();
+    let sum = g.map(&[x, y], &|v| &v[0] + &v[1]).unwrap();
+    g.output("out", sum);
+    let claim = claim(&g, 0);
+    assert_eq!((claim.kernel, claim.nodes), ("norm+map", nodes(&[0, 1])));
+    assert!(claim.in_place.is_empty(), "x is read by rows");
+}
+
+/// Of rows without number, dgain has the axes of dx.
+#[test]
+fn what_reads_the_gradient_of_the_gain_waits_for_the_kernel() {
+    let mut g = Graph::new();
+    let ([.., residual], outs) = gradient(&mut g, &[("embed", 8)]);
+    let dx = g.map(&[outs[0], residual], &|v| &v[0] + &v[1]).unwrap();
+    let dgain = g.map(&[outs[1], residual], &|v| &v[0] + &v[1]).unwrap();
+    let both = g.map(&[dx, outs[1]], &|v| &v[0] * &v[1]).unwrap();
+    [dx, dgain, both].iter().for_each(|v| g.output("out", *v));
+    assert_eq!(claim(&g, 0).nodes, nodes(&[0, 1]));
+}
+
+#[test]
+fn a_sum_of_two_gradients_is_left_to_the_later_one() {
+    let mut g = Graph::new();
+    let ([x, dy, _], first) = gradient(&mut g, &[("batch", 3), ("embed", 8)]);
+    let axis = g.axis("embed", 8).unwrap();
+    let gain = g.find_input("gain").unwrap().value;
+    let norm = Norm { axis, center: false, eps: 1e-5, gain: true, bias: false };
+    let second = g.emit(grad_of(norm), &[dy, gain, x]).unwrap();
+    let sum = g.map(&[first[0], second[0]], &|v| &v[0] + &v[1]).unwrap();
+    g.output("out", sum);
+    assert_eq!((claim(&g, 0).kernel, claim(&g, 0).nodes), ("norm_grad", nodes(&[0])));
+    assert_eq!((claim(&g, 1).kernel, claim(&g, 1).nodes), ("norm_grad+map", nodes(&[1, 2])));
+    assert_eq!(claim(&g, 1).in_place, [(first[0], sum)]);
+}
