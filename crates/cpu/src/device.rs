@@ -1,5 +1,6 @@
 //! The CPU device: one arena, one pool, and per section a list of prepared kernels with addresses.
 
+use crate::arena::Arena;
 use crate::compile::Draws;
 use crate::exchange::Exchanged;
 use crate::kernel::{Kernel, Ptr, Scalars};
@@ -9,47 +10,11 @@ use crate::timer::Timers;
 use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
 use aerogel_machine::{
-    ALIGN, Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
+    Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
     Timing, Uses,
 };
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Memory of a program: allocated once, zeroed, never moved.
-struct Arena {
-    base: *mut u8,
-    layout: Layout,
-}
-
-// SAFETY: the arena is plain memory; the device hands out access under `&mut self` only.
-unsafe impl Send for Arena {}
-
-impl Arena {
-    fn new(bytes: u64) -> Result<Arena, DeviceError> {
-        let refused = |reason: &str| DeviceError::Arena { bytes, reason: reason.to_owned() };
-        let size = usize::try_from(bytes.max(ALIGN)).map_err(|_| refused("not addressable"))?;
-        let layout = Layout::from_size_align(size, ALIGN as usize)
-            .map_err(|_| refused("not addressable"))?;
-        // SAFETY: the layout is not empty.
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
-            return Err(refused("the system has not that much memory"));
-        }
-        Ok(Arena { base, layout })
-    }
-
-    fn at(&self, offset: u64) -> *mut u8 {
-        self.base.wrapping_add(offset as usize)
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this layout.
-        unsafe { dealloc(self.base, self.layout) }
-    }
-}
 
 /// What a section does, with addresses. Where an operand lies in a state of several copies, there
 /// is a list of addresses for each copy; else there is one list.
@@ -128,7 +93,7 @@ impl CpuDevice {
     #[doc(hidden)]
     pub fn poison(&mut self) {
         // SAFETY: the arena has this many bytes and is borrowed by this call alone.
-        unsafe { self.arena.base.write_bytes(0xff, self.arena.layout.size()) }
+        unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
     }
 
     fn state(&self, name: &str, offset: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
@@ -307,7 +272,7 @@ fn operands_meet(ptrs: &[Ptr]) -> bool {
 
 impl Device for CpuDevice {
     fn allocated_bytes(&self) -> u64 {
-        self.arena.layout.size() as u64
+        self.arena.bytes() as u64
     }
 
     fn library_bytes(&self) -> u64 {

@@ -10,6 +10,7 @@
 //! Tests: each kernel against a naive f64 twin in `tests/`, unit tests beside `pool`, `math`,
 //! `philox`.
 
+mod arena;
 pub(crate) mod axes;
 mod compile;
 mod device;
