@@ -103,7 +103,6 @@ pub(crate) struct Store {
     pub accumulate: bool,
 }
 
-#[allow(dead_code)]
 impl Store {
     /// Replaces what is there.
     pub const REPLACE: Store = Store { alpha: 1.0, accumulate: false };
