@@ -70,16 +70,17 @@ pub struct Contraction {
     pub epilogue: Option<Program>,
 }
 
-/// Multiply-adds that make a task worth its hand-over.
-const TASK_MACS: usize = 1 << 20;
-/// Tasks for each thread, so that a late one does not keep the others waiting.
-const TASKS_PER_THREAD: usize = 4;
+/// What handing a task over costs, in multiply-adds.
+const HAND_OVER: f64 = 2e5;
+/// What packing an element costs, in multiply-adds, and what reading it where it lies does.
+const PACK: usize = 32;
+const READ: usize = 8;
+/// By what part of a task the last thread is late.
+const LATE: f64 = 0.1;
 /// Words of the depth that are worked on at once: 14 rows of them fit the first-level cache.
 const SLICE_WORDS: usize = 512;
 /// Columns of a block: with a slice of the depth, half of a second-level cache.
 const BLOCK_COLS: usize = 256;
-/// Columns of a block that are worth their share of A from the second-level cache.
-const NARROW: usize = 128;
 /// Rows of a block that is kept in scratch over several slices.
 const BLOCK_ROWS: usize = 256;
 /// Rows that blocks are cut by: whole slivers of every micro-kernel.
@@ -184,30 +185,41 @@ impl Gemm {
         self.walk.depth.elements() * self.walk.size[2].div_ceil(self.slice().max(1))
     }
 
-    /// Rows and columns of a block on so many threads.
+    /// Rows and columns of a block on so many threads: the cheapest ones of all halves.
     fn cut(&self, threads: usize) -> [usize; 2] {
-        let [m, n, k] = self.walk.size;
-        let mut cols = n.next_multiple_of(COLS).clamp(COLS, BLOCK_COLS);
-        let mut rows = m.next_multiple_of(ROW_STEP).max(ROW_STEP);
+        let [m, n, _] = self.walk.size;
+        let widest = n.next_multiple_of(COLS).clamp(COLS, BLOCK_COLS);
+        let mut highest = m.next_multiple_of(ROW_STEP).max(ROW_STEP);
         if self.staged() && self.slices() > 1 {
-            rows = rows.min(BLOCK_ROWS);
+            highest = highest.min(BLOCK_ROWS);
         }
-        let outer = self.walk.outer.elements();
-        let macs = outer * m * n * k * self.walk.depth.elements();
-        let wanted = (macs / TASK_MACS).min(TASKS_PER_THREAD * threads);
-        while outer * m.div_ceil(rows) * n.div_ceil(cols) < wanted {
-            // Every block of rows packs B again, and every block of columns A, unless its rows are
-            // read where they lie.
-            let narrow = if self.walk.stride[2][A] == 1 { cols >= NARROW } else { cols >= rows };
-            if cols > COLS && (narrow || rows == ROW_STEP) {
-                cols = (cols / 2).next_multiple_of(COLS);
-            } else if rows > ROW_STEP {
-                rows = (rows / 2).next_multiple_of(ROW_STEP);
-            } else {
-                break;
-            }
-        }
-        [rows, cols]
+        let halves = |most: usize, step: usize| {
+            let half =
+                move |&size: &usize| (size > step).then(|| (size / 2).next_multiple_of(step));
+            std::iter::successors(Some(most), half)
+        };
+        let cuts = halves(highest, ROW_STEP)
+            .flat_map(|rows| halves(widest, COLS).map(move |cols| [rows, cols]));
+        let by_cost = |a: &[usize; 2], b: &[usize; 2]| {
+            self.cost(*a, threads).total_cmp(&self.cost(*b, threads))
+        };
+        cuts.min_by(by_cost).unwrap_or([highest, widest])
+    }
+
+    /// What a cut costs each thread, in multiply-adds. Every block of rows packs B again, and every
+    /// block of columns reads A again, or packs it; with few blocks a thread that is late keeps
+    /// the others waiting.
+    fn cost(&self, [rows, cols]: [usize; 2], threads: usize) -> f64 {
+        let [m, n, k] = self.walk.size;
+        let deep = k * self.walk.depth.elements();
+        let (row_blocks, col_blocks) = (m.div_ceil(rows), n.div_ceil(cols));
+        let tasks = self.walk.outer.elements() * row_blocks * col_blocks;
+        let rounds = tasks.div_ceil(threads) as f64;
+        let left = if self.walk.stride[2][A] == 1 { READ } else { PACK };
+        let task = (rows * cols * deep) as f64
+            + ((rows.min(m) * left + cols.min(n) * PACK) * deep) as f64
+            + HAND_OVER;
+        task * (rounds + LATE)
     }
 
     /// Rows of a block that are in scratch at a time.
@@ -298,6 +310,11 @@ impl Gemm {
                     let accumulate = number > 0 || (!staged && self.accumulate);
                     let store = Store { alpha: self.alpha, accumulate };
                     for (first, count, left) in left.of(count) {
+                        if a.depth == 1 {
+                            // A sliver is read once: too little for a processor to see it coming.
+                            let next = (row + GROUP + first).min(rows);
+                            a.from(next, 0).prefetch([count.min(rows - next), depth]);
+                        }
                         let size = [count, cols, words];
                         multiply(run.simd, self.word, size, left, right, out.at(first, 0), store);
                     }

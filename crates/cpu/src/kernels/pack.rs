@@ -10,9 +10,9 @@ pub(crate) mod transpose;
 
 use crate::kernel::{Dtype, Ptr};
 use crate::kernels::convert;
-use crate::kernels::micro::{COLS, Left, ROWS, Right, Word};
+use crate::kernels::micro::{COLS, Left, MOST_ROWS, ROWS, Right, Word};
 use crate::math::from_bf16;
-use crate::simd::{Simd, multiversion};
+use crate::simd::{self, Simd, multiversion};
 use transpose::transpose;
 
 /// A factor in memory, f32 or bf16: strides in elements along its side (rows of a left factor,
@@ -54,6 +54,15 @@ impl Factor {
             bits |= unsafe { self.bits(word, side, first + part) } << (16 * part);
         }
         bits
+    }
+
+    /// Asks for some sides, whose depth is contiguous.
+    pub fn prefetch(self, [sides, depth]: [usize; 2]) {
+        let bytes = self.dtype.bytes();
+        for side in 0..sides {
+            let at = self.from(side, 0).offset * bytes as isize;
+            simd::prefetch(self.ptr.at(at), depth * bytes);
+        }
     }
 
     /// Whether the factor holds words as they are multiplied.
@@ -117,7 +126,7 @@ impl Lines {
     }
 }
 
-/// A left factor of several slivers.
+/// A left factor of several slivers: as many rows as a micro-kernel takes, or a little fewer.
 #[derive(Clone, Copy)]
 pub(crate) struct Slivers {
     first: Left,
@@ -129,7 +138,7 @@ pub(crate) struct Slivers {
 impl Slivers {
     /// The slivers: their first rows, their numbers of rows, and where they are.
     pub fn of(self, rows: usize) -> impl Iterator<Item = (usize, usize, Left)> {
-        (0..rows).step_by(self.rows.max(1)).enumerate().map(move |(number, row)| {
+        (0..rows).step_by(self.rows).enumerate().map(move |(number, row)| {
             let data = self.first.data.wrapping_offset(number as isize * self.words);
             (row, self.rows.min(rows - row), Left { data, ..self.first })
         })
@@ -147,17 +156,20 @@ pub(crate) unsafe fn left(
     [rows, depth]: [usize; 2],
     to: *mut u32,
 ) -> Slivers {
+    let most = if word.tiles(simd) { MOST_ROWS } else { ROWS };
+    let sliver = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
     if from.depth == 1 || word.tiles(simd) {
+        let sliver = if word.tiles(simd) { most } else { sliver };
         // SAFETY: forwarded.
         let first = unsafe { left_rows(simd, word, from, [rows, depth], to) };
-        return Slivers { first, rows, words: 0 };
+        return Slivers { first, rows: sliver, words: sliver as isize * first.row };
     }
     let words = word.words(simd, depth);
-    let lines_to = Lines { data: to, group: words * LINE, width: LINE, sides: ROWS };
+    let lines_to = Lines { data: to, group: words * LINE, width: LINE, sides: sliver };
     // SAFETY: forwarded.
     unsafe { lines(simd, word, from, [rows, depth], words, lines_to) };
     let first = Left { data: to, row: 1, step: LINE as isize };
-    Slivers { first, rows: ROWS, words: lines_to.group as isize }
+    Slivers { first, rows: sliver, words: lines_to.group as isize }
 }
 
 /// The same in one piece, row after row.
@@ -174,7 +186,8 @@ pub(crate) unsafe fn left_rows(
     let words = word.words(simd, depth);
     let whole = words * word.elements() == depth;
     let by_words = from.side % word.elements() as isize == 0;
-    let apart = 4 * from.side / word.elements() as isize % 4096 != 0 || rows <= 4;
+    // Rows a multiple of 2 KiB apart share two sets of the first-level cache.
+    let apart = 4 * from.side / word.elements() as isize % 2048 != 0 || rows <= 4;
     let readable = !word.tiles(simd) || rows.is_multiple_of(LINE);
     let data = match word {
         Word::F32 => from.ptr.at::<u32>(from.offset),
@@ -384,6 +397,9 @@ impl Fill for Pairs {
     }
 }
 
+/// Rows from the one that is read to the one that is asked for.
+const AHEAD: usize = 16;
+
 /// Lines of `W` words. Rows are read from end to end, whatever the number of groups that they go
 /// to: memory is read forward. A missing last row of a pair is zeros.
 #[inline(always)]
@@ -398,6 +414,10 @@ unsafe fn side_by_side<F: Fill, const W: usize>(
     let groups = sides.div_ceil(to.sides);
     for (line, first) in (0..depth).step_by(F::ROWS).enumerate() {
         let held = F::ROWS.min(depth - first);
+        for number in first + AHEAD..(first + AHEAD + F::ROWS).min(depth) {
+            let next = from.wrapping_offset(number as isize * stride);
+            simd::prefetch(next.cast(), sides * size_of::<F::Element>());
+        }
         // SAFETY: the caller of `lines` vouches for the factor and the lines.
         unsafe {
             let row = |number: usize, group: usize| {
