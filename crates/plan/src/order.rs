@@ -1,10 +1,10 @@
 //! Where a region runs: where its last node stands, if whoever reads it comes after that; else
 //! where its first one stands, if all that it reads is there by then.
 //!
-//! Regions are claimed by ascending first node, each with a place by this rule, and run in the order
-//! of their places. A reader then runs after whoever writes: if it runs at its last node, because
-//! the node that reads stands after the writer's place; if at its first, because it has looked where
-//! all that it reads is written, and what was not claimed yet counted as not written.
+//! Regions are claimed by ascending first node, each with a place by this rule, and run in the
+//! order of their places. A reader then runs after whoever writes: if it runs at its last node,
+//! because the node that reads stands after the writer's place; if at its first, because it has
+//! looked where all that it reads is written, and what nobody had claimed counted as not written.
 
 use crate::layout::Layout;
 use aerogel_graph::{Def, Graph, NodeId, ValueId};
@@ -57,11 +57,15 @@ impl<'a> Order<'a> {
 
     /// Whether all that the nodes read from outside is written before `place`.
     fn finds_its_operands(&self, nodes: &[NodeId], place: NodeId) -> bool {
-        let inside = |v: ValueId| matches!(self.graph.value(v).def, Def::Node(d, _) if nodes.binary_search(&d).is_ok());
+        let inside = |v: ValueId| match self.graph.value(v).def {
+            Def::Node(d, _) => nodes.binary_search(&d).is_ok(),
+            _ => false,
+        };
         let mut ins = nodes.iter().flat_map(|n| &self.graph.node(*n).ins);
         ins.all(|v| inside(*v) || self.is_written_before(*v, place))
     }
 
+    /// Whether a value is there at `place`, as far as regions have been claimed.
     fn is_written_before(&self, v: ValueId, place: NodeId) -> bool {
         let Def::Node(d, _) = self.graph.value(v).def else { return true };
         if self.layout.is_idle(d) {
