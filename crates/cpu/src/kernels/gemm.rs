@@ -161,7 +161,7 @@ impl Gemm {
             walk,
             factors,
             dtypes: [spec.a, spec.b, spec.c],
-            word: pack::word(spec.a, spec.b),
+            word: pack::word([spec.a, spec.b]),
             accumulate: spec.accumulate,
             alpha: spec.alpha,
             epilogue,
