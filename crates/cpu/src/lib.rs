@@ -15,6 +15,7 @@ pub(crate) mod axes;
 mod compile;
 mod device;
 mod exchange;
+pub mod executable;
 pub mod kernel;
 pub mod kernels;
 mod lower;

@@ -10,6 +10,7 @@
 
 mod walk;
 
+use crate::executable::Library;
 use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
@@ -371,6 +372,12 @@ impl Kernel for Gemm {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         scratch_for(&[per_worker_bytes(threads, self.worker_parts(threads).iter().sum())])
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        if let Some(engine) = &mut self.epilogue {
+            engine.prepare(library);
+        }
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
