@@ -161,7 +161,7 @@ impl Tensor {
     }
 
     /// Panics if a byte outside the elements was written.
-    fn check_canaries(&self) {
+    pub fn check_canaries(&self) {
         let mut owned = vec![false; self.bytes().len()];
         for coords in positions(&self.sizes) {
             let at = self.address(&coords);

@@ -41,7 +41,7 @@ mod encode;
 mod registers;
 mod split;
 
-use self::emit::LANES;
+use self::emit::Body;
 use self::split::{Form, Layout, Node, Origin, split};
 use super::compile::{Code, Step};
 use super::interpret::{PITCH, Work};
@@ -58,6 +58,8 @@ const MOST_PLACES: usize = 48;
 #[derive(Clone, Debug)]
 pub(super) struct Native {
     code: Arc<Executable>,
+    /// Elements of the code's blocks.
+    block: usize,
     setup: Vec<Step>,
     before: Vec<Step>,
     after: Vec<Step>,
@@ -86,7 +88,8 @@ impl Native {
             return None;
         }
         let uniform = |slot: usize| (table_floats + slot * PITCH) * size_of::<f32>();
-        let bytes = emit::function(&parts.nodes, parts.places.len(), &uniform)?;
+        let (nodes, places) = (&parts.nodes[..], parts.places.len());
+        let function = Body { nodes, places, uniform: &uniform }.function()?;
         let filled = parts.nodes.iter().filter_map(|node| match *node {
             Node::Write(place, ..) => match parts.places[place].0 {
                 Origin::Slot(slot) => Some(slot),
@@ -96,7 +99,8 @@ impl Native {
         });
         let filled = filled.collect();
         Some(Native {
-            code: library.share(&bytes)?,
+            code: library.share(&function.bytes)?,
+            block: function.block,
             setup: parts.setup,
             before: parts.before,
             after: parts.after,
@@ -110,9 +114,11 @@ impl Native {
         &self.setup
     }
 
-    /// Whether no value is kept in a slot, so that pieces may be larger than these.
+    /// Whether no value of a piece is kept in a register of the worker, so that pieces may be
+    /// larger than these.
     pub fn is_free(&self) -> bool {
-        !self.places.iter().any(|(origin, _)| matches!(origin, Origin::Slot(_)))
+        let in_slots = |(origin, _): &(Origin, Form)| matches!(origin, Origin::Slot(_));
+        self.before.is_empty() && self.after.is_empty() && !self.places.iter().any(in_slots)
     }
 
     /// Runs the program on a piece.
@@ -139,8 +145,8 @@ impl Native {
             places: table.as_mut_ptr().cast(),
             uniforms: work.frame.registers,
             rows,
-            vectors: cols / LANES,
-            tail: (1 << (cols % LANES)) - 1,
+            blocks: cols / self.block,
+            tail: (1 << (cols % self.block)) - 1,
         };
         // SAFETY: the code reads and writes the operands of the piece, for which the caller
         // vouches, and slots, which hold a piece.

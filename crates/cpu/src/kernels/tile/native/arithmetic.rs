@@ -63,33 +63,30 @@ impl Arithmetic<'_, '_> {
 
     /// `op to, first, last` in the chosen lanes only.
     fn there(&mut self, op: Op, to: Zmm, first: Zmm, last: impl Into<Src>) {
-        self.asm.masked(op, to.0, first, last.into(), CHOSEN, false);
+        self.asm.masked(op, to, Some(first), last.into(), (CHOSEN, false));
+    }
+
+    /// The same for instructions of one source.
+    fn there_single(&mut self, op: Op, to: Zmm, last: impl Into<Src>) {
+        self.asm.masked(op, to, None, last.into(), (CHOSEN, false));
     }
 
     /// 1 in the chosen lanes, else 0.
     fn truth(&mut self, to: Zmm) {
         let one = Src::Memory(self.asm.constant(1f32.to_bits()));
-        self.asm.masked(Op::BROADCASTSS, to.0, Zmm(0), one, CHOSEN, true);
+        self.asm.masked(Op::BROADCASTSS, to, None, one, (CHOSEN, true));
     }
 
-    /// `to = value - to`.
-    fn subtract_from(&mut self, value: f32, to: Zmm) {
-        let first = self.temporary();
+    /// `to = op(value, to)`; `first` is lost.
+    fn after(&mut self, op: Op, value: f32, to: Zmm, first: Zmm) {
         self.set(first, value);
-        self.asm.vector(Op::SUBPS, to, first, to);
-    }
-
-    /// `to = value / to`.
-    fn divide(&mut self, value: f32, to: Zmm) {
-        let first = self.temporary();
-        self.set(first, value);
-        self.asm.vector(Op::DIVPS, to, first, to);
+        self.asm.vector(op, to, first, to);
     }
 
     /// The magnitude of `to` with the sign of `x`.
     fn copy_sign(&mut self, to: Zmm, x: Zmm) {
         let magnitude = self.bits(MAGNITUDE);
-        self.asm.immediate(Op::PTERNLOGD, to, x, magnitude, MERGE);
+        self.asm.immediate(Op::PTERNLOGD, to, Some(x), magnitude, MERGE);
     }
 
     fn polynomial(&mut self, to: Zmm, x: Zmm, coefficients: &[f32]) {
@@ -101,9 +98,9 @@ impl Arithmetic<'_, '_> {
     }
 
     /// Where x is an exponent: leaves the remainder `r` in it, the bits of the shifted multiple of
-    /// ln 2 in `shifted`, and gives `e^r - 1`.
-    fn exponential(&mut self, x: Zmm, shifted: Zmm) -> Zmm {
-        let [n, tail] = [self.temporary(), self.temporary()];
+    /// ln 2 in `shifted`, and gives `e^r - 1`; `tail` is lost.
+    fn exponential(&mut self, x: Zmm, shifted: Zmm, tail: Zmm) -> Zmm {
+        let n = self.temporary();
         self.set(shifted, math::ROUND);
         self.with(Op::FMADD231PS, shifted, x, LOG2_E);
         self.with(Op::SUBPS, n, shifted, math::ROUND);
@@ -123,7 +120,7 @@ impl Arithmetic<'_, '_> {
         self.asm.vector(Op::MAXPS, u, u, x);
         self.set(to, most);
         self.asm.vector(Op::MINPS, u, to, u);
-        let value = self.exponential(u, n);
+        let value = self.exponential(u, n, to);
         self.with(Op::ADDPS, value, value, 1.0);
         self.with_bits(Op::PSUBD, n, n, math::ROUND.to_bits());
         self.asm.shift(Shift::RightArithmetic, u, n, 1);
@@ -159,13 +156,13 @@ impl Arithmetic<'_, '_> {
         self.asm.vector(Op::ADDPS, low, low, f);
         self.with(Op::FMADD231PS, low, e, math::LN2_HIGH);
         self.when(Cmp::Equal, x, f32::INFINITY);
-        self.there(Op::MOVAPS, low, Zmm(0), x);
+        self.there_single(Op::MOVAPS, low, x);
         self.when(Cmp::Equal, x, 0.0);
         let infinity = Src::Memory(self.asm.constant(f32::NEG_INFINITY.to_bits()));
-        self.there(Op::BROADCASTSS, low, Zmm(0), infinity);
+        self.there_single(Op::BROADCASTSS, low, infinity);
         self.when(Cmp::GreaterOrEqual, x, 0.0);
         self.set(to, f32::NAN);
-        self.there(Op::MOVAPS, to, Zmm(0), low);
+        self.there_single(Op::MOVAPS, to, low);
     }
 
     fn tanh(&mut self, to: Zmm, x: Zmm) {
@@ -179,16 +176,16 @@ impl Arithmetic<'_, '_> {
         self.set(u, far);
         self.asm.vector(Op::MINPS, u, u, t);
         self.asm.vector(Op::ADDPS, u, u, u);
-        let low = self.exponential(u, n);
+        let low = self.exponential(u, n, to);
         self.with_bits(Op::PADDD, n, n, 127u32.wrapping_sub(math::ROUND.to_bits()));
         self.asm.shift(Shift::Left, n, n, 23);
         self.with(Op::ADDPS, to, n, 1.0);
         self.asm.vector(Op::FMADD231PS, to, n, low);
-        self.divide(2.0, to);
-        self.subtract_from(1.0, to);
+        self.after(Op::DIVPS, 2.0, to, u);
+        self.after(Op::SUBPS, 1.0, to, u);
         self.copy_sign(to, x);
         self.when(Cmp::Less, t, near);
-        self.there(Op::MOVAPS, to, Zmm(0), s);
+        self.there_single(Op::MOVAPS, to, s);
     }
 
     fn erf(&mut self, to: Zmm, x: Zmm) {
@@ -202,10 +199,10 @@ impl Arithmetic<'_, '_> {
         self.asm.vector(Op::MINPS, u, u, t);
         self.polynomial(log, u, &math::ERF_LOG);
         self.exp(to, log);
-        self.subtract_from(1.0, to);
+        self.after(Op::SUBPS, 1.0, to, u);
         self.copy_sign(to, x);
         self.when(Cmp::Less, t, near);
-        self.there(Op::MOVAPS, to, Zmm(0), s);
+        self.there_single(Op::MOVAPS, to, s);
     }
 
     /// The bf16 of x in the low half of each lane; above it may be anything.
@@ -231,7 +228,8 @@ impl Arithmetic<'_, '_> {
             Unary::Sqrt => self.asm.single(Op::SQRTPS, to, x),
             Unary::Rsqrt => {
                 self.asm.single(Op::SQRTPS, to, x);
-                self.divide(1.0, to);
+                let one = self.temporary();
+                self.after(Op::DIVPS, 1.0, to, one);
             }
             Unary::Recip => {
                 self.set(to, 1.0);
@@ -242,13 +240,13 @@ impl Arithmetic<'_, '_> {
                 self.with_bits(Op::PXORD, minus, x, SIGN);
                 self.exp(to, minus);
                 self.with(Op::ADDPS, to, to, 1.0);
-                self.divide(1.0, to);
+                self.after(Op::DIVPS, 1.0, to, minus);
             }
             Unary::Erf => self.erf(to, x),
             Unary::Abs => self.with_bits(Op::PANDD, to, x, MAGNITUDE),
             Unary::Sin | Unary::Cos => return false,
             // Downwards, without raising the flag for lost digits.
-            Unary::Floor => self.asm.immediate(Op::RNDSCALEPS, to, Zmm(0), x, 9),
+            Unary::Floor => self.asm.immediate(Op::RNDSCALEPS, to, None, x, 9),
             Unary::Not => {
                 self.when(Cmp::Equal, x, 0.0);
                 self.truth(to);
@@ -286,7 +284,7 @@ impl Arithmetic<'_, '_> {
         if matches!(op, Binary::Min | Binary::Max) {
             // Of NaN and a number, the instruction gives the second.
             self.asm.compare(Cmp::Unordered, CHOSEN, a, a);
-            self.there(Op::MOVAPS, to, Zmm(0), a);
+            self.there_single(Op::MOVAPS, to, a);
         }
         true
     }
@@ -303,7 +301,7 @@ impl Arithmetic<'_, '_> {
         match a {
             Src::Each(mem) => {
                 self.asm.single(Op::MOVAPS, to, b);
-                self.there(Op::BROADCASTSS, to, Zmm(0), Src::Memory(mem));
+                self.there_single(Op::BROADCASTSS, to, Src::Memory(mem));
             }
             a => self.there(Op::BLENDMPS, to, b, a),
         }

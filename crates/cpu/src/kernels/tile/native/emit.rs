@@ -1,103 +1,124 @@
 //! From nodes to a function: the loops, and what is read and written.
 
 use super::arithmetic::Arithmetic;
-use super::encode::{Assembler, Gpr, Mask, Mem, NO_MASK, Op, Shift, Src, Zmm};
+use super::encode::{Assembler, Gpr, LANES, Mask, Mem, NO_MASK, Op, Shift, Src, Zmm, registers};
 use super::registers::Registers;
 use super::split::{Form, Node, Value};
+use crate::kernels::ops::Binary;
 
-/// The table of places, the uniform values, rows, vectors of a row, lanes of the last vector: the
+/// The table of places, the uniform values, rows, blocks of a row, lanes of its last vectors: the
 /// arguments in order.
 const PLACES: Gpr = Gpr::Rdi;
 const UNIFORMS: Gpr = Gpr::Rsi;
 const ROWS: Gpr = Gpr::Rdx;
-const VECTORS: Gpr = Gpr::Rcx;
+const BLOCKS: Gpr = Gpr::Rcx;
 const TAIL: Gpr = Gpr::R8;
 /// The first element of the vector in work.
 const ELEMENT: Gpr = Gpr::Rax;
-/// Vectors that are left.
+/// Blocks, then lanes that are left.
 const LEFT: Gpr = Gpr::R9;
 /// An address for a moment.
 const ADDRESS: Gpr = Gpr::R10;
 /// Bytes of an entry of the table.
 const ENTRY: i32 = 16;
-/// Floats of a vector.
-pub(super) const LANES: usize = 16;
+/// Most vectors of a block: more would leave each of them too few registers.
+const MOST_VECTORS: u8 = 3;
 /// The lanes of a row's end.
 const END: Mask = Mask(1);
 /// Most bytes of the stack.
 const MOST_STACK: i32 = 4096;
 
-/// The function for nodes that name this many places; `uniform(slot)` is a register's distance in
-/// bytes. `None` if a node has no code or too many values are alive.
-pub(super) fn function(
-    nodes: &[Node],
-    places: usize,
-    uniform: &dyn Fn(usize) -> usize,
-) -> Option<Vec<u8>> {
-    let (code, stack) = attempt(nodes, places, uniform, 0)?;
-    match stack {
-        0 => Some(code),
-        1..=MOST_STACK => Some(attempt(nodes, places, uniform, stack)?.0),
-        _ => None,
-    }
+/// A function's bytes, and the elements of its blocks.
+pub(super) struct Function {
+    pub bytes: Vec<u8>,
+    pub block: usize,
 }
 
-/// The function with so much stack, and how much it needs.
-fn attempt(
-    nodes: &[Node],
-    places: usize,
-    uniform: &dyn Fn(usize) -> usize,
-    stack: i32,
-) -> Option<(Vec<u8>, i32)> {
-    let mut asm = Assembler::default();
-    let [row, vector, end, next] = [(); 4].map(|()| asm.label());
-    if stack > 0 {
-        asm.add(Gpr::Rsp, -stack);
-    }
-    asm.set_mask(END, TAIL);
-    asm.bind(row);
-    asm.clear(ELEMENT);
-    asm.copy(LEFT, VECTORS);
-    asm.test(LEFT);
-    asm.jump_if(true, end);
-    asm.bind(vector);
-    let used = body(&mut asm, nodes, uniform, NO_MASK)?;
-    asm.add(ELEMENT, LANES as i32);
-    asm.add(LEFT, -1);
-    asm.jump_if(false, vector);
-    asm.bind(end);
-    asm.test(TAIL);
-    asm.jump_if(true, next);
-    let used = used.max(body(&mut asm, nodes, uniform, END)?);
-    asm.bind(next);
-    for place in 0..places as i32 {
-        asm.load(ADDRESS, PLACES, place * ENTRY + 8);
-        asm.add_to(PLACES, place * ENTRY, ADDRESS);
-    }
-    asm.add(ROWS, -1);
-    asm.jump_if(false, row);
-    if stack > 0 {
-        asm.add(Gpr::Rsp, stack);
-    }
-    asm.leave();
-    Some((asm.finish(), used))
+/// What a function is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Body<'a> {
+    pub nodes: &'a [Node],
+    /// How many places the nodes name.
+    pub places: usize,
+    /// By how many bytes a slot is behind the uniform values.
+    pub uniform: &'a dyn Fn(usize) -> usize,
 }
 
-/// One vector; returns the stack that it needs.
-fn body(
-    asm: &mut Assembler,
-    nodes: &[Node],
-    uniform: &dyn Fn(usize) -> usize,
-    mask: Mask,
-) -> Option<i32> {
-    let mut registers = Registers::new(nodes);
-    for at in 0..nodes.len() {
-        let work = Arithmetic { asm, registers: &mut registers, at };
-        let mut emitter = Emitter { work, nodes, uniform, mask };
-        emitter.node(&nodes[at])?;
-        registers.end(at);
+impl Body<'_> {
+    /// The function: on as many vectors side by side as find registers, for one alone would mostly
+    /// wait for its last instruction. `None` if a node has no code or too many values are alive.
+    pub fn function(self) -> Option<Function> {
+        for vectors in (2..=MOST_VECTORS).rev() {
+            let (bytes, stack) = self.attempt(vectors, 0)?;
+            if stack == 0 {
+                let block = usize::from(vectors) * LANES as usize;
+                return Some(Function { bytes, block });
+            }
+        }
+        let (mut bytes, stack) = self.attempt(1, 0)?;
+        if stack > MOST_STACK {
+            return None;
+        }
+        if stack > 0 {
+            bytes = self.attempt(1, stack)?.0;
+        }
+        Some(Function { bytes, block: LANES as usize })
     }
-    Some(registers.stack_bytes())
+
+    /// The function with so much stack, and how much it needs.
+    fn attempt(self, vectors: u8, stack: i32) -> Option<(Vec<u8>, i32)> {
+        let mut asm = Assembler::default();
+        let [row, block, end, vector, next] = [(); 5].map(|()| asm.label());
+        if stack > 0 {
+            asm.add(Gpr::Rsp, -stack);
+        }
+        asm.bind(row);
+        asm.clear(ELEMENT);
+        asm.copy(LEFT, BLOCKS);
+        asm.test(LEFT);
+        asm.jump_if(true, end);
+        asm.bind(block);
+        let used = self.emit(&mut asm, vectors, NO_MASK)?;
+        asm.add(ELEMENT, i32::from(vectors) * LANES);
+        asm.add(LEFT, -1);
+        asm.jump_if(false, block);
+        asm.bind(end);
+        asm.copy(LEFT, TAIL);
+        asm.test(LEFT);
+        asm.jump_if(true, next);
+        asm.bind(vector);
+        asm.set_mask(END, LEFT);
+        let used = used.max(self.emit(&mut asm, 1, END)?);
+        asm.add(ELEMENT, LANES);
+        asm.shift_right(LEFT, LANES as u8);
+        asm.jump_if(false, vector);
+        asm.bind(next);
+        for place in 0..self.places as i32 {
+            asm.load(ADDRESS, PLACES, place * ENTRY + 8);
+            asm.add_to(PLACES, place * ENTRY, ADDRESS);
+        }
+        asm.add(ROWS, -1);
+        asm.jump_if(false, row);
+        if stack > 0 {
+            asm.add(Gpr::Rsp, stack);
+        }
+        asm.leave();
+        Some((asm.finish(), used))
+    }
+
+    /// One block; returns the stack that it needs.
+    fn emit(self, asm: &mut Assembler, vectors: u8, mask: Mask) -> Option<i32> {
+        let Body { nodes, uniform, .. } = self;
+        let mut registers = Registers::new(nodes, registers(vectors).into());
+        asm.vectors = vectors;
+        for at in 0..nodes.len() {
+            let work = Arithmetic { asm, registers: &mut registers, at };
+            let mut emitter = Emitter { work, nodes, uniform, mask };
+            emitter.node(&nodes[at])?;
+            registers.end(at);
+        }
+        Some(registers.stack_bytes())
+    }
 }
 
 /// Emits one node.
@@ -123,6 +144,8 @@ impl Emitter<'_, '_> {
                 self.work.unary(op, to, a)
             }
             Node::Binary(op, a, b) => {
+                let swap = matches!(op, Binary::Add | Binary::Mul) && self.is_uniform(a);
+                let (a, b) = if swap { (b, a) } else { (a, b) };
                 let (a, b) = (self.register(a), self.source(b));
                 let to = self.define();
                 self.work.binary(op, to, a, b)
@@ -141,6 +164,11 @@ impl Emitter<'_, '_> {
             }
         };
         done.then_some(())
+    }
+
+    /// Whether a value is in memory, as one float.
+    fn is_uniform(&self, value: Value) -> bool {
+        matches!(self.nodes[value], Node::Constant(_) | Node::Uniform(_))
     }
 
     fn define(&mut self) -> Zmm {
@@ -173,7 +201,7 @@ impl Emitter<'_, '_> {
         self.work.asm.load(ADDRESS, PLACES, place as i32 * ENTRY);
         Src::Memory(match form.step_bytes() {
             0 => Mem::At(ADDRESS, 0),
-            bytes => Mem::Indexed(ADDRESS, ELEMENT, bytes.trailing_zeros() as u8),
+            bytes => Mem::Indexed(ADDRESS, ELEMENT, bytes.trailing_zeros() as u8, 0),
         })
     }
 
@@ -188,7 +216,7 @@ impl Emitter<'_, '_> {
             Form::EachBf16 => (Op::PBROADCASTW, NO_MASK),
         };
         let asm = &mut self.work.asm;
-        asm.masked(op, to.0, Zmm(0), from, mask, true);
+        asm.masked(op, to, None, from, (mask, true));
         match form {
             Form::Bf16 | Form::EachBf16 => asm.shift(Shift::Left, to, to, 16),
             Form::U32 => asm.single(Op::CVTUDQ2PS, to, to),
@@ -209,7 +237,7 @@ impl Emitter<'_, '_> {
             Form::U32 | Form::EachF32 | Form::EachBf16 => return None,
         };
         let to = self.address(place, form);
-        self.work.asm.masked(op, src.0, Zmm(0), to, mask, false);
+        self.work.asm.masked(op, src, None, to, (mask, false));
         Some(())
     }
 }

@@ -5,6 +5,17 @@
 //! second source), of which the last can be memory. Displacements are always 32 bits wide, except
 //! none: shorter forms would save bytes and no time.
 
+/// Floats of a vector.
+pub(super) const LANES: i32 = 16;
+
+/// What the vectors of a block have in common for a moment.
+const SHARED: Zmm = Zmm(31);
+
+/// The registers that each of so many vectors has.
+pub(super) fn registers(vectors: u8) -> u8 {
+    if vectors <= 1 { 32 } else { SHARED.0 / vectors }
+}
+
 /// A vector register, 0 to 31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Zmm(pub u8);
@@ -38,8 +49,8 @@ pub(super) enum Mem {
     Constant(usize),
     /// `base + displacement`.
     At(Gpr, i32),
-    /// `base + (index << scale)`.
-    Indexed(Gpr, Gpr, u8),
+    /// `base + (index << scale) + displacement`.
+    Indexed(Gpr, Gpr, u8, i32),
 }
 
 /// The last source of a vector instruction.
@@ -117,6 +128,49 @@ pub(super) enum Cmp {
     GreaterOrEqual = 0x1d,
 }
 
+/// What the first field of an instruction is.
+#[derive(Clone, Copy, Debug)]
+enum Field {
+    Vector(Zmm),
+    Mask(Mask),
+    /// A part of the opcode.
+    Opcode(u8),
+}
+
+/// The operands of a vector instruction.
+#[derive(Clone, Copy, Debug)]
+struct Operands {
+    field: Field,
+    first: Option<Zmm>,
+    last: Src,
+    mask: Mask,
+    zero: bool,
+}
+
+impl Operands {
+    /// The same instruction for the vector of this number of a block, whose registers are `by`
+    /// further.
+    fn of_vector(self, number: u8, by: u8) -> Operands {
+        let far = |reg: Zmm| Zmm(reg.0 + number * by);
+        let next = |mask: Mask| Mask(if mask == NO_MASK { 0 } else { mask.0 + number });
+        let field = match self.field {
+            Field::Vector(reg) => Field::Vector(far(reg)),
+            Field::Mask(mask) => Field::Mask(next(mask)),
+            opcode => opcode,
+        };
+        let last = match self.last {
+            Src::Reg(reg) => Src::Reg(far(reg)),
+            Src::Memory(Mem::Indexed(base, index, scale, at)) => {
+                let at = at + i32::from(number) * (LANES << scale);
+                Src::Memory(Mem::Indexed(base, index, scale, at))
+            }
+            same => same,
+        };
+        let first = self.first.map(far);
+        Operands { field, first, last, mask: next(self.mask), zero: self.zero }
+    }
+}
+
 /// A place in the code that a jump names.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Label(usize);
@@ -124,6 +178,9 @@ pub(super) struct Label(usize);
 /// Code under construction, and its constants.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
+    /// Vectors of a block: every vector instruction is there so often, each time with registers
+    /// that are [`registers`] further, the next mask, and the next vector of indexed memory.
+    pub vectors: u8,
     code: Vec<u8>,
     constants: Vec<u32>,
     /// Where a displacement is, how many bytes of the instruction follow it, and which constant.
@@ -158,81 +215,117 @@ impl Assembler {
                 }
                 self.code.extend(displacement.to_le_bytes());
             }
-            Mem::Indexed(base, index, scale) => {
-                debug_assert!(base as u8 & 7 != 5 && index != Gpr::Rsp);
-                self.code.push(reg | 4);
+            Mem::Indexed(base, index, scale, displacement) => {
+                self.code.push(0x80 | reg | 4);
                 self.code.push(scale << 6 | (index as u8 & 7) << 3 | (base as u8 & 7));
+                self.code.extend(displacement.to_le_bytes());
             }
         }
     }
 
-    /// `op dst {mask}, first, last`, with zeros in lanes outside of the mask if `zero`. Without a
-    /// first source, it is register 0.
-    pub fn masked(&mut self, op: Op, dst: u8, first: Zmm, last: Src, mask: Mask, zero: bool) {
-        self.evex(op, dst, first, last, mask, zero, 0);
+    /// An instruction, with its immediate if it has one, for all vectors of a block.
+    fn evex(&mut self, op: Op, mut operands: Operands, immediate: Option<u8>) {
+        if self.vectors <= 1 {
+            return self.evex_once(op, operands, immediate);
+        }
+        let each = match operands.last {
+            Src::Each(mem) => Some(mem),
+            _ => None,
+        };
+        if let Some(mem) = each {
+            // One load instead of one for each vector.
+            let (field, last) = (Field::Vector(SHARED), Src::Memory(mem));
+            let load = Operands { field, first: None, last, mask: NO_MASK, zero: false };
+            self.evex_once(Op::BROADCASTSS, load, None);
+            operands.last = Src::Reg(SHARED);
+        }
+        for number in 0..self.vectors {
+            let own = operands.of_vector(number, registers(self.vectors));
+            let last = if each.is_some() { operands.last } else { own.last };
+            self.evex_once(op, Operands { last, ..own }, immediate);
+        }
     }
 
-    #[allow(clippy::too_many_arguments)] // the fields of the encoding
-    fn evex(
-        &mut self,
-        Op(map, prefix, opcode): Op,
-        dst: u8,
-        first: Zmm,
-        last: Src,
-        mask: Mask,
-        zero: bool,
-        trailing: usize,
-    ) {
+    fn evex_once(&mut self, Op(map, prefix, opcode): Op, with: Operands, immediate: Option<u8>) {
         let bit = |value: u8, at: u8| value >> at & 1;
+        let field = match with.field {
+            Field::Vector(Zmm(reg)) => reg,
+            Field::Mask(Mask(own)) | Field::Opcode(own) => own,
+        };
         // The high bits of the last operand: of a register, or of base and index.
-        let (base, index, each) = match last {
+        let (base, index, each) = match with.last {
             Src::Reg(Zmm(reg)) => (bit(reg, 3), bit(reg, 4), 0),
             Src::Each(mem) | Src::Memory(mem) => {
                 let (base, index) = match mem {
                     Mem::Constant(_) => (0, 0),
                     Mem::At(base, _) => (bit(base as u8, 3), 0),
-                    Mem::Indexed(base, index, _) => (bit(base as u8, 3), bit(index as u8, 3)),
+                    Mem::Indexed(base, index, ..) => (bit(base as u8, 3), bit(index as u8, 3)),
                 };
-                (base, index, u8::from(matches!(last, Src::Each(_))))
+                (base, index, u8::from(matches!(with.last, Src::Each(_))))
             }
         };
-        let p0 = (bit(dst, 3) << 7 | index << 6 | base << 5 | bit(dst, 4) << 4) ^ 0xf0 | map;
-        let p1 = (first.0 & 15) << 3 ^ 0x78 | 4 | prefix;
-        let zero = u8::from(zero && mask != NO_MASK);
-        let p2 = zero << 7 | 2 << 5 | each << 4 | (bit(first.0, 4) ^ 1) << 3 | mask.0;
+        let first = with.first.map_or(0, |reg| reg.0);
+        let p0 = (bit(field, 3) << 7 | index << 6 | base << 5 | bit(field, 4) << 4) ^ 0xf0 | map;
+        let p1 = (first & 15) << 3 ^ 0x78 | 4 | prefix;
+        let zero = u8::from(with.zero && with.mask != NO_MASK);
+        let p2 = zero << 7 | 2 << 5 | each << 4 | (bit(first, 4) ^ 1) << 3 | with.mask.0;
         self.code.extend([0x62, p0, p1, p2, opcode]);
-        match last {
-            Src::Reg(Zmm(reg)) => self.code.push(0xc0 | (dst & 7) << 3 | (reg & 7)),
-            Src::Each(mem) | Src::Memory(mem) => self.operand(dst, mem, trailing),
+        match with.last {
+            Src::Reg(Zmm(reg)) => self.code.push(0xc0 | (field & 7) << 3 | (reg & 7)),
+            Src::Each(mem) | Src::Memory(mem) => {
+                self.operand(field, mem, usize::from(immediate.is_some()));
+            }
         }
+        self.code.extend(immediate);
+    }
+
+    /// `op reg {mask}, first, last`, with zeros in lanes outside of the mask if `zero`.
+    pub fn masked(
+        &mut self,
+        op: Op,
+        reg: Zmm,
+        first: Option<Zmm>,
+        last: Src,
+        (mask, zero): (Mask, bool),
+    ) {
+        self.evex(op, Operands { field: Field::Vector(reg), first, last, mask, zero }, None);
     }
 
     /// `op dst, first, last`.
     pub fn vector(&mut self, op: Op, dst: Zmm, first: Zmm, last: impl Into<Src>) {
-        self.masked(op, dst.0, first, last.into(), NO_MASK, false);
+        self.masked(op, dst, Some(first), last.into(), (NO_MASK, false));
     }
 
     /// `op dst, last`, for instructions of one source.
     pub fn single(&mut self, op: Op, dst: Zmm, last: impl Into<Src>) {
-        self.vector(op, dst, Zmm(0), last);
+        self.masked(op, dst, None, last.into(), (NO_MASK, false));
     }
 
     /// `op dst, first, last, immediate`.
-    pub fn immediate(&mut self, op: Op, dst: Zmm, first: Zmm, last: impl Into<Src>, value: u8) {
-        self.evex(op, dst.0, first, last.into(), NO_MASK, false, 1);
-        self.code.push(value);
+    pub fn immediate(
+        &mut self,
+        op: Op,
+        dst: Zmm,
+        first: Option<Zmm>,
+        last: impl Into<Src>,
+        value: u8,
+    ) {
+        let (field, last) = (Field::Vector(dst), last.into());
+        self.evex(op, Operands { field, first, last, mask: NO_MASK, zero: false }, Some(value));
     }
 
-    /// `cmp mask, first, last`.
+    /// `cmp to, first, last`.
     pub fn compare(&mut self, cmp: Cmp, to: Mask, first: Zmm, last: impl Into<Src>) {
-        self.evex(Op::CMPPS, to.0, first, last.into(), NO_MASK, false, 1);
-        self.code.push(cmp as u8);
+        let (field, first, last) = (Field::Mask(to), Some(first), last.into());
+        let operands = Operands { field, first, last, mask: NO_MASK, zero: false };
+        self.evex(Op::CMPPS, operands, Some(cmp as u8));
     }
 
     /// `dst = from` shifted.
     pub fn shift(&mut self, shift: Shift, dst: Zmm, from: Zmm, by: u8) {
-        self.evex(Op::SHIFT, shift as u8, dst, Src::Reg(from), NO_MASK, false, 1);
-        self.code.push(by);
+        let (field, first, last) = (Field::Opcode(shift as u8), Some(dst), Src::Reg(from));
+        let operands = Operands { field, first, last, mask: NO_MASK, zero: false };
+        self.evex(Op::SHIFT, operands, Some(by));
     }
 
     fn rex(&mut self, reg: Gpr, rm: Gpr) {
@@ -284,12 +377,10 @@ impl Assembler {
         self.code.extend([0xc4, 0xc1 | high, 0x78, 0x92, 0xc0 | mask.0 << 3 | (reg as u8 & 7)]);
     }
 
-    /// Asks for the line at an address.
-    pub fn prefetch(&mut self, base: Gpr, displacement: i32, index: Gpr, scale: u8) {
-        self.code.extend([0x40 | (index as u8 >> 3) << 1 | base as u8 >> 3, 0x0f, 0x18]);
-        let sib = scale << 6 | (index as u8 & 7) << 3 | (base as u8 & 7);
-        self.code.extend([0x80 | 2 << 3 | 4, sib]);
-        self.code.extend(displacement.to_le_bytes());
+    /// `reg >>= by`, without sign.
+    pub fn shift_right(&mut self, reg: Gpr, by: u8) {
+        self.rex(Gpr::Rax, reg);
+        self.code.extend([0xc1, 0xe8 | (reg as u8 & 7), by]);
     }
 
     /// A name for a place that is yet to come.
@@ -331,5 +422,76 @@ impl Assembler {
         self.code.resize(pool, 0xcc);
         self.code.extend(self.constants.iter().flat_map(|bits| bits.to_le_bytes()));
         self.code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(emit: impl FnOnce(&mut Assembler)) -> Vec<u8> {
+        let mut asm = Assembler::default();
+        emit(&mut asm);
+        let length = asm.code.len();
+        let mut code = asm.finish();
+        code.truncate(length);
+        code
+    }
+
+    /// As a disassembler reads them.
+    #[test]
+    fn instructions_have_their_bytes() {
+        // vaddps zmm17, zmm2, zmm31
+        let got = bytes(|asm| asm.vector(Op::ADDPS, Zmm(17), Zmm(2), Zmm(31)));
+        assert_eq!(got, [0x62, 0x81, 0x6c, 0x48, 0x58, 0xcf]);
+        // vfmadd231ps zmm1, zmm20, dword ptr [rsi + 256]{1to16}
+        let each = Src::Each(Mem::At(Gpr::Rsi, 256));
+        let got = bytes(|asm| asm.vector(Op::FMADD231PS, Zmm(1), Zmm(20), each));
+        assert_eq!(got, [0x62, 0xf2, 0x5d, 0x50, 0xb8, 0x8e, 0, 1, 0, 0]);
+        // vmovups zmm9 {k1} {z}, [r10 + 4 * rax + 64]
+        let from = Src::Memory(Mem::Indexed(Gpr::R10, Gpr::Rax, 2, 64));
+        let got = bytes(|asm| asm.masked(Op::MOVUPS_LOAD, Zmm(9), None, from, (Mask(1), true)));
+        assert_eq!(got, [0x62, 0x51, 0x7c, 0xc9, 0x10, 0x8c, 0x82, 64, 0, 0, 0]);
+        // vpsrad zmm30, zmm5, 23
+        let got = bytes(|asm| asm.shift(Shift::RightArithmetic, Zmm(30), Zmm(5), 23));
+        assert_eq!(got, [0x62, 0xf1, 0x0d, 0x40, 0x72, 0xe5, 23]);
+        // vcmpunordps k2, zmm7, zmm7
+        let got = bytes(|asm| asm.compare(Cmp::Unordered, Mask(2), Zmm(7), Zmm(7)));
+        assert_eq!(got, [0x62, 0xf1, 0x44, 0x48, 0xc2, 0xd7, 3]);
+        // mov r10, [rdi + 16]; kmovw k1, r9d; shr r9, 16
+        let got = bytes(|asm| {
+            asm.load(Gpr::R10, Gpr::Rdi, 16);
+            asm.set_mask(Mask(1), Gpr::R9);
+            asm.shift_right(Gpr::R9, 16);
+        });
+        let wanted = [0x4c, 0x8b, 0x97, 16, 0, 0, 0, 0xc4, 0xc1, 0x78, 0x92, 0xc9, 0x49, 0xc1];
+        assert_eq!(got[..14], wanted);
+        assert_eq!(got[14..], [0xe9, 16]);
+    }
+
+    #[test]
+    fn a_block_has_each_instruction_for_all_of_its_vectors() {
+        let one = bytes(|asm| asm.vector(Op::MULPS, Zmm(3), Zmm(4), Zmm(5)));
+        let other = bytes(|asm| asm.vector(Op::MULPS, Zmm(18), Zmm(19), Zmm(20)));
+        let both = bytes(|asm| {
+            asm.vectors = 2;
+            asm.vector(Op::MULPS, Zmm(3), Zmm(4), Zmm(5));
+        });
+        assert_eq!(both, [one, other].concat());
+    }
+
+    #[test]
+    fn constants_lie_behind_the_code() {
+        let mut asm = Assembler::default();
+        for _ in 0..2 {
+            let one = Src::Each(asm.constant(1f32.to_bits()));
+            asm.immediate(Op::PTERNLOGD, Zmm(0), Some(Zmm(1)), one, 0xe4);
+        }
+        asm.leave();
+        let code = asm.finish();
+        assert_eq!(code.len(), 64 + 4);
+        assert_eq!(code[64..], 1f32.to_le_bytes());
+        // Both ways lead there from the end of the instruction, immediate included.
+        assert_eq!([code[6], code[17]], [64 - 11, 64 - 22]);
     }
 }

@@ -14,6 +14,8 @@ const BYTES: i32 = 64;
 /// Who is where.
 pub(super) struct Registers<'a> {
     nodes: &'a [Node],
+    /// How many there are.
+    count: usize,
     /// By register: the value in it.
     held: [Option<Value>; COUNT],
     /// By register: whether the node in work uses it.
@@ -26,9 +28,11 @@ pub(super) struct Registers<'a> {
 }
 
 impl<'a> Registers<'a> {
-    pub fn new(nodes: &'a [Node]) -> Registers<'a> {
+    /// The first `count` registers.
+    pub fn new(nodes: &'a [Node], count: usize) -> Registers<'a> {
         Registers {
             nodes,
+            count: count.min(COUNT),
             held: [None; COUNT],
             busy: [false; COUNT],
             home: vec![None; nodes.len()],
@@ -54,12 +58,12 @@ impl<'a> Registers<'a> {
     /// A register for use within node `at`.
     pub fn temporary(&mut self, asm: &mut Assembler, at: usize) -> Zmm {
         let idle = |reg: &usize| !self.busy[*reg];
-        let empty = (0..COUNT).find(|reg| idle(reg) && self.held[*reg].is_none());
+        let empty = (0..self.count).find(|reg| idle(reg) && self.held[*reg].is_none());
         let reg = empty.unwrap_or_else(|| {
             let distance = |reg: &usize| {
                 self.held[*reg].and_then(|value| self.next_use(value, at)).unwrap_or(usize::MAX)
             };
-            (0..COUNT).filter(idle).max_by_key(distance).expect("no node uses all registers")
+            (0..self.count).filter(idle).max_by_key(distance).expect("no node takes all registers")
         });
         if let Some(value) = self.held[reg].take() {
             self.home[value] = None;
