@@ -29,10 +29,12 @@ pub(crate) struct Arguments {
     /// Where values are that hold for a whole task.
     pub uniforms: *const f32,
     pub rows: usize,
-    /// Whole blocks of a row: pairs of blocks, or blocks.
+    /// Whole blocks of a row.
     pub blocks: usize,
-    /// The lanes of what is left of a row, 16 to a vector.
-    pub tail: u64,
+    /// Whole vectors of a row behind its blocks.
+    pub vectors: usize,
+    /// The lanes of the last, partial vector; 0 if there is none.
+    pub tail: u32,
 }
 
 /// Where the rows of an operand are.
@@ -67,18 +69,19 @@ impl Executable {
     /// writes nothing but what the caller vouches for.
     #[inline]
     pub unsafe fn call(&self, with: Arguments) {
-        let Arguments { places, uniforms, rows, blocks, tail } = with;
         #[cfg(target_arch = "x86_64")]
         {
-            type Function = unsafe extern "sysv64" fn(*mut Place, *const f32, usize, usize, u64);
+            type Function =
+                unsafe extern "sysv64" fn(*mut Place, *const f32, usize, usize, usize, u32);
+            let Arguments { places, uniforms, rows, blocks, vectors, tail } = with;
             // SAFETY: the caller vouches for the bytes, which are executable from here on.
             unsafe {
                 let function = std::mem::transmute::<*mut u8, Function>(self.base);
-                function(places, uniforms, rows, blocks, tail);
+                function(places, uniforms, rows, blocks, vectors, tail);
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("no library keeps code here: {places:?} {uniforms:?} {rows} {blocks} {tail}");
+        unreachable!("no library keeps code here: {with:?}");
     }
 }
 

@@ -12,23 +12,28 @@
 //! - [`encode`]: the bytes of instructions;
 //! - [`crate::executable`]: pages to run them from, shared by equal programs.
 //!
-//! The function is `f(places, uniforms, rows, vectors, tail)`, in the C convention of System V:
+//! The function is `f(places, uniforms, rows, blocks, vectors, tail)`, in the C convention of
+//! System V:
 //!
 //! | register | what |
 //! |---|---|
 //! | rdi | table of [`Place`]: an address and a step in bytes for each operand; it is advanced |
 //! | rsi | the worker's registers, where values that hold for a whole task are |
 //! | rdx | rows that are left |
-//! | rcx, r9 | whole vectors of a row, and those that are left of it |
-//! | r8d, k1 | the lanes of the last, partial vector of a row, 0 if there is none |
-//! | rax | the first element of the vector in work |
+//! | rcx, r8, r11 | blocks of a row, vectors behind them, and those of them that are left |
+//! | r9d, k1 | the lanes of the last, partial vector of a row, 0 if there is none |
+//! | rax | the first element of the block in work |
 //! | r10 | an address, for a moment |
-//! | k2 | lanes for which a condition holds |
-//! | zmm0-31 | values |
+//! | k2-k4 | lanes for which a condition holds, in each vector of a block |
+//! | zmm0-30 | values, those of a block's vectors one after the other |
+//! | zmm31 | a constant that the vectors of a block share, for a moment |
 //!
-//! The loop body is there twice: for whole vectors, and with the mask for the last of a row, which
-//! so touches nothing behind it. All loads of a vector come before its stores, and elements are
-//! independent: an output may lie where an input of the same layout does. Constants lie behind the
+//! A *block* is up to three vectors, with the same instruction for each of them side by side: the
+//! chain of operations of one vector alone is too long for the processor to look far beyond it. The
+//! loop body is there three times: for blocks, for single vectors, and with the mask for the end of
+//! a row, so that nothing behind it is touched. All loads of a vector come before its stores, and
+//! elements are independent: an output may lie where an input of the same layout does. Constants
+//! and values that hold for a whole task are read where they are used; constants lie behind the
 //! code. To look at a function: write `Library::share`'s argument to a file, then
 //! `objdump -D -b binary -m i386:x86-64 FILE`.
 //!
@@ -42,6 +47,7 @@ mod registers;
 mod split;
 
 use self::emit::Body;
+use self::encode::LANES as VECTOR;
 use self::split::{Form, Layout, Node, Origin, split};
 use super::compile::{Code, Step};
 use super::interpret::{PITCH, Work};
@@ -51,6 +57,8 @@ use crate::kernel::Dtype;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
+/// Floats of a vector.
+const LANES: usize = VECTOR as usize;
 /// Most operands and slots that a function reads or writes.
 const MOST_PLACES: usize = 48;
 
@@ -146,7 +154,8 @@ impl Native {
             uniforms: work.frame.registers,
             rows,
             blocks: cols / self.block,
-            tail: (1 << (cols % self.block)) - 1,
+            vectors: cols % self.block / LANES,
+            tail: (1 << (cols % LANES)) - 1,
         };
         // SAFETY: the code reads and writes the operands of the piece, for which the caller
         // vouches, and slots, which hold a piece.

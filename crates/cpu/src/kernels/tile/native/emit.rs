@@ -6,17 +6,18 @@ use super::registers::Registers;
 use super::split::{Form, Node, Value};
 use crate::kernels::ops::Binary;
 
-/// The table of places, the uniform values, rows, blocks of a row, lanes of its last vectors: the
-/// arguments in order.
+/// The table of places, the uniform values, rows, blocks of a row, vectors behind them, lanes of
+/// the last vector: the arguments in order.
 const PLACES: Gpr = Gpr::Rdi;
 const UNIFORMS: Gpr = Gpr::Rsi;
 const ROWS: Gpr = Gpr::Rdx;
 const BLOCKS: Gpr = Gpr::Rcx;
-const TAIL: Gpr = Gpr::R8;
+const VECTORS: Gpr = Gpr::R8;
+const TAIL: Gpr = Gpr::R9;
 /// The first element of the vector in work.
 const ELEMENT: Gpr = Gpr::Rax;
-/// Blocks, then lanes that are left.
-const LEFT: Gpr = Gpr::R9;
+/// Blocks or vectors that are left.
+const LEFT: Gpr = Gpr::R11;
 /// An address for a moment.
 const ADDRESS: Gpr = Gpr::R10;
 /// Bytes of an entry of the table.
@@ -68,30 +69,20 @@ impl Body<'_> {
     /// The function with so much stack, and how much it needs.
     fn attempt(self, vectors: u8, stack: i32) -> Option<(Vec<u8>, i32)> {
         let mut asm = Assembler::default();
-        let [row, block, end, vector, next] = [(); 5].map(|()| asm.label());
+        let [row, next] = [(); 2].map(|()| asm.label());
         if stack > 0 {
             asm.add(Gpr::Rsp, -stack);
         }
+        asm.set_mask(END, TAIL);
         asm.bind(row);
         asm.clear(ELEMENT);
-        asm.copy(LEFT, BLOCKS);
-        asm.test(LEFT);
-        asm.jump_if(true, end);
-        asm.bind(block);
-        let used = self.emit(&mut asm, vectors, NO_MASK)?;
-        asm.add(ELEMENT, i32::from(vectors) * LANES);
-        asm.add(LEFT, -1);
-        asm.jump_if(false, block);
-        asm.bind(end);
-        asm.copy(LEFT, TAIL);
-        asm.test(LEFT);
+        let mut used = self.repeat(&mut asm, BLOCKS, vectors)?;
+        if vectors > 1 {
+            used = used.max(self.repeat(&mut asm, VECTORS, 1)?);
+        }
+        asm.test(TAIL);
         asm.jump_if(true, next);
-        asm.bind(vector);
-        asm.set_mask(END, LEFT);
-        let used = used.max(self.emit(&mut asm, 1, END)?);
-        asm.add(ELEMENT, LANES);
-        asm.shift_right(LEFT, LANES as u8);
-        asm.jump_if(false, vector);
+        used = used.max(self.emit(&mut asm, 1, END)?);
         asm.bind(next);
         for place in 0..self.places as i32 {
             asm.load(ADDRESS, PLACES, place * ENTRY + 8);
@@ -104,6 +95,21 @@ impl Body<'_> {
         }
         asm.leave();
         Some((asm.finish(), used))
+    }
+
+    /// A loop over blocks of so many vectors; returns the stack that they need.
+    fn repeat(self, asm: &mut Assembler, count: Gpr, vectors: u8) -> Option<i32> {
+        let [block, end] = [(); 2].map(|()| asm.label());
+        asm.copy(LEFT, count);
+        asm.test(LEFT);
+        asm.jump_if(true, end);
+        asm.bind(block);
+        let used = self.emit(asm, vectors, NO_MASK)?;
+        asm.add(ELEMENT, i32::from(vectors) * LANES);
+        asm.add(LEFT, -1);
+        asm.jump_if(false, block);
+        asm.bind(end);
+        Some(used)
     }
 
     /// One block; returns the stack that it needs.
