@@ -1,17 +1,28 @@
 //! Machine code that was made while loading: read-only pages that the processor may run.
 //!
-//! A [`Library`] keeps one [`Executable`] for equal bytes, so the layers of a model share theirs.
+//! A [`Library`] keeps one [`Executable`] for equal programs, so the layers of a model share theirs.
 //! No page is writable and executable at once. Where the system refuses such pages, or the
 //! processor lacks the instructions, nothing is kept and the callers go on without.
 
 use crate::simd::{Level, Simd};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::collections::HashMap;
+use std::hash::Hasher;
 use std::sync::Arc;
 
-/// Code of one function.
+/// The bytes of a function.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub code: Vec<u8>,
+    /// Elements of a block.
+    pub block: usize,
+}
+
+/// A function that can be called.
 #[derive(Debug)]
 pub(crate) struct Executable {
+    /// Elements of a block.
+    pub block: usize,
     base: *mut u8,
     bytes: usize,
 }
@@ -46,13 +57,16 @@ pub(crate) struct Place {
 }
 
 impl Executable {
-    fn new(code: &[u8]) -> Option<Executable> {
+    fn new(Function { code, block }: &Function) -> Option<Executable> {
+        if code.is_empty() {
+            return None;
+        }
         let writable = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new private mapping at an address of the system's choice.
         let base = unsafe {
             mmap_anonymous(std::ptr::null_mut(), code.len(), writable, MapFlags::PRIVATE)
         };
-        let made = Executable { base: base.ok()?.cast(), bytes: code.len() };
+        let made = Executable { block: *block, base: base.ok()?.cast(), bytes: code.len() };
         // SAFETY: the mapping is new, at least so long, and still writable; nobody runs it yet.
         unsafe {
             made.base.copy_from_nonoverlapping(code.as_ptr(), code.len());
@@ -96,7 +110,22 @@ impl Drop for Executable {
 #[derive(Debug)]
 pub struct Library {
     simd: Simd,
-    known: HashMap<Box<[u8]>, Arc<Executable>>,
+    /// By what the function was made of; `None` where there is no code for it.
+    known: HashMap<Recipe, Option<Arc<Executable>>>,
+}
+
+/// What a function is made of: all that its makers have hashed, byte for byte.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Recipe(Vec<u8>);
+
+impl Hasher for Recipe {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.len() as u64 // nobody asks: the bytes themselves are compared
+    }
 }
 
 impl Library {
@@ -112,24 +141,24 @@ impl Library {
 
     /// How many different functions it has.
     pub fn len(&self) -> usize {
-        self.known.len()
+        self.known.values().flatten().count()
     }
 
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.len() == 0
     }
 
-    /// Code of these bytes, if it may run.
-    pub(crate) fn share(&mut self, code: &[u8]) -> Option<Arc<Executable>> {
-        if !self.takes_avx512() || code.is_empty() {
+    /// The function of a recipe, made if it is new; `None` if it cannot be had.
+    pub(crate) fn share(
+        &mut self,
+        recipe: Recipe,
+        make: impl FnOnce() -> Option<Function>,
+    ) -> Option<Arc<Executable>> {
+        if !self.takes_avx512() {
             return None;
         }
-        if let Some(known) = self.known.get(code) {
-            return Some(known.clone());
-        }
-        let made = Arc::new(Executable::new(code)?);
-        self.known.insert(code.into(), made.clone());
-        Some(made)
+        let make = || make().and_then(|function| Executable::new(&function)).map(Arc::new);
+        self.known.entry(recipe).or_insert_with(make).clone()
     }
 }

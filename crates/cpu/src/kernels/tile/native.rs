@@ -34,7 +34,7 @@
 //! a row, so that nothing behind it is touched. All loads of a vector come before its stores, and
 //! elements are independent: an output may lie where an input of the same layout does. Constants
 //! and values that hold for a whole task are read where they are used; constants lie behind the
-//! code. To look at a function: write `Library::share`'s argument to a file, then
+//! code. To look at a function: write the `code` of `Body::function`'s result to a file, then
 //! `objdump -D -b binary -m i386:x86-64 FILE`.
 //!
 //! Code is made while loading ([`crate::kernel::Kernel::prepare`]), never while planning or in a
@@ -52,8 +52,9 @@ use self::split::{Form, Layout, Node, Origin, split};
 use super::compile::{Code, Step};
 use super::interpret::{PITCH, Work};
 use crate::axes::Space;
-use crate::executable::{Arguments, Executable, Library, Place};
+use crate::executable::{Arguments, Executable, Library, Place, Recipe};
 use crate::kernel::Dtype;
+use std::hash::Hash;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -66,8 +67,6 @@ const MOST_PLACES: usize = 48;
 #[derive(Clone, Debug)]
 pub(super) struct Native {
     code: Arc<Executable>,
-    /// Elements of the code's blocks.
-    block: usize,
     setup: Vec<Step>,
     before: Vec<Step>,
     after: Vec<Step>,
@@ -80,7 +79,7 @@ impl Native {
     /// Code for a program whose operands lie in this space, if there can be any. `table_floats`
     /// is where the registers begin.
     pub fn new(
-        code: &Code,
+        program: &Code,
         with_result: bool,
         table_floats: usize,
         (space, dtypes): (&Space, &[Dtype]),
@@ -91,13 +90,16 @@ impl Native {
         }
         let inner = space.sizes.last().copied().unwrap_or(1);
         let layout = Layout { strides: &space.strides, dtypes, inner };
-        let parts = split(code, with_result, layout)?;
+        let parts = split(program, with_result, layout)?;
         if parts.places.len() > MOST_PLACES {
             return None;
         }
         let uniform = |slot: usize| (table_floats + slot * PITCH) * size_of::<f32>();
         let (nodes, places) = (&parts.nodes[..], parts.places.len());
-        let function = Body { nodes, places, uniform: &uniform }.function()?;
+        let mut recipe = Recipe::default();
+        (nodes, places, table_floats).hash(&mut recipe);
+        let code =
+            library.share(recipe, || Body { nodes, places, uniform: &uniform }.function())?;
         let filled = parts.nodes.iter().filter_map(|node| match *node {
             Node::Write(place, ..) => match parts.places[place].0 {
                 Origin::Slot(slot) => Some(slot),
@@ -107,8 +109,7 @@ impl Native {
         });
         let filled = filled.collect();
         Some(Native {
-            code: library.share(&function.bytes)?,
-            block: function.block,
+            code,
             setup: parts.setup,
             before: parts.before,
             after: parts.after,
@@ -153,8 +154,8 @@ impl Native {
             places: table.as_mut_ptr().cast(),
             uniforms: work.frame.registers,
             rows,
-            blocks: cols / self.block,
-            vectors: cols % self.block / LANES,
+            blocks: cols / self.code.block,
+            vectors: cols % self.code.block / LANES,
             tail: (1 << (cols % LANES)) - 1,
         };
         // SAFETY: the code reads and writes the operands of the piece, for which the caller

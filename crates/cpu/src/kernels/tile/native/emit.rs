@@ -4,6 +4,7 @@ use super::arithmetic::Arithmetic;
 use super::encode::{Assembler, Gpr, LANES, Mask, Mem, NO_MASK, Op, Shift, Src, Zmm, registers};
 use super::registers::Registers;
 use super::split::{Form, Node, Value};
+use crate::executable::Function;
 use crate::kernels::ops::Binary;
 
 /// The table of places, the uniform values, rows, blocks of a row, vectors behind them, lanes of
@@ -29,12 +30,6 @@ const END: Mask = Mask(1);
 /// Most bytes of the stack.
 const MOST_STACK: i32 = 4096;
 
-/// A function's bytes, and the elements of its blocks.
-pub(super) struct Function {
-    pub bytes: Vec<u8>,
-    pub block: usize,
-}
-
 /// What a function is made of.
 #[derive(Clone, Copy)]
 pub(super) struct Body<'a> {
@@ -50,20 +45,20 @@ impl Body<'_> {
     /// wait for its last instruction. `None` if a node has no code or too many values are alive.
     pub fn function(self) -> Option<Function> {
         for vectors in (2..=MOST_VECTORS).rev() {
-            let (bytes, stack) = self.attempt(vectors, 0)?;
+            let (code, stack) = self.attempt(vectors, 0)?;
             if stack == 0 {
                 let block = usize::from(vectors) * LANES as usize;
-                return Some(Function { bytes, block });
+                return Some(Function { code, block });
             }
         }
-        let (mut bytes, stack) = self.attempt(1, 0)?;
+        let (mut code, stack) = self.attempt(1, 0)?;
         if stack > MOST_STACK {
             return None;
         }
         if stack > 0 {
-            bytes = self.attempt(1, stack)?.0;
+            code = self.attempt(1, stack)?.0;
         }
-        Some(Function { bytes, block: LANES as usize })
+        Some(Function { code, block: LANES as usize })
     }
 
     /// The function with so much stack, and how much it needs.
@@ -184,7 +179,7 @@ impl Emitter<'_, '_> {
     /// A value as a last source.
     fn source(&mut self, value: Value) -> Src {
         match self.nodes[value] {
-            Node::Constant(own) => Src::Each(self.work.asm.constant(own.to_bits())),
+            Node::Constant(bits) => Src::Each(self.work.asm.constant(bits)),
             Node::Uniform(slot) => Src::Each(Mem::At(UNIFORMS, (self.uniform)(slot) as i32)),
             _ => Src::Reg(self.work.registers.read(self.work.asm, self.work.at, value)),
         }

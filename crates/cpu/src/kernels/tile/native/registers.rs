@@ -14,6 +14,8 @@ const BYTES: i32 = 64;
 /// Who is where.
 pub(super) struct Registers<'a> {
     nodes: &'a [Node],
+    /// By value: the last node that takes it.
+    last_use: Vec<usize>,
     /// How many there are.
     count: usize,
     /// By register: the value in it.
@@ -30,8 +32,13 @@ pub(super) struct Registers<'a> {
 impl<'a> Registers<'a> {
     /// The first `count` registers.
     pub fn new(nodes: &'a [Node], count: usize) -> Registers<'a> {
+        let mut last_use = vec![0; nodes.len()];
+        for (at, node) in nodes.iter().enumerate() {
+            node.sources().for_each(|source| last_use[source] = at);
+        }
         Registers {
             nodes,
+            last_use,
             count: count.min(COUNT),
             held: [None; COUNT],
             busy: [false; COUNT],
@@ -107,7 +114,7 @@ impl<'a> Registers<'a> {
     pub fn end(&mut self, at: usize) {
         self.busy = [false; COUNT];
         for reg in 0..COUNT {
-            let dead = self.held[reg].filter(|&value| self.next_use(value, at).is_none());
+            let dead = self.held[reg].filter(|&value| self.last_use[value] <= at);
             if let Some(value) = dead {
                 self.held[reg] = None;
                 self.home[value] = None;

@@ -13,9 +13,10 @@ use crate::kernels::ops::{Binary, Unary};
 pub(super) type Value = usize;
 
 /// What generated code does with one vector.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Node {
-    Constant(f32),
+    /// The bits of a float.
+    Constant(u32),
     /// The first float of a register that holds for a whole task.
     Uniform(usize),
     Read(usize, Form),
@@ -42,7 +43,7 @@ impl Node {
 }
 
 /// How the elements of an operand lie along a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     F32,
     Bf16,
@@ -294,7 +295,7 @@ impl<'a> Builder<'a> {
         }
         let own = &self.items[item];
         let node = match own.step.what {
-            What::Const(value) => Node::Constant(value),
+            What::Const(value) => Node::Constant(value.to_bits()),
             _ if own.setup => Node::Uniform(own.step.dst),
             _ => {
                 let slot = self.slots[item]?;
