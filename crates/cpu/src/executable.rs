@@ -1,8 +1,8 @@
 //! Machine code that was made while loading: read-only pages that the processor may run.
 //!
-//! A [`Library`] keeps one [`Executable`] for equal programs, so the layers of a model share theirs.
-//! No page is writable and executable at once. Where the system refuses such pages, or the
-//! processor lacks the instructions, nothing is kept and the callers go on without.
+//! A [`Library`] keeps one function for equal programs, so the layers of a model share theirs. No
+//! page is writable and executable at once. Where the system refuses such pages, or the processor
+//! lacks the instructions, nothing is kept and the callers go on without.
 
 use crate::simd::{Level, Simd};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
