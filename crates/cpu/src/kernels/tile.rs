@@ -5,6 +5,10 @@
 //! run engines over positions of their iteration space. A slot is a register of the worker or a
 //! matrix in memory: contiguous f32 operands and products are read in place, and a step whose
 //! result is stored as contiguous f32 writes it there itself.
+//!
+//! Where there is AVX-512, [`Engine::prepare`] makes machine code of the program, which passes over
+//! a piece once ([`native`]); elsewhere an interpreter passes over it once per step
+//! ([`interpret`]). The results are the same bits, but for which NaN a NaN is.
 
 mod compile;
 mod interpret;
@@ -27,13 +31,16 @@ use crate::simd::Level;
 
 /// Most elements of a piece of which no value is kept in a register of the worker.
 const FREE_TILE: usize = 8192;
+
 /// A compiled program.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
     pub space: Space,
     dtypes: Vec<Dtype>,
     code: Code,
+    /// Whether the caller reads a value after each piece.
     with_result: bool,
+    /// Machine code for most of it, once it was prepared.
     native: Option<Native>,
 }
 
