@@ -10,6 +10,7 @@
 
 mod walk;
 
+use crate::executable::Library;
 use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
@@ -391,6 +392,12 @@ impl Kernel for Gemm {
         let bytes = |tiles: bool| self.worker_parts(self.cut(threads, tiles)).iter().sum::<usize>();
         let most = bytes(false).max(bytes(true));
         scratch_for(&[per_worker_bytes(threads, most)])
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        if let Some(engine) = &mut self.epilogue {
+            engine.prepare(library);
+        }
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
