@@ -17,7 +17,9 @@
 /// Adding and subtracting this rounds a small f32 to an integer, left in the low mantissa bits.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 const ROUND_F64: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
-pub(crate) const LN2_HIGH: f32 = 0.693_359_4; // nine significant bits, so that n * LN2_HIGH is exact
+/// Nine significant bits, so that `n * LN2_HIGH` is exact.
+pub(crate) const LN2_HIGH: f32 = 0.693_359_4;
+/// What is left of ln 2.
 pub(crate) const LN2_LOW: f32 = -2.121_944_4e-4;
 
 // Coefficients, lowest power first, and bounds: generated code for tile programs has the same.

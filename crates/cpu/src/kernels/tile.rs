@@ -6,9 +6,9 @@
 //! matrix in memory: contiguous f32 operands and products are read in place, and a step whose
 //! result is stored as contiguous f32 writes it there itself.
 //!
-//! Where there is AVX-512, [`Engine::prepare`] makes machine code of the program, which passes over
-//! a piece once ([`native`]); elsewhere an interpreter passes over it once per step
-//! ([`interpret`]). The results are the same bits, but for which NaN a NaN is.
+//! Where there is AVX-512, `Engine::prepare` makes machine code of the program, which passes over
+//! a piece once (`native`); elsewhere an interpreter passes over it once per step
+//! (`interpret`). The results are the same bits, but for which NaN a NaN is.
 
 mod compile;
 mod interpret;
@@ -17,7 +17,8 @@ mod pieces;
 mod program;
 
 use self::compile::Code;
-pub(crate) use self::interpret::{Frame, TILE};
+pub(crate) use self::interpret::Frame;
+pub use self::interpret::TILE;
 use self::interpret::{PITCH, SLOT, Slot, Work};
 use self::native::Native;
 use self::pieces::Piece;

@@ -12,7 +12,7 @@ use crate::philox::fill_uniform;
 use crate::simd::{self, Simd};
 
 /// Most elements of a piece: what a register holds.
-pub(crate) const TILE: usize = 1024;
+pub const TILE: usize = 1024;
 /// Floats from one register to the next: registers at the same place of different pages would
 /// fall into the same sets of the cache.
 pub(super) const PITCH: usize = TILE + 16;
