@@ -1,15 +1,15 @@
 //! The CPU device: one arena, one pool, and per section a list of prepared kernels with addresses.
 
 use crate::arena::Arena;
-use crate::compile::Draws;
 use crate::exchange::Exchanged;
 use crate::executable::Library;
 use crate::kernel::{Kernel, Ptr, Scalars};
-use crate::lower::{BlockLists, Call, Source, lower};
+use crate::make::{BlockLists, make};
 use crate::pool::Pool;
 use crate::timer::Timers;
 use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
+use aerogel_lower::{Call, Draws, Source, lower, section_strides};
 use aerogel_machine::{
     Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
     Timing, Uses,
@@ -160,15 +160,9 @@ impl Loading<'_> {
 
     fn section(&self, s: &Section, threads: usize) -> Result<Vec<(u32, Prepared)>, DeviceError> {
         let uses = Uses::new(&s.graph);
-        // Values inside of regions have no slot; their strides are those that one would have.
-        let strides: Vec<_> = (s.graph.values().iter().zip(&s.slots))
-            .map(|(value, slot)| match slot {
-                Some(slot) => slot.strides.clone(),
-                None => Slot::contiguous(0, s.axes(), &value.ty.axes).strides,
-            })
-            .collect();
-        let (lists, place) = (self.lists, self.place);
-        let source = Source { graph: &s.graph, uses: &uses, strides: &strides, lists, place };
+        let strides = section_strides(s);
+        let place = self.place;
+        let source = Source { graph: &s.graph, uses: &uses, strides: &strides, place };
         let mut list = vec![];
         // Ranks are told apart by what they come to: the n-th collective of a group in a section.
         let mut counts: HashMap<&[u8], usize> = HashMap::new();
@@ -184,7 +178,7 @@ impl Loading<'_> {
                     }
                     let calls =
                         lower(&source, &claim.nodes).map_err(|e| unsupported(e.to_string()))?;
-                    for call in calls {
+                    for call in &calls {
                         let kernel = self.kernel(s, call, claim, *workspace, threads)?;
                         list.extend(kernel.map(|k| (number, k)));
                     }
@@ -210,12 +204,14 @@ impl Loading<'_> {
     fn kernel(
         &self,
         s: &Section,
-        call: Call,
+        call: &Call,
         claim: &Claim,
         workspace: u64,
         threads: usize,
     ) -> Result<Option<Prepared>, DeviceError> {
-        let scratch = call.kernel.scratch_bytes(threads);
+        let made = make(&call.spec, self.lists);
+        let mut kernel = made.map_err(|e| unsupported(e.to_string()))?;
+        let scratch = kernel.scratch_bytes(threads);
         if scratch as u64 > claim.workspace_bytes {
             let (kernel, planned) = (claim.kernel, claim.workspace_bytes);
             return Err(unsupported(format!(
@@ -241,7 +237,7 @@ impl Loading<'_> {
             return Ok(None);
         }
         let position = call.position.map(|v| self.address(s, v).map(|a| a.offset)).transpose()?;
-        let (mut kernel, draws) = (call.kernel, call.draws);
+        let draws = call.draws;
         kernel.prepare(&mut self.library.borrow_mut());
         Ok(Some(Prepared::Run { kernel, ptrs, scratch: (workspace, scratch), draws, position }))
     }
@@ -336,7 +332,7 @@ impl Device for CpuDevice {
                         let scalars = Scalars {
                             seed: clock.seed,
                             step: clock.step,
-                            element: draws.first + clock.micro * draws.step,
+                            element: draws.element(clock.micro),
                             piece: clock.micro,
                             position: position as usize,
                         };

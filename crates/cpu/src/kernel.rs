@@ -1,55 +1,8 @@
-//! What all kernels share: operands, addresses, scratch, errors, and the [`Kernel`] trait.
+//! What all kernels share: addresses, scratch, errors, and the [`Kernel`] trait.
 
 use crate::executable::Library;
 use crate::pool::Pool;
-
-/// How an element is stored. Arithmetic is always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// IEEE single precision.
-    F32,
-    /// The upper half of an f32; written with rounding to nearest, ties to even.
-    Bf16,
-    /// Unsigned integers: token ids. Arithmetic sees them as f32, exact up to 2^24.
-    U32,
-}
-
-impl Dtype {
-    /// The bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 | Dtype::U32 => 4,
-            Dtype::Bf16 => 2,
-        }
-    }
-}
-
-/// The storage of one operand: an element type, and a stride in elements for each axis of the
-/// kernel's iteration space (0 repeats the operand along that axis).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Operand {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Strides in elements, one per axis.
-    pub strides: Vec<isize>,
-}
-
-impl Operand {
-    /// An f32 operand.
-    pub fn f32(strides: impl Into<Vec<isize>>) -> Operand {
-        Operand { dtype: Dtype::F32, strides: strides.into() }
-    }
-
-    /// A bf16 operand.
-    pub fn bf16(strides: impl Into<Vec<isize>>) -> Operand {
-        Operand { dtype: Dtype::Bf16, strides: strides.into() }
-    }
-
-    /// A u32 operand.
-    pub fn u32(strides: impl Into<Vec<isize>>) -> Operand {
-        Operand { dtype: Dtype::U32, strides: strides.into() }
-    }
-}
+use aerogel_lower::{LowerError, Operand};
 
 /// The address of an operand's element at the origin of the iteration space.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +79,9 @@ pub trait Kernel: Send + Sync {
 /// Why a kernel cannot be prepared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
+    /// The nodes have no description that a kernel could be made of.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
     /// An operand's strides do not match the iteration space.
     #[error("{kernel}: operand {operand} has {got} strides for {wanted} axes; give one per axis")]
     Rank {
@@ -176,6 +132,21 @@ pub enum KernelError {
         /// What is wrong, with the values.
         what: String,
     },
+}
+
+/// Refuses an output that several positions would write.
+pub(crate) fn check_output(
+    kernel: &'static str,
+    operand: usize,
+    output: &Operand,
+    sizes: &[usize],
+) -> Result<(), KernelError> {
+    for (axis, (&stride, &size)) in output.strides.iter().zip(sizes).enumerate() {
+        if stride == 0 && size > 1 {
+            return Err(KernelError::Overlap { kernel, operand, axis, size });
+        }
+    }
+    Ok(())
 }
 
 /// Every part of scratch starts on a cache line.

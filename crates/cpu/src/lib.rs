@@ -1,7 +1,7 @@
 //! Kernels and thread pool for the CPU.
 //!
-//! A kernel is a plain struct, prepared once from shapes and strides; running it takes addresses
-//! and scratch, and allocates nothing. The one type to know is [`kernel::Kernel`].
+//! A kernel is a plain struct, prepared once from its [`Spec`](aerogel_lower::Spec); running it
+//! takes addresses and scratch, and allocates nothing. The one type to know is [`kernel::Kernel`].
 //!
 //! What speeds up many runs, such as machine code for element-wise programs, is made by
 //! [`kernel::Kernel::prepare`] while a device loads.
@@ -15,18 +15,16 @@
 
 mod arena;
 pub(crate) mod axes;
-mod compile;
 mod device;
 mod exchange;
 pub mod executable;
 pub mod kernel;
 pub mod kernels;
-mod lower;
+mod make;
 pub mod math;
 pub mod peak;
 pub mod philox;
 pub mod pool;
-mod region;
 pub mod simd;
 mod target;
 mod timer;

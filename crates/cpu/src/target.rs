@@ -1,10 +1,9 @@
 //! The CPU as the planner sees it.
 
 use crate::kernel::KernelError;
-use crate::lower::{BlockLists, Source, lower, name};
-use crate::region;
-use aerogel_graph::ops::ScatterMode;
+use crate::make::{BlockLists, make};
 use aerogel_graph::{Build, NodeId, Op, Place};
+use aerogel_lower::{Source, lower, regions};
 use aerogel_machine::{Claim, Machine, Sight, Sums, Target};
 
 /// Offers kernels for all ops; regions are chains of maps with a contraction or a norm before them,
@@ -24,10 +23,13 @@ impl CpuTarget {
         let g = sight.graph;
         // What a kernel needs is the same on all ranks: any place will do.
         let place = Place::default();
-        let (uses, strides, lists) = (sight.uses, sight.strides, &self.lists);
-        let source = Source { graph: g, uses, strides, lists, place };
-        let calls = lower(&source, nodes)?;
-        let bytes = calls.iter().map(|c| c.kernel.scratch_bytes(self.machine.threads)).max();
+        let (uses, strides) = (sight.uses, sight.strides);
+        let calls = lower(&Source { graph: g, uses, strides, place }, nodes)?;
+        let mut bytes = 0;
+        for call in &calls {
+            let kernel = make(&call.spec, &self.lists)?;
+            bytes = bytes.max(kernel.scratch_bytes(self.machine.threads));
+        }
         let nanoseconds = nodes
             .iter()
             .map(|n| {
@@ -36,21 +38,11 @@ impl CpuTarget {
                 self.machine.nanoseconds(cost)
             })
             .sum();
-        let in_place = match &g.node(nodes[0]).op {
-            Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_) => {
-                region::in_place(sight, nodes)
-            }
-            // Rows are set in the base itself where nobody else needs it.
-            Op::Scatter(op) if op.mode == ScatterMode::Set => {
-                vec![(g.node(nodes[0]).ins[0], g.node(nodes[0]).outs[0])]
-            }
-            _ => vec![],
-        };
         Ok(Claim {
-            kernel: name(g, nodes),
+            kernel: regions::kernel_name(g, nodes),
             nodes: nodes.to_vec(),
-            workspace_bytes: bytes.unwrap_or(0) as u64,
-            in_place,
+            workspace_bytes: bytes as u64,
+            in_place: regions::in_place(sight, nodes),
             sums: Sums::Fixed,
             nanoseconds,
         })
@@ -64,7 +56,7 @@ impl Target for CpuTarget {
 
     fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Result<Vec<Claim>, String> {
         let mut reason = String::new();
-        for candidate in region::candidates(sight, node) {
+        for candidate in regions::candidates(sight, node) {
             if !(sight.runs)(&candidate) {
                 continue;
             }

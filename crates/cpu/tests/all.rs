@@ -8,7 +8,6 @@ mod all {
     mod linear_ce;
     mod native;
     mod norm;
-    mod regions;
     mod rows;
     mod tile;
 }

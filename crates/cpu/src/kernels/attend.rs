@@ -9,25 +9,25 @@
 
 pub(crate) mod exponent;
 mod few;
+mod heads;
 mod packed;
 pub(crate) mod softmax;
-mod spec;
 
 use crate::kernel::{
-    Carve, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
 use crate::kernels::micro::{Left, Out, Store, Word, multiply};
 use crate::kernels::pack;
-use crate::kernels::pattern::{Mask, TILE};
-use crate::kernels::tile::check_output;
+use crate::kernels::pattern::{BlockList, Mask, TILE};
 use crate::pool::Pool;
 use crate::simd::Simd;
+use aerogel_lower::{AttendSpec, Attention};
 use packed::Packed;
 use softmax::{Scores, Stats};
 use std::ops::Range;
+use std::sync::Arc;
 
-pub use spec::Attention;
-pub(crate) use spec::{Heads, Layout, Matrix, padded};
+pub(crate) use heads::{Heads, Layout, Matrix, padded};
 
 /// A prepared forward. Addresses: q, k, v, o, lse.
 ///
@@ -40,6 +40,8 @@ pub(crate) use spec::{Heads, Layout, Matrix, padded};
 #[derive(Clone, Debug)]
 pub struct Attend {
     spec: Attention,
+    /// The allowed tiles.
+    pattern: Arc<BlockList>,
     heads: Heads,
     word: Word,
     parts: Parts,
@@ -77,8 +79,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(spec: &Attention, word: Word) -> Parts {
-        let tiles = spec.pattern.key_tiles();
+    fn new(spec: &Attention, pattern: &BlockList, word: Word) -> Parts {
+        let tiles = pattern.key_tiles();
         let (d, width) = (spec.key_width, padded(spec.value_width));
         let mut layout = Layout::default();
         Parts {
@@ -96,21 +98,22 @@ impl Parts {
 }
 
 impl Attend {
-    /// Checks shapes and storage; `operands` are q, k, v, o, lse (f32).
+    /// Checks shapes and storage; `pattern` is what the mask allows.
     ///
     /// # Errors
     /// If strides do not match, an output repeats, or the pattern does not fit.
-    pub fn new(spec: &Attention, operands: [&Operand; 5]) -> Result<Attend, KernelError> {
-        let heads = spec.place(&operands)?;
-        if spec.queries > spec.pattern.queries {
-            let what =
-                format!("{} queries, but the pattern has {}", spec.queries, spec.pattern.queries);
+    pub fn new(spec: &AttendSpec, pattern: Arc<BlockList>) -> Result<Attend, KernelError> {
+        let (operands, spec) = (spec.operands(), &spec.attention);
+        let heads = Heads::new(spec, &pattern, &operands)?;
+        if spec.queries > pattern.queries {
+            let what = format!("{} queries, but the pattern has {}", spec.queries, pattern.queries);
             return Err(KernelError::Unsupported { kernel: "attend", what });
         }
         check_output("attend", O, operands[O], &spec.sizes(spec.queries, spec.value_width))?;
         check_output("attend", LSE, operands[LSE], &spec.sizes(spec.queries, 1))?;
         let word = pack::word([Q, K, V].map(|operand| operands[operand].dtype));
-        Ok(Attend { spec: spec.clone(), heads, word, parts: Parts::new(spec, word) })
+        let parts = Parts::new(spec, &pattern, word);
+        Ok(Attend { spec: spec.clone(), pattern, heads, word, parts })
     }
 
     /// The queries of a run in tile `number` of those that it touches.
@@ -118,7 +121,7 @@ impl Attend {
         let tile = position / TILE + number;
         let begin = (tile * TILE).max(position);
         let end = ((tile + 1) * TILE).min(position + self.spec.queries);
-        let decoding = position > 0 || self.spec.queries < self.spec.pattern.queries;
+        let decoding = position > 0 || self.spec.queries < self.pattern.queries;
         Piece {
             first: begin - position,
             rows: end - begin,
@@ -130,7 +133,7 @@ impl Attend {
 
     /// Keys that a run reads.
     fn visible(&self, position: usize) -> usize {
-        let pattern = &self.spec.pattern;
+        let pattern = &self.pattern;
         let decoding = position > 0 || self.spec.queries < pattern.queries;
         if decoding { pattern.keys.min(position + self.spec.queries) } else { pattern.keys }
     }
@@ -143,7 +146,7 @@ impl Attend {
         // vouches for the operands.
         unsafe {
             let done = work.add(parts.done).cast::<bool>();
-            done.write_bytes(0, spec.pattern.key_tiles());
+            done.write_bytes(0, self.pattern.key_tiles());
             let mut packed = Packed {
                 simd: run.simd,
                 word: self.word,
@@ -151,7 +154,7 @@ impl Attend {
                 matrices: [matrix(K), matrix(V)],
                 widths: [spec.key_width, spec.value_width],
                 to: [work.add(parts.k), work.add(parts.v)],
-                done: std::slice::from_raw_parts_mut(done, spec.pattern.key_tiles()),
+                done: std::slice::from_raw_parts_mut(done, self.pattern.key_tiles()),
             };
             for number in pieces.rev() {
                 let piece = self.piece(run.position, number);
@@ -180,7 +183,7 @@ impl Attend {
             let size = [piece.rows, spec.key_width];
             let q = pack::left_rows(run.simd, self.word, q, size, work.add(parts.q));
             let last = packed.keys.div_ceil(TILE);
-            let row = spec.pattern.row(spec.head(head[0], head[1]), piece.tile);
+            let row = self.pattern.row(spec.head(head[0], head[1]), piece.tile);
             let tiles = || {
                 let entries = row.iter();
                 entries.flat_map(|e| e.tiles().map(|t| (t, e.mask))).take_while(|&(t, _)| t < last)
@@ -232,7 +235,7 @@ impl Attend {
                 multiply(simd, self.word, size, q, packed.keys_at(tile), out, scaled);
             }
             for (at, &(tile, mask)) in span.tiles[..span.len].iter().enumerate() {
-                let words = piece.words(spec.pattern.mask(mask), tile * TILE);
+                let words = piece.words(self.pattern.mask(mask), tile * TILE);
                 if let Some(words) = words {
                     let data = scores.at(0, at * TILE).data;
                     softmax::hide(simd, data, SCORES_ROW, &words[..rows]);
@@ -314,12 +317,12 @@ impl Attend {
                 stats.clear();
                 let stage = floats(parts.scores, TILE * spec.key_width.max(spec.value_width));
                 let mut one = few::Query { simd: run.simd, q, o, stats: &mut *stats, stage };
-                for entry in spec.pattern.row(spec.head(outer, group), piece.tile) {
+                for entry in self.pattern.row(spec.head(outer, group), piece.tile) {
                     for first in entry.tiles().map(|tile| tile * TILE) {
                         if first >= visible {
                             break;
                         }
-                        let words = piece.words(spec.pattern.mask(entry.mask), first);
+                        let words = piece.words(self.pattern.mask(entry.mask), first);
                         let word = words.map_or(u32::MAX, |words| words[0]);
                         one.tile(at(K, first), at(V, first), TILE.min(visible - first), word);
                     }
@@ -409,7 +412,7 @@ impl Kernel for Attend {
         assert_eq!(ptrs.len(), 5, "attend: q, k, v, o, lse");
         let (spec, position) = (&self.spec, scalars.position);
         let end = position + spec.queries;
-        assert!(end <= spec.pattern.queries, "attend: queries beyond the pattern");
+        assert!(end <= self.pattern.queries, "attend: queries beyond the pattern");
         let run = Run { simd: pool.simd(), ptrs, position };
         let workers = Carve::new(scratch).per_worker(pool.threads(), self.parts.words * 4);
         let outer = spec.outer();

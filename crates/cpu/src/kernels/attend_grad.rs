@@ -13,29 +13,20 @@ mod plan;
 mod stretch;
 
 use crate::kernel::{
-    Carve, Kernel, KernelError, Operand, PerWorker, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, PerWorker, Ptr, Scalars, check_output, per_worker_bytes,
+    scratch_for,
 };
-use crate::kernels::attend::{Attention, Heads};
+use crate::kernels::attend::Heads;
 use crate::kernels::micro::Word;
 use crate::kernels::pack;
-use crate::kernels::pattern::TILE;
-use crate::kernels::tile::check_output;
+use crate::kernels::pattern::{BlockList, TILE};
 use crate::pool::Pool;
 use crate::simd::{Simd, multiversion};
+use aerogel_lower::{AttendGradSpec, Attention};
 use parts::{DK, DO, DQ, DV, K, Parts, Q, V};
 use plan::Plan;
+use std::sync::Arc;
 use stretch::Context;
-
-/// The operands of the backward in the order of the addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct GradOperands<'a> {
-    /// q, k, v, o, lse (f32), do.
-    pub inputs: [&'a Operand; 6],
-    /// dlse (f32), if lse has readers other than this backward.
-    pub dlse: Option<&'a Operand>,
-    /// dq, dk, dv.
-    pub outputs: [&'a Operand; 3],
-}
 
 /// A prepared backward. Addresses: q, k, v, o, lse, do, dq, dk, dv, then dlse if there is one.
 ///
@@ -46,6 +37,8 @@ pub struct GradOperands<'a> {
 #[derive(Clone, Debug)]
 pub struct AttendGrad {
     spec: Attention,
+    /// The allowed tiles.
+    pattern: Arc<BlockList>,
     heads: Heads,
     word: Word,
     parts: Parts,
@@ -53,18 +46,16 @@ pub struct AttendGrad {
 }
 
 impl AttendGrad {
-    /// Checks shapes and storage.
+    /// Checks shapes and storage; `pattern` is what the mask allows.
     ///
     /// # Errors
     /// If strides do not match, an output repeats, or the pattern does not fit.
-    pub fn new(spec: &Attention, operands: GradOperands<'_>) -> Result<AttendGrad, KernelError> {
-        let all: Vec<_> =
-            operands.inputs.into_iter().chain(operands.outputs).chain(operands.dlse).collect();
-        let heads = spec.place(&all)?;
-        let keys = spec.pattern.keys;
-        if spec.queries != spec.pattern.queries {
-            let what =
-                format!("{} queries, but the pattern has {}", spec.queries, spec.pattern.queries);
+    pub fn new(spec: &AttendGradSpec, pattern: Arc<BlockList>) -> Result<AttendGrad, KernelError> {
+        let (all, spec): (Vec<_>, _) = (spec.operands().collect(), &spec.attention);
+        let heads = Heads::new(spec, &pattern, &all)?;
+        let keys = pattern.keys;
+        if spec.queries != pattern.queries {
+            let what = format!("{} queries, but the pattern has {}", spec.queries, pattern.queries);
             return Err(KernelError::Unsupported { kernel: "attend_grad", what });
         }
         let per_kv = |mut sizes: Vec<usize>| {
@@ -76,8 +67,8 @@ impl AttendGrad {
         check_output("attend_grad", DK, all[DK], &per_kv(spec.sizes(keys, spec.key_width)))?;
         check_output("attend_grad", DV, all[DV], &per_kv(spec.sizes(keys, spec.value_width)))?;
         let word = pack::word([Q, K, V, DO].map(|operand| all[operand].dtype));
-        let (parts, plan) = (Parts::new(spec, word), Plan::new(&spec.pattern));
-        Ok(AttendGrad { spec: spec.clone(), heads, word, parts, plan })
+        let (parts, plan) = (Parts::new(spec, &pattern, word), Plan::new(&pattern));
+        Ok(AttendGrad { spec: spec.clone(), pattern, heads, word, parts, plan })
     }
 
     /// Whether heads are cut into stretches: if so many workers would idle at the end otherwise
@@ -105,14 +96,15 @@ impl AttendGrad {
         workers: PerWorker,
         worker: usize,
     ) -> Context<'a> {
-        let AttendGrad { spec, heads, word, parts, .. } = self;
-        Context { simd, word: *word, spec, heads, parts, ptrs, work: workers.of(worker).at(0) }
+        let AttendGrad { spec, pattern, heads, word, parts, .. } = self;
+        let work = workers.of(worker).at(0);
+        Context { simd, word: *word, spec, pattern, heads, parts, ptrs, work }
     }
 
     /// All stretches of one kv head.
     unsafe fn head(&self, context: Context<'_>, outer: usize) {
         let (spec, plan) = (&self.spec, &self.plan);
-        let query_tiles = spec.pattern.query_tiles();
+        let query_tiles = self.pattern.query_tiles();
         let dq = |group: usize, tile: usize| {
             let at = (group * query_tiles + tile) * self.tile_floats();
             context.work.wrapping_add(self.parts.dq + at).cast::<f32>()
@@ -120,11 +112,11 @@ impl AttendGrad {
         // SAFETY: the caller of `run` vouches for the operands and the scratch.
         unsafe {
             for number in 0..plan.stretches {
-                let stretch = context.stretch(outer, plan.tiles(number, &spec.pattern));
+                let stretch = context.stretch(outer, plan.tiles(number, &self.pattern));
                 for group in 0..spec.group {
                     let head = spec.head(outer, group);
                     stretch.queries(group, plan.queries(head, number), &|tile| {
-                        let row = spec.pattern.row(head, tile);
+                        let row = self.pattern.row(head, tile);
                         (dq(group, tile), Plan::seen_before(row, number) > 0)
                     });
                 }
@@ -132,7 +124,7 @@ impl AttendGrad {
             }
             for group in 0..spec.group {
                 for tile in 0..query_tiles {
-                    let seen = !spec.pattern.row(spec.head(outer, group), tile).is_empty();
+                    let seen = !self.pattern.row(spec.head(outer, group), tile).is_empty();
                     let parts = seen.then(|| dq(group, tile));
                     self.store(context, [outer, group], tile, parts);
                 }
@@ -150,11 +142,11 @@ impl AttendGrad {
         let (spec, plan) = (&self.spec, &self.plan);
         // SAFETY: as `head`.
         unsafe {
-            let stretch = context.stretch(outer, plan.tiles(number, &spec.pattern));
+            let stretch = context.stretch(outer, plan.tiles(number, &self.pattern));
             for group in 0..spec.group {
                 let head = spec.head(outer, group);
                 stretch.queries(group, plan.queries(head, number), &|tile| {
-                    let before = Plan::seen_before(spec.pattern.row(head, tile), number);
+                    let before = Plan::seen_before(self.pattern.row(head, tile), number);
                     let at = plan.slots(head, tile).start + before;
                     (slots(group).wrapping_add(at * self.tile_floats()), false)
                 });
@@ -250,7 +242,7 @@ impl Kernel for AttendGrad {
             // SAFETY: as above; tasks own disjoint keys and slots.
             unsafe { self.piece(context, [outer, number], &|group| slots(outer, group)) }
         });
-        let query_tiles = spec.pattern.query_tiles();
+        let query_tiles = self.pattern.query_tiles();
         pool.run(outer * spec.group * query_tiles, &|task, worker| {
             let (head, tile) = (task / query_tiles, task % query_tiles);
             let (outer, group) = (head / spec.group, head % spec.group);

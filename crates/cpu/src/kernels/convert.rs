@@ -1,8 +1,9 @@
 //! Stretches of stored elements to f32 and back.
 
-use crate::kernel::{Dtype, Ptr};
+use crate::kernel::Ptr;
 use crate::math::{from_bf16, to_bf16};
 use crate::simd::{Simd, multiversion};
+use aerogel_graph::DType;
 
 multiversion! {
     fn widen(out: &mut [f32], from: &[u16]) {
@@ -28,7 +29,7 @@ multiversion! {
 pub(crate) unsafe fn load(
     simd: Simd,
     out: *mut f32,
-    (from, dtype): (Ptr, Dtype),
+    (from, dtype): (Ptr, DType),
     offset: isize,
     stride: isize,
     n: usize,
@@ -36,14 +37,14 @@ pub(crate) unsafe fn load(
     // SAFETY: the caller vouches for both stretches; slices are made only where stride is 1.
     unsafe {
         match dtype {
-            Dtype::F32 if stride == 1 => out.copy_from_nonoverlapping(from.at(offset), n),
-            Dtype::F32 => strided(out, from.at::<f32>(offset), stride, n, |x| x),
-            Dtype::Bf16 if stride == 1 => {
+            DType::F32 if stride == 1 => out.copy_from_nonoverlapping(from.at(offset), n),
+            DType::F32 => strided(out, from.at::<f32>(offset), stride, n, |x| x),
+            DType::Bf16 if stride == 1 => {
                 let from = std::slice::from_raw_parts(from.at::<u16>(offset), n);
                 widen(simd, std::slice::from_raw_parts_mut(out, n), from);
             }
-            Dtype::Bf16 => strided(out, from.at::<u16>(offset), stride, n, from_bf16),
-            Dtype::U32 => strided(out, from.at::<u32>(offset), stride, n, |x| x as f32),
+            DType::Bf16 => strided(out, from.at::<u16>(offset), stride, n, from_bf16),
+            DType::U32 => strided(out, from.at::<u32>(offset), stride, n, |x| x as f32),
         }
     }
 }
@@ -75,7 +76,7 @@ unsafe fn strided<T: Copy>(
 pub(crate) unsafe fn store(
     simd: Simd,
     from: *const f32,
-    (to, dtype): (Ptr, Dtype),
+    (to, dtype): (Ptr, DType),
     offset: isize,
     stride: isize,
     n: usize,
@@ -83,20 +84,20 @@ pub(crate) unsafe fn store(
     // SAFETY: the caller vouches for both stretches; slices are made only where stride is 1.
     unsafe {
         match dtype {
-            Dtype::F32 if stride == 1 => to.at::<f32>(offset).copy_from_nonoverlapping(from, n),
-            Dtype::F32 => {
+            DType::F32 if stride == 1 => to.at::<f32>(offset).copy_from_nonoverlapping(from, n),
+            DType::F32 => {
                 let to = to.at::<f32>(offset);
                 (0..n).for_each(|i| *to.offset(i as isize * stride) = *from.add(i));
             }
-            Dtype::Bf16 if stride == 1 => {
+            DType::Bf16 if stride == 1 => {
                 let to = std::slice::from_raw_parts_mut(to.at::<u16>(offset), n);
                 narrow(simd, to, std::slice::from_raw_parts(from, n));
             }
-            Dtype::Bf16 => {
+            DType::Bf16 => {
                 let to = to.at::<u16>(offset);
                 (0..n).for_each(|i| *to.offset(i as isize * stride) = to_bf16(*from.add(i)));
             }
-            Dtype::U32 => {
+            DType::U32 => {
                 let to = to.at::<u32>(offset);
                 (0..n).for_each(|i| *to.offset(i as isize * stride) = *from.add(i) as u32);
             }

@@ -2,11 +2,12 @@
 
 use crate::axes::{Space, by_stride};
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::tile::check_output;
 use crate::pool::Pool;
+use aerogel_graph::DType;
+use aerogel_lower::{CopySpec, FillSpec};
 
 /// Elements of a task.
 const TASK_ELEMENTS: usize = 1 << 14;
@@ -17,16 +18,17 @@ const STRETCH: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Copy {
     space: Space,
-    from: Dtype,
-    to: Dtype,
+    from: DType,
+    to: DType,
 }
 
 impl Copy {
-    /// Copies the element at every position of `sizes`.
+    /// Orders the axes for walking memory forward.
     ///
     /// # Errors
     /// If strides do not match the sizes or `to` repeats.
-    pub fn new(sizes: &[usize], from: &Operand, to: &Operand) -> Result<Copy, KernelError> {
+    pub fn new(spec: &CopySpec) -> Result<Copy, KernelError> {
+        let CopySpec { sizes, from, to } = spec;
         check_output("copy", 1, to, sizes)?;
         let strides = vec![from.strides.clone(), to.strides.clone()];
         let mut space = Space::new("copy", sizes, strides)?;
@@ -118,23 +120,24 @@ impl Kernel for Copy {
 #[derive(Clone, Debug)]
 pub struct Fill {
     space: Space,
-    dtype: Dtype,
+    dtype: DType,
     value: f32,
 }
 
 impl Fill {
-    /// Writes `value` to every position of `sizes`.
+    /// Orders the axes for walking memory forward.
     ///
     /// # Errors
     /// If strides do not match the sizes or `to` repeats.
-    pub fn new(sizes: &[usize], to: &Operand, value: f32) -> Result<Fill, KernelError> {
+    pub fn new(spec: &FillSpec) -> Result<Fill, KernelError> {
+        let FillSpec { sizes, to, value } = spec;
         check_output("fill", 0, to, sizes)?;
         let mut space = Space::new("fill", sizes, vec![to.strides.clone()])?;
         let axes: Vec<_> = (0..sizes.len()).collect();
         let order = by_stride(&axes, &[&space.strides[0]]);
         space.permute(&order);
         space.collapse(sizes.len());
-        Ok(Fill { space: space.finish("fill")?, dtype: to.dtype, value })
+        Ok(Fill { space: space.finish("fill")?, dtype: to.dtype, value: *value })
     }
 }
 

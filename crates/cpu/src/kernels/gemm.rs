@@ -11,65 +11,16 @@
 mod walk;
 
 use crate::executable::Library;
-use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for,
-};
+use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for};
 use crate::kernels::convert;
 use crate::kernels::micro::{COLS, MOST_ROWS, Out, Right, Store, Word, multiply};
 use crate::kernels::pack::{self, Factor};
-use crate::kernels::tile::{Engine, Frame, Program};
+use crate::kernels::tile::{Engine, Frame};
 use crate::pool::Pool;
 use crate::simd::Simd;
+use aerogel_graph::DType;
+use aerogel_lower::{Contraction, Role};
 use walk::{A, B, C, POSITION, Walk};
-
-/// What an axis is to the product `c[batch, m, n] = sum over k of a[batch, m, k] * b[batch, k, n]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// In all three.
-    Batch,
-    /// In A and C.
-    M,
-    /// In B and C.
-    N,
-    /// Summed: in A and B.
-    K,
-}
-
-/// One axis of a contraction; strides in elements, ignored where the role lacks the axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Axis {
-    /// Its role.
-    pub role: Role,
-    /// Its size.
-    pub size: usize,
-    /// Stride in A.
-    pub a: isize,
-    /// Stride in B.
-    pub b: isize,
-    /// Stride in C.
-    pub c: isize,
-}
-
-/// A contraction to prepare.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Contraction {
-    /// The axes, in any order.
-    pub axes: Vec<Axis>,
-    /// Element type of A: f32 or bf16.
-    pub a: Dtype,
-    /// Element type of B: f32 or bf16.
-    pub b: Dtype,
-    /// Element type of C; unused with an epilogue.
-    pub c: Dtype,
-    /// Add to C instead of replacing it.
-    pub accumulate: bool,
-    /// Factor on the product.
-    pub alpha: f32,
-    /// A program over the axes of roles Batch, M, N (in this order of roles, within a role in the
-    /// order of `axes`) that reads `Instr::Product` and stores the results; C itself is then not
-    /// written and has no address.
-    pub epilogue: Option<Program>,
-}
 
 /// What handing a task over costs, in multiply-adds.
 const HAND_OVER: f64 = 2e5;
@@ -101,7 +52,7 @@ pub struct Gemm {
     walk: Walk,
     /// Where A and B are among the addresses: A is the operand whose side is the rows.
     factors: [usize; 2],
-    dtypes: [Dtype; 3],
+    dtypes: [DType; 3],
     word: Word,
     accumulate: bool,
     alpha: f32,
@@ -174,7 +125,7 @@ impl Gemm {
     fn staged(&self) -> bool {
         let by_col = self.walk.stride[1][C];
         self.epilogue.is_some()
-            || self.dtypes[C] != Dtype::F32
+            || self.dtypes[C] != DType::F32
             || (by_col != 1 && self.walk.size[1] > 1)
     }
 
@@ -265,7 +216,7 @@ impl Gemm {
         m: usize,
         work: Work,
     ) -> Right {
-        let as_it_lies = (self.word, b.dtype, b.side) == (Word::F32, Dtype::F32, 1);
+        let as_it_lies = (self.word, b.dtype, b.side) == (Word::F32, DType::F32, 1);
         if let Ok(step) = usize::try_from(b.depth)
             && as_it_lies
             && m <= FEW_ROWS

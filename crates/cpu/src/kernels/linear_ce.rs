@@ -7,16 +7,17 @@
 //! What a row gets depends on nothing but that row, since the elements of a contraction do.
 
 use crate::axes::Space;
-use crate::kernel::{Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, scratch_for};
+use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, check_output, scratch_for};
 use crate::kernels::convert;
-use crate::kernels::gemm::{Axis, Contraction, Gemm, Role};
+use crate::kernels::gemm::Gemm;
 use crate::kernels::micro::Word;
 use crate::kernels::ops;
 use crate::kernels::pack;
-use crate::kernels::tile::check_output;
 use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Simd, multiversion};
+use aerogel_graph::DType;
+use aerogel_lower::{Axis, Contraction, LinearCeSpec, Operand, Role};
 
 /// Logits of a chunk, if that is enough for the fewest rows.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -24,42 +25,6 @@ const CHUNK_BYTES: usize = 8 << 20;
 const FEWEST_ROWS: usize = 128;
 /// Rows of a task that works row by row.
 const TASK_ROWS: usize = 8;
-
-/// Shapes and storage; every operand has strides over [row axes.., vocabulary, width], zero where
-/// it lacks the axis. Of the outputs any may be asked for.
-#[derive(Clone, Debug)]
-pub struct LinearCeSpec {
-    /// Sizes of the axes of rows.
-    pub rows: Vec<usize>,
-    /// Entries of the vocabulary here.
-    pub vocab: usize,
-    /// The id of the first of them: targets are ids of the whole vocabulary.
-    pub first_row: usize,
-    /// Entries of the whole vocabulary. A target beyond them makes NaN.
-    pub all_rows: usize,
-    /// Width of x and w.
-    pub width: usize,
-    /// Inputs, f32 or bf16.
-    pub x: Operand,
-    /// Output layer, f32 or bf16.
-    pub w: Operand,
-    /// Targets, u32.
-    pub targets: Operand,
-    /// Weights of the rows, f32; all 1 if absent.
-    pub weights: Option<Operand>,
-    /// Log-sum-exps of the whole vocabulary, f32; those of the entries here if absent.
-    pub given: Option<Operand>,
-    /// Weight times cross entropy of each row in nats, f32.
-    pub ce: Option<Operand>,
-    /// Log-sum-exp of each row over the entries here, f32.
-    pub lse: Option<Operand>,
-    /// Logit of each row's target, f32; 0 where it is not here.
-    pub hit: Option<Operand>,
-    /// Gradient of x.
-    pub dx: Option<Operand>,
-    /// Gradient of w, f32.
-    pub dw: Option<Operand>,
-}
 
 const X: usize = 0;
 const W: usize = 1;
@@ -73,48 +38,39 @@ const DX: usize = 8;
 const DW: usize = 9;
 const OPERANDS: usize = 10;
 
-impl LinearCeSpec {
-    /// All operands, by number.
-    fn operands(&self) -> [Option<&Operand>; OPERANDS] {
-        let [x, w, targets] = [&self.x, &self.w, &self.targets].map(Some);
-        let each = [&self.weights, &self.given, &self.ce, &self.lse, &self.hit, &self.dx, &self.dw];
-        let [weights, given, ce, lse, hit, dx, dw] = each.map(Option::as_ref);
-        [x, w, targets, weights, given, ce, lse, hit, dx, dw]
-    }
-
-    fn check(&self) -> Result<(), KernelError> {
-        let kernel = "linear_ce";
-        let operands = self.operands();
-        let rank = self.rows.len() + 2;
-        for (operand, own) in operands.iter().enumerate().filter_map(|(i, o)| Some((i, (*o)?))) {
-            let fits = match operand {
-                X | W | DX => own.dtype != Dtype::U32,
-                TARGETS => own.dtype == Dtype::U32,
-                _ => own.dtype == Dtype::F32,
-            };
-            if !fits || self.vocab == 0 {
-                let what = "wants x, w and dx in f32 or bf16, targets in u32, all else in f32, \
-                            and a vocabulary"
-                    .to_string();
-                return Err(KernelError::Unsupported { kernel, what });
-            }
-            let got = own.strides.len();
-            if got != rank {
-                return Err(KernelError::Rank { kernel, operand, wanted: rank, got });
-            }
-            let sizes = |rows: bool, inner: [usize; 2]| {
-                let row = |&size| if rows { size } else { 1 };
-                self.rows.iter().map(row).chain(inner).collect::<Vec<_>>()
-            };
-            match operand {
-                CE | LSE | HIT => check_output(kernel, operand, own, &sizes(true, [1, 1]))?,
-                DX => check_output(kernel, operand, own, &sizes(true, [1, self.width]))?,
-                DW => check_output(kernel, operand, own, &sizes(false, [self.vocab, self.width]))?,
-                _ => {}
-            }
+/// Refuses storage that a pass does not take.
+fn check(spec: &LinearCeSpec) -> Result<(), KernelError> {
+    let kernel = "linear_ce";
+    let operands = spec.operands();
+    let rank = spec.rows.len() + 2;
+    for (operand, own) in operands.iter().enumerate().filter_map(|(i, o)| Some((i, (*o)?))) {
+        let fits = match operand {
+            X | W | DX => own.dtype != DType::U32,
+            TARGETS => own.dtype == DType::U32,
+            _ => own.dtype == DType::F32,
+        };
+        if !fits || spec.vocab == 0 {
+            let what = "wants x, w and dx in f32 or bf16, targets in u32, all else in f32, \
+                        and a vocabulary"
+                .to_string();
+            return Err(KernelError::Unsupported { kernel, what });
         }
-        Ok(())
+        let got = own.strides.len();
+        if got != rank {
+            return Err(KernelError::Rank { kernel, operand, wanted: rank, got });
+        }
+        let sizes = |rows: bool, inner: [usize; 2]| {
+            let row = |&size| if rows { size } else { 1 };
+            spec.rows.iter().map(row).chain(inner).collect::<Vec<_>>()
+        };
+        match operand {
+            CE | LSE | HIT => check_output(kernel, operand, own, &sizes(true, [1, 1]))?,
+            DX => check_output(kernel, operand, own, &sizes(true, [1, spec.width]))?,
+            DW => check_output(kernel, operand, own, &sizes(false, [spec.vocab, spec.width]))?,
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// The contractions of a chunk of so many rows.
@@ -134,12 +90,12 @@ impl Products {
         };
         let (by_entry, by_col, v) = (*by_entry, *by_col, spec.vocab as isize);
         let axis = |role, size, [a, b, c]: [isize; 3]| Axis { role, size, a, b, c };
-        let product = |axes: [Axis; 3], [a, b]: [Dtype; 2], accumulate| {
+        let product = |axes: [Axis; 3], [a, b]: [DType; 2], accumulate| {
             let axes = axes.to_vec();
-            let (c, alpha, epilogue) = (Dtype::F32, 1.0, None);
+            let (c, alpha, epilogue) = (DType::F32, 1.0, None);
             Gemm::new(&Contraction { axes, a, b, c, accumulate, alpha, epilogue })
         };
-        let (x, w, g) = (spec.x.dtype, spec.w.dtype, spec.gradients());
+        let (x, w, g) = (spec.x.dtype, spec.w.dtype, gradient_dtype(spec));
         let logits = [
             axis(Role::M, rows, [d, 0, v]),
             axis(Role::N, spec.vocab, [0, by_entry, 1]),
@@ -201,13 +157,11 @@ struct Parts {
     dx: Ptr,
 }
 
-impl LinearCeSpec {
-    /// How gradients of logits are stored: as what they are multiplied with.
-    fn gradients(&self) -> Dtype {
-        match pack::word([self.x.dtype, self.w.dtype]) {
-            Word::Bf16 => Dtype::Bf16,
-            Word::F32 => Dtype::F32,
-        }
+/// How gradients of logits are stored: as what they are multiplied with.
+fn gradient_dtype(spec: &LinearCeSpec) -> DType {
+    match pack::word([spec.x.dtype, spec.w.dtype]) {
+        Word::Bf16 => DType::Bf16,
+        Word::F32 => DType::F32,
     }
 }
 
@@ -217,7 +171,7 @@ impl LinearCe {
     /// # Errors
     /// If strides or types do not fit, or an output repeats.
     pub fn new(spec: &LinearCeSpec) -> Result<LinearCe, KernelError> {
-        spec.check()?;
+        check(spec)?;
         let kernel = "linear_ce";
         let none = vec![0; spec.rows.len()];
         let of = |o: Option<&Operand>| o.map_or(none.clone(), |o| o.strides[..none.len()].to_vec());
@@ -234,7 +188,7 @@ impl LinearCe {
     /// Bytes of the parts of scratch: x, logits, gradients of their own, dx, and the contractions'.
     fn scratch_parts(&self, threads: usize) -> [usize; 5] {
         let (spec, rows) = (&self.spec, self.whole.rows);
-        let apart = if spec.gradients() == Dtype::Bf16 { 2 * rows * spec.vocab } else { 0 };
+        let apart = if gradient_dtype(spec) == DType::Bf16 { 2 * rows * spec.vocab } else { 0 };
         let products = self.whole.scratch_bytes(threads).max(self.last.scratch_bytes(threads));
         [
             rows * spec.width * spec.x.dtype.bytes(),
@@ -258,7 +212,7 @@ impl LinearCe {
         // SAFETY: the caller of `run` vouches for x; each row of the chunk has one owner.
         unsafe {
             match spec.x.dtype {
-                Dtype::Bf16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
+                DType::Bf16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
                 _ => copy(ptr.at::<u32>(from), col, parts.x.at(to), width),
             }
         }
@@ -306,8 +260,8 @@ impl LinearCe {
                 if let Some(target) = target {
                     logits[target] -= weight;
                 }
-                if spec.gradients() == Dtype::Bf16 {
-                    let to = (parts.gradients, Dtype::Bf16);
+                if gradient_dtype(spec) == DType::Bf16 {
+                    let to = (parts.gradients, DType::Bf16);
                     convert::store(simd, logits.as_ptr(), to, offset, 1, spec.vocab);
                 }
             }
@@ -396,7 +350,7 @@ impl Kernel for LinearCe {
         let bytes = self.scratch_parts(pool.threads());
         let mut carve = Carve::new(scratch);
         let [x, logits, gradients, dx, products] = bytes.map(|bytes| carve.take(bytes));
-        let gradients = if self.spec.gradients() == Dtype::Bf16 { gradients } else { logits };
+        let gradients = if gradient_dtype(&self.spec) == DType::Bf16 { gradients } else { logits };
         let parts = Parts { x, logits, gradients, dx };
         // SAFETY: the part of scratch is this run's own.
         let products = unsafe { std::slice::from_raw_parts_mut(products.at::<u8>(0), bytes[4]) };

@@ -2,8 +2,9 @@
 
 use crate::executable::Library;
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for};
-use crate::kernels::tile::{Engine, Frame, Program};
+use crate::kernels::tile::{Engine, Frame};
 use crate::pool::Pool;
+use aerogel_lower::Program;
 
 /// Some microseconds of work.
 const TASK_ELEMENTS: usize = 8192;

@@ -10,7 +10,7 @@ pub mod linear_ce;
 pub mod map;
 pub(crate) mod micro;
 pub mod norm;
-pub mod ops;
+pub(crate) mod ops;
 pub(crate) mod pack;
 pub mod pattern;
 pub mod reduce;

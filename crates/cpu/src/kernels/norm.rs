@@ -1,7 +1,5 @@
 //! Normalisation over one axis: layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019).
 //!
-//! `y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias`, without the mean if not
-//! centred.
 //! Statistics are two passes over a row in f32. The backward recomputes them; gradients of gain and
 //! bias are summed over a fixed number of row chunks, which are combined in f64 in order. Finished
 //! rows can go through a tile program (residual, cast, dropout) while they are in cache.
@@ -11,42 +9,19 @@ mod row;
 use crate::axes::Space;
 use crate::executable::Library;
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
-use crate::kernels::tile::{Engine, Frame, Program, TILE, check_output};
+use crate::kernels::tile::{Engine, Frame, TILE};
 use crate::pool::Pool;
 use crate::simd::Simd;
+use aerogel_graph::DType;
+use aerogel_lower::{NormGradSpec, NormSpec, Normalisation, Operand, Output};
 use row::{add_part, normalise, normalise_grad};
 
 const CHUNKS: usize = 64;
 /// Elements that make a task worth its hand-over.
 const TASK_ELEMENTS: usize = 8192;
-
-/// A normalisation; the last axis is the one normalised over.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NormSpec {
-    /// Axis sizes; the last is the width.
-    pub sizes: Vec<usize>,
-    /// Whether the mean is subtracted.
-    pub center: bool,
-    /// Added to the variance.
-    pub eps: f32,
-    /// Whether there is a gain and a bias, each with strides over all axes, zero but the last.
-    pub gain: Option<Operand>,
-    /// See `gain`.
-    pub bias: Option<Operand>,
-}
-
-/// What becomes of finished rows.
-#[derive(Clone, Copy, Debug)]
-pub enum Output<'a> {
-    /// They are stored.
-    Store(&'a Operand),
-    /// A program over the axes of the spec reads them as `Instr::Product` and stores the results;
-    /// the rows themselves are not written and have no address.
-    Epilogue(&'a Program),
-}
 
 /// A prepared `Output`.
 #[derive(Clone, Debug)]
@@ -60,14 +35,15 @@ enum Finish {
 /// What forward and backward share.
 #[derive(Clone, Debug)]
 struct Rows {
-    spec: NormSpec,
+    norm: Normalisation,
+    has_bias: bool,
     finish: Finish,
     space: Space,
     /// Operands that are read row by row.
     reads: usize,
     /// Stride of each operand along the width.
     inner: Vec<isize>,
-    dtypes: Vec<Dtype>,
+    dtypes: Vec<DType>,
     width: usize,
     rows: usize,
     /// Rows of a task.
@@ -76,24 +52,25 @@ struct Rows {
 
 impl Rows {
     fn new(
-        spec: &NormSpec,
+        norm: &Normalisation,
         kernel: &'static str,
         reads: &[&Operand],
-        output: Output<'_>,
+        bias: Option<&Operand>,
+        output: &Output,
     ) -> Result<Rows, KernelError> {
-        let Some((&width, outer)) = spec.sizes.split_last() else {
+        let Some((&width, outer)) = norm.sizes.split_last() else {
             let what = "needs at least one axis".to_string();
             return Err(KernelError::Unsupported { kernel, what });
         };
-        let finish = Finish::new(spec, kernel, reads.len(), output)?;
+        let finish = Finish::new(norm, kernel, reads.len(), output)?;
         let stored = match output {
             Output::Store(operand) => Some(operand),
             Output::Epilogue(_) => None,
         };
-        let all = reads.iter().copied().chain(stored).chain(&spec.gain).chain(&spec.bias);
+        let all = reads.iter().copied().chain(stored).chain(&norm.gain).chain(bias);
         let (mut strides, mut inner, mut dtypes) = (Vec::new(), Vec::new(), Vec::new());
         for (operand, own) in all.enumerate() {
-            let (wanted, got) = (spec.sizes.len(), own.strides.len());
+            let (wanted, got) = (norm.sizes.len(), own.strides.len());
             if got != wanted {
                 return Err(KernelError::Rank { kernel, operand, wanted, got });
             }
@@ -106,8 +83,8 @@ impl Rows {
         let rows = outer.iter().product();
         let chunk = (TASK_ELEMENTS / width.max(1)).max(1).max(usize::div_ceil(rows, CHUNKS));
         let space = space.finish(kernel)?;
-        let (spec, reads) = (spec.clone(), reads.len());
-        Ok(Rows { spec, finish, space, reads, inner, dtypes, width, rows, chunk })
+        let (norm, has_bias, reads) = (norm.clone(), bias.is_some(), reads.len());
+        Ok(Rows { norm, has_bias, finish, space, reads, inner, dtypes, width, rows, chunk })
     }
 
     /// The number of the gain, or of the bias without one.
@@ -241,7 +218,7 @@ impl Rows {
 
     /// Where a row lies, if as contiguous f32.
     fn plain(&self, ptrs: &[Ptr], operand: usize, row: usize) -> Option<*mut f32> {
-        let plain = self.inner[operand] == 1 && self.dtypes[operand] == Dtype::F32;
+        let plain = self.inner[operand] == 1 && self.dtypes[operand] == DType::F32;
         plain.then(|| ptrs[operand].at(self.space.offset(operand, row)))
     }
 
@@ -291,20 +268,20 @@ impl Rows {
 
 impl Finish {
     fn new(
-        spec: &NormSpec,
+        norm: &Normalisation,
         kernel: &'static str,
         reads: usize,
-        output: Output<'_>,
+        output: &Output,
     ) -> Result<Finish, KernelError> {
         let program = match output {
             Output::Store(operand) => {
-                check_output(kernel, reads, operand, &spec.sizes)?;
+                check_output(kernel, reads, operand, &norm.sizes)?;
                 return Ok(Finish::Store(reads));
             }
             Output::Epilogue(program) => program,
         };
-        if program.sizes != spec.sizes {
-            let (wanted, got) = (&spec.sizes, &program.sizes);
+        if program.sizes != norm.sizes {
+            let (wanted, got) = (&norm.sizes, &program.sizes);
             let what = format!("an epilogue over {got:?} for rows of {wanted:?}; give it the same");
             return Err(KernelError::Unsupported { kernel, what });
         }
@@ -329,8 +306,9 @@ impl Norm {
     /// # Errors
     /// If strides do not match the sizes, an output repeats, or the epilogue is malformed or of
     /// other sizes.
-    pub fn new(spec: &NormSpec, x: &Operand, output: Output<'_>) -> Result<Norm, KernelError> {
-        Ok(Norm(Rows::new(spec, "norm", &[x], output)?))
+    pub fn new(spec: &NormSpec) -> Result<Norm, KernelError> {
+        let NormSpec { norm, x, bias, output } = spec;
+        Ok(Norm(Rows::new(norm, "norm", &[x], bias.as_ref(), output)?))
     }
 }
 
@@ -356,13 +334,13 @@ impl Kernel for Norm {
         let mut carve = Carve::new(scratch);
         let workers = carve.per_worker(pool.threads(), rows.worker_bytes());
         let (gain_row, bias_row) = (carve.take(bytes), carve.take(bytes));
-        let (center, eps) = (rows.spec.center, rows.spec.eps);
+        let (center, eps) = (rows.norm.center, rows.norm.eps);
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows.
         unsafe {
             let at = rows.constants();
-            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[at], at));
+            let gain = rows.norm.gain.as_ref().map(|_| (ptrs[at], at));
             let at = at + usize::from(gain.is_some());
-            let bias = rows.spec.bias.as_ref().map(|_| (ptrs[at], at));
+            let bias = rows.has_bias.then(|| (ptrs[at], at));
             let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
             let bias = rows.constant(simd, bias, 0.0, bias_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
@@ -375,9 +353,9 @@ impl Kernel for Norm {
     }
 }
 
-/// A prepared backward. Addresses: x, dy, dx, then gain where the spec has it (a bias of the spec
-/// is not read), then dgain and dbias (f32, one row) as asked for; dx may be dy. With an epilogue
-/// there is no dx, and the program's inputs and outputs follow at the end; these may share
+/// A prepared backward. Addresses: x, dy, dx, then gain where the spec has it, then dgain and dbias
+/// (f32, one row) as asked for; dx may be dy. With an epilogue there is no dx, and the program's
+/// inputs and outputs follow at the end; these may share
 /// addresses as the program allows, but not those of x and dy.
 #[derive(Clone, Debug)]
 pub struct NormGrad {
@@ -387,20 +365,15 @@ pub struct NormGrad {
 }
 
 impl NormGrad {
-    /// Checks storage; `dgain` and `dbias` are the strides of these f32 outputs, if wanted.
+    /// Checks storage.
     ///
     /// # Errors
     /// If strides do not match the sizes, an output repeats, or the epilogue is malformed or of
     /// other sizes.
-    pub fn new(
-        spec: &NormSpec,
-        [x, dy]: [&Operand; 2],
-        output: Output<'_>,
-        dgain: Option<isize>,
-        dbias: Option<isize>,
-    ) -> Result<NormGrad, KernelError> {
-        let spec = NormSpec { bias: None, ..spec.clone() };
-        Ok(NormGrad { rows: Rows::new(&spec, "norm_grad", &[x, dy], output)?, dgain, dbias })
+    pub fn new(spec: &NormGradSpec) -> Result<NormGrad, KernelError> {
+        let reads = [&spec.x, &spec.dy];
+        let rows = Rows::new(&spec.norm, "norm_grad", &reads, None, &spec.output)?;
+        Ok(NormGrad { rows, dgain: spec.dgain, dbias: spec.dbias })
     }
 
     /// The rows of one task; `sums` are its partial dgain and dbias.
@@ -413,7 +386,7 @@ impl NormGrad {
         sums: *mut f32,
     ) {
         let rows = &self.rows;
-        let (width, center, eps) = (rows.width, rows.spec.center, rows.spec.eps);
+        let (width, center, eps) = (rows.width, rows.norm.center, rows.norm.eps);
         // SAFETY: as `run`; every task has its own partials.
         unsafe {
             let dgain = std::slice::from_raw_parts_mut(sums, width);
@@ -461,7 +434,7 @@ impl Kernel for NormGrad {
         // SAFETY: the caller vouches for the operands; tasks own disjoint rows and partials.
         unsafe {
             let at = rows.constants();
-            let gain = rows.spec.gain.as_ref().map(|_| (ptrs[at], at));
+            let gain = rows.norm.gain.as_ref().map(|_| (ptrs[at], at));
             let gain = rows.constant(simd, gain, 1.0, gain_row.at(0));
             pool.run(rows.chunks(), &|task, worker| {
                 let sums = sums.at((task * 2 * width) as isize);

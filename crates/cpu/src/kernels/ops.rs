@@ -2,47 +2,7 @@
 
 use crate::math;
 use crate::simd::multiversion;
-
-/// Operations on one value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // the names are the mathematics
-pub enum Unary {
-    Neg,
-    Exp,
-    Ln,
-    Tanh,
-    Sqrt,
-    Rsqrt,
-    Recip,
-    Sigmoid,
-    Erf,
-    Abs,
-    Sin,
-    Cos,
-    Floor,
-    /// 1 where the value is 0, else 0.
-    Not,
-    /// The value rounded to bf16.
-    RoundBf16,
-}
-
-/// Operations on two values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // the names are the mathematics
-pub enum Binary {
-    Add,
-    Sub,
-    Mul,
-    Div,
-    /// The smaller; NaN if either is.
-    Min,
-    /// The larger; NaN if either is.
-    Max,
-    Pow,
-    Lt,
-    Le,
-    Eq,
-}
+use aerogel_lower::{Binary, Unary};
 
 /// A matrix of floats whose rows are contiguous.
 #[derive(Clone, Copy)]

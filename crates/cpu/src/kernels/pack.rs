@@ -8,11 +8,12 @@
 
 pub(crate) mod transpose;
 
-use crate::kernel::{Dtype, Ptr};
+use crate::kernel::Ptr;
 use crate::kernels::convert;
 use crate::kernels::micro::{COLS, Left, MOST_ROWS, ROWS, Right, Word};
 use crate::math::from_bf16;
 use crate::simd::{self, Simd, multiversion};
+use aerogel_graph::DType;
 use transpose::transpose;
 
 /// A factor in memory, f32 or bf16: strides in elements along its side (rows of a left factor,
@@ -20,7 +21,7 @@ use transpose::transpose;
 #[derive(Clone, Copy)]
 pub(crate) struct Factor {
     pub ptr: Ptr,
-    pub dtype: Dtype,
+    pub dtype: DType,
     pub offset: isize,
     pub side: isize,
     pub depth: isize,
@@ -39,9 +40,9 @@ impl Factor {
         // SAFETY: the caller vouches for the element.
         unsafe {
             match (self.dtype, word) {
-                (Dtype::F32 | Dtype::U32, _) => *self.ptr.at::<u32>(at),
-                (Dtype::Bf16, Word::F32) => from_bf16(*self.ptr.at::<u16>(at)).to_bits(),
-                (Dtype::Bf16, Word::Bf16) => u32::from(*self.ptr.at::<u16>(at)),
+                (DType::F32 | DType::U32, _) => *self.ptr.at::<u32>(at),
+                (DType::Bf16, Word::F32) => from_bf16(*self.ptr.at::<u16>(at)).to_bits(),
+                (DType::Bf16, Word::Bf16) => u32::from(*self.ptr.at::<u16>(at)),
             }
         }
     }
@@ -67,13 +68,13 @@ impl Factor {
 
     /// Whether the factor holds words as they are multiplied.
     fn holds(self, word: Word) -> bool {
-        (self.dtype == Dtype::Bf16) == (word == Word::Bf16)
+        (self.dtype == DType::Bf16) == (word == Word::Bf16)
     }
 }
 
 /// The kind of words that products of all these factors are made of: bf16 if all are.
-pub(crate) fn word(dtypes: impl IntoIterator<Item = Dtype>) -> Word {
-    if dtypes.into_iter().all(|dtype| dtype == Dtype::Bf16) { Word::Bf16 } else { Word::F32 }
+pub(crate) fn word(dtypes: impl IntoIterator<Item = DType>) -> Word {
+    if dtypes.into_iter().all(|dtype| dtype == DType::Bf16) { Word::Bf16 } else { Word::F32 }
 }
 
 /// Words that a right factor takes, packed for any instruction set.
@@ -281,7 +282,7 @@ unsafe fn lines(
             let (at, stride) = (from.offset, from.depth);
             match (word, from.dtype) {
                 (Word::Bf16, _) => pairs(simd, from.ptr.at(at), stride, [sides, depth], to),
-                (_, Dtype::Bf16) => widened(simd, from.ptr.at(at), stride, [sides, depth], to),
+                (_, DType::Bf16) => widened(simd, from.ptr.at(at), stride, [sides, depth], to),
                 _ => copied(simd, from.ptr.at(at), stride, [sides, depth], to),
             }
             return;

@@ -8,12 +8,15 @@
 use crate::axes::by_stride;
 use crate::executable::Library;
 use crate::kernel::{
-    Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
+    Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
 use crate::kernels::ops;
-use crate::kernels::tile::{Engine, Frame, Program, Value, check_output};
+use crate::kernels::tile::{Engine, Frame};
 use crate::pool::Pool;
+use aerogel_graph::DType;
+use aerogel_graph::ops::Fold;
+use aerogel_lower::ReduceSpec;
 
 const CHUNKS: usize = 64;
 /// Rows that are added in one go: rounding errors of equal values grow with this, not with all.
@@ -24,15 +27,6 @@ const TASK_ELEMENTS: usize = 8192;
 const COLUMNS: usize = 1024;
 /// Longest row that is folded at once.
 const ROW: usize = 1024;
-
-/// How values are combined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fold {
-    /// The sum; 0 over nothing.
-    Sum,
-    /// The largest; -infinity over nothing, NaN if any value is.
-    Max,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Walk {
@@ -49,7 +43,7 @@ pub struct Reduce {
     operands: usize,
     /// Position of the output among the engine's operands.
     output: usize,
-    dtype: Dtype,
+    dtype: DType,
     kept: usize,
     reduced: usize,
     chunks: usize,
@@ -58,19 +52,13 @@ pub struct Reduce {
 }
 
 impl Reduce {
-    /// Reduces `value` of the program (which stores nothing) over the axes where `reduced` holds.
-    /// `output` has a stride for every axis; those of reduced axes are ignored.
+    /// Chooses how the axes are walked.
     ///
     /// # Errors
     /// If strides do not match the sizes, the output repeats along a kept axis, the program is
     /// malformed or has outputs, or more than eight axes remain after merging.
-    pub fn new(
-        program: &Program,
-        value: Value,
-        reduced: &[bool],
-        output: &Operand,
-        fold: Fold,
-    ) -> Result<Reduce, KernelError> {
+    pub fn new(spec: &ReduceSpec) -> Result<Reduce, KernelError> {
+        let ReduceSpec { program, value, reduced, output, fold } = spec;
         let rank = program.sizes.len();
         if !program.outputs.is_empty() || reduced.len() != rank || output.strides.len() != rank {
             let what = format!(
@@ -89,7 +77,7 @@ impl Reduce {
             own_sizes[axis] = 1;
         }
         check_output("reduce", program.inputs.len(), &output, &own_sizes)?;
-        let mut engine = Engine::compile(program, &[&output], Some(value), false)?;
+        let mut engine = Engine::compile(program, &[&output], Some(*value), false)?;
         let (kept_axes, reduced_axes) = split_axes(&engine, reduced);
         let size = |axes: &[usize]| axes.iter().map(|&axis| program.sizes[axis]).product();
         let (kept, reduced): (usize, usize) = (size(&kept_axes), size(&reduced_axes));
@@ -108,7 +96,7 @@ impl Reduce {
         let (chunks, chunk) = cut(walk, kept, reduced);
         Ok(Reduce {
             engine,
-            fold,
+            fold: *fold,
             walk,
             operands: program.inputs.len() + 1,
             output: program.inputs.len(),

@@ -14,7 +14,6 @@ mod compile;
 mod interpret;
 mod native;
 mod pieces;
-mod program;
 
 use self::compile::Code;
 pub(crate) use self::interpret::Frame;
@@ -22,13 +21,13 @@ pub use self::interpret::TILE;
 use self::interpret::{PITCH, SLOT, Slot, Work};
 use self::native::Native;
 use self::pieces::Piece;
-pub(crate) use self::program::check_output;
-pub use self::program::{Instr, Program, Value};
 use crate::axes::{Space, by_stride};
 use crate::executable::Library;
-use crate::kernel::{Dtype, KernelError, Operand};
+use crate::kernel::{KernelError, check_output};
 use crate::kernels::ops::Rows;
 use crate::simd::Level;
+use aerogel_graph::DType;
+use aerogel_lower::{Operand, Program, Value};
 
 /// Most elements of a piece of which no value is kept in a register of the worker.
 const FREE_TILE: usize = 8192;
@@ -37,7 +36,7 @@ const FREE_TILE: usize = 8192;
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
     pub space: Space,
-    dtypes: Vec<Dtype>,
+    dtypes: Vec<DType>,
     code: Code,
     /// Whether the caller reads a value after each piece.
     with_result: bool,
@@ -251,8 +250,8 @@ impl Values {
 mod tests {
     use super::*;
     use crate::kernel::{Ptr, Scalars};
-    use crate::kernels::ops::Binary;
     use crate::simd::Simd;
+    use aerogel_lower::{Binary, Instr};
 
     /// Rows of 33 in a space of heads of 11: a block gives what its positions give one by one,
     /// and touches nothing else.

@@ -1,8 +1,10 @@
+use aerogel_graph::DType;
+use aerogel_lower::{AttendGradSpec, AttendSpec, Attention};
 use std::sync::Arc;
 
-use aerogel_cpu::kernel::{Dtype, Scalars};
-use aerogel_cpu::kernels::attend::{Attend, Attention};
-use aerogel_cpu::kernels::attend_grad::{AttendGrad, GradOperands};
+use aerogel_cpu::kernel::Scalars;
+use aerogel_cpu::kernels::attend::Attend;
+use aerogel_cpu::kernels::attend_grad::AttendGrad;
 use aerogel_cpu::kernels::pattern::BlockList;
 use proptest::prelude::*;
 
@@ -12,6 +14,8 @@ type Allowed = fn(usize, usize, usize) -> bool;
 
 struct Case {
     spec: Attention,
+    /// What `allowed` allows.
+    pattern: Arc<BlockList>,
     allowed: Allowed,
     keys: usize,
     q: Tensor,
@@ -21,7 +25,7 @@ struct Case {
 
 /// A tensor of [batch, kv, group, position, width]; keys and values repeat along group, statistics
 /// along width.
-fn tensor(rng: &mut Rng, dtype: Dtype, sizes: [usize; 5], repeat: Option<usize>) -> Tensor {
+fn tensor(rng: &mut Rng, dtype: DType, sizes: [usize; 5], repeat: Option<usize>) -> Tensor {
     let mut own = sizes;
     if let Some(axis) = repeat {
         own[axis] = 1;
@@ -50,7 +54,7 @@ fn case(rng: &mut Rng, lengths: [usize; 2], widths: [usize; 2], allowed: Allowed
 
 fn case_of(
     rng: &mut Rng,
-    dtype: Dtype,
+    dtype: DType,
     lengths: [usize; 2],
     widths: [usize; 2],
     allowed: Allowed,
@@ -66,13 +70,13 @@ fn case_of(
         key_width: widths[0],
         value_width: widths[1],
         scale: 0.7 / (widths[0] as f32).sqrt(),
-        pattern: Arc::new(pattern),
     };
     Case {
         q: tensor(rng, dtype, [batch, kv, group, queries, widths[0]], None),
         k: tensor(rng, dtype, [batch, kv, group, keys, widths[0]], Some(2)),
         v: tensor(rng, dtype, [batch, kv, group, keys, widths[1]], Some(2)),
         spec,
+        pattern: Arc::new(pattern),
         allowed,
         keys,
     }
@@ -105,11 +109,11 @@ fn softmax(case: &Case, at: [usize; 3], i: usize, i_pattern: usize) -> (Vec<f64>
     (scores.iter().map(|s| (s - max).exp() / sum).collect(), max + sum.ln())
 }
 
-fn outputs(case: &Case, dtype: Dtype, rng: &mut Rng) -> [Tensor; 2] {
+fn outputs(case: &Case, dtype: DType, rng: &mut Rng) -> [Tensor; 2] {
     let spec = &case.spec;
     let sizes = [spec.batch[0], spec.kv, spec.group, spec.queries];
     let o = Tensor::blank(rng, dtype, &[&sizes[..], &[spec.value_width]].concat());
-    let mut lse = Tensor::blank(rng, Dtype::F32, &[&sizes[..], &[1]].concat());
+    let mut lse = Tensor::blank(rng, DType::F32, &[&sizes[..], &[1]].concat());
     lse.strides[4] = 0;
     [o, lse]
 }
@@ -117,21 +121,36 @@ fn outputs(case: &Case, dtype: Dtype, rng: &mut Rng) -> [Tensor; 2] {
 /// The relative error of P and dS: they are rounded to bf16 where all factors are (q, k and v
 /// always have one type).
 fn rounding(factors: &[&Tensor]) -> f64 {
-    let bf16 = factors.iter().all(|factor| factor.dtype == Dtype::Bf16);
+    let bf16 = factors.iter().all(|factor| factor.dtype == DType::Bf16);
     if bf16 { 2f64.powi(-8) } else { 0.0 }
+}
+
+/// The kernel for q, k, v, o, lse.
+fn forward(case: &Case, tensors: &[Tensor; 5]) -> Attend {
+    let [q, k, v, o, lse] = tensors.each_ref().map(Tensor::operand);
+    let spec = AttendSpec { attention: case.spec.clone(), q, k, v, o, lse };
+    Attend::new(&spec, case.pattern.clone()).unwrap()
+}
+
+/// The kernel for q, k, v, o, lse, dout, dq, dk, dv.
+fn backward(case: &Case, tensors: &[Tensor], dlse: Option<&Tensor>) -> AttendGrad {
+    let operands: Vec<_> = tensors.iter().map(Tensor::operand).collect();
+    let [q, k, v, o, lse, dout, dq, dk, dv] = operands.try_into().unwrap();
+    let (attention, dlse) = (case.spec.clone(), dlse.map(Tensor::operand));
+    let spec = AttendGradSpec { attention, q, k, v, o, lse, dout, dq, dk, dv, dlse };
+    AttendGrad::new(&spec, case.pattern.clone()).unwrap()
 }
 
 fn check_forward(case: &Case, rng: &mut Rng) {
     let dtype = rng.float();
     let [o, lse] = outputs(case, dtype, rng);
     let all = [&case.q, &case.k, &case.v, &o, &lse].map(Clone::clone);
-    let operands = all.each_ref().map(Tensor::operand);
-    let kernel = Attend::new(&case.spec, operands.each_ref()).unwrap();
+    let kernel = forward(case, &all);
     run(kernel, &all, 2, &Scalars::default(), |after| {
         for at in positions(&case.q.sizes[..4]) {
             let [b, h, g, i] = at[..] else { unreachable!() };
             let (p, lse) = softmax(case, [b, h, g], i, i);
-            close(after[4].get(&[b, h, g, i, 0]), lse, 2e-5, Dtype::F32, &("lse", &at));
+            close(after[4].get(&[b, h, g, i, 0]), lse, 2e-5, DType::F32, &("lse", &at));
             for d in 0..case.spec.value_width {
                 let terms = || (0..case.keys).map(|j| p[j] * case.v.get(&[b, h, 0, j, d]));
                 let wanted: f64 = terms().sum();
@@ -144,11 +163,11 @@ fn check_forward(case: &Case, rng: &mut Rng) {
 
 fn check_backward(case: &Case, rng: &mut Rng) {
     let spec = &case.spec;
-    let [mut o, mut lse] = outputs(case, Dtype::F32, rng);
+    let [mut o, mut lse] = outputs(case, DType::F32, rng);
     let sizes = [spec.batch[0], spec.kv, spec.group, spec.queries, spec.value_width];
     let float = rng.float();
     let grad = tensor(rng, float, sizes, None);
-    let mut dlse = Tensor::random(rng, Dtype::F32, &lse.sizes.clone(), 1.0);
+    let mut dlse = Tensor::random(rng, DType::F32, &lse.sizes.clone(), 1.0);
     dlse.strides[4] = 0;
     let with_dlse = rng.below(2) == 1;
     // Sums, and sums of magnitudes.
@@ -187,15 +206,8 @@ fn check_backward(case: &Case, rng: &mut Rng) {
         Tensor::blank(rng, dtype, &like.sizes)
     });
     let mut all = vec![case.q.clone(), case.k.clone(), case.v.clone(), o, lse, grad];
-    let inputs: Vec<_> = all.iter().map(Tensor::operand).collect();
-    let inputs: [_; 6] = inputs.iter().collect::<Vec<_>>().try_into().unwrap();
-    let results: Vec<_> = out.iter().map(Tensor::operand).collect();
-    let results: [_; 3] = results.iter().collect::<Vec<_>>().try_into().unwrap();
-    let dlse_operand = dlse.operand();
-    let operands =
-        GradOperands { inputs, dlse: with_dlse.then_some(&dlse_operand), outputs: results };
-    let kernel = AttendGrad::new(spec, operands).unwrap();
     all.extend(out);
+    let kernel = backward(case, &all, with_dlse.then_some(&dlse));
     let outputs = if with_dlse { 4 } else { 3 }; // dlse comes last and must stay as it is
     all.extend(with_dlse.then_some(dlse));
     run(kernel, &all, outputs, &Scalars::default(), |after| {
@@ -230,7 +242,7 @@ proptest! {
 #[test]
 fn wide_heads_and_long_rows() {
     let rng = &mut Rng(8);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [DType::F32, DType::Bf16] {
         let case = case_of(rng, dtype, [200, 200], [64, 128], |_, i, j| j <= i);
         check_forward(&case, rng);
         check_backward(&case, rng);
@@ -241,7 +253,7 @@ fn wide_heads_and_long_rows() {
 #[test]
 fn keys_of_many_spans() {
     let rng = &mut Rng(12);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [DType::F32, DType::Bf16] {
         for pattern in [0, 5] {
             let mut case = case_of(rng, dtype, [40, 1100], [8, 16], PATTERNS[pattern]);
             // Scores grow with the keys: the maximum moves from span to span.
@@ -259,14 +271,14 @@ fn keys_of_many_spans() {
 #[test]
 fn keys_of_many_stretches() {
     let rng = &mut Rng(11);
-    let cases = [(1, 1, Dtype::F32), (1, 5, Dtype::Bf16), (2, 2, Dtype::Bf16)];
+    let cases = [(1, 1, DType::F32), (1, 5, DType::Bf16), (2, 2, DType::Bf16)];
     for (heads, pattern, dtype) in cases {
         let (queries, keys) = (280, 290);
         let mut case = case_of(rng, dtype, [queries, keys], [8, 16], PATTERNS[pattern]);
         case.spec.batch = vec![1];
         (case.spec.kv, case.spec.group) = (1, heads);
         let pattern = BlockList::new(heads, queries, keys, &case.allowed).unwrap();
-        case.spec.pattern = Arc::new(pattern);
+        case.pattern = Arc::new(pattern);
         case.q = tensor(rng, dtype, [1, 1, heads, queries, 8], None);
         case.k = tensor(rng, dtype, [1, 1, heads, keys, 8], Some(2));
         case.v = tensor(rng, dtype, [1, 1, heads, keys, 16], Some(2));
@@ -280,19 +292,19 @@ fn keys_of_many_stretches() {
 fn decoding_reads_only_what_is_there() {
     let rng = &mut Rng(4);
     let cases = [
-        (1, PATTERNS[1], Dtype::F32),
-        (1, PATTERNS[3], Dtype::Bf16),
-        (2, PATTERNS[1], Dtype::Bf16),
-        (5, PATTERNS[2], Dtype::F32),
+        (1, PATTERNS[1], DType::F32),
+        (1, PATTERNS[3], DType::Bf16),
+        (2, PATTERNS[1], DType::Bf16),
+        (5, PATTERNS[2], DType::F32),
     ];
     for (queries, allowed, dtype) in cases {
         let mut case = case_of(rng, dtype, [100, 100], [16, 20], allowed);
         let sizes = [case.spec.batch[0], case.spec.kv, case.spec.group, queries, 16];
-        case.q = tensor(rng, Dtype::F32, sizes, None);
+        case.q = tensor(rng, DType::F32, sizes, None);
         case.spec.queries = queries;
         let whole = (case.k.clone(), case.v.clone());
         for position in [0, 3, 47, 62, 100 - queries] {
-            let [o, lse] = outputs(&case, Dtype::F32, rng);
+            let [o, lse] = outputs(&case, DType::F32, rng);
             let mut all = [&case.q, &whole.0, &whole.1, &o, &lse].map(Clone::clone);
             for tensor in &mut all[1..3] {
                 for at in positions(&tensor.sizes.clone()) {
@@ -301,8 +313,7 @@ fn decoding_reads_only_what_is_there() {
                     }
                 }
             }
-            let operands = all.each_ref().map(Tensor::operand);
-            let kernel = Attend::new(&case.spec, operands.each_ref()).unwrap();
+            let kernel = forward(&case, &all);
             let scalars = Scalars { position, ..Scalars::default() };
             run(kernel, &all, 2, &scalars, |after| {
                 for at in positions(&case.q.sizes[..4]) {
@@ -312,7 +323,7 @@ fn decoding_reads_only_what_is_there() {
                         let wanted: f64 =
                             (0..100).map(|j| p[j] * whole.1.get(&[b, h, 0, j, d])).sum();
                         let got = after[3].get(&[b, h, g, i, d]);
-                        close(got, wanted, 2e-5, Dtype::F32, &(position, &at));
+                        close(got, wanted, 2e-5, DType::F32, &(position, &at));
                     }
                 }
             });

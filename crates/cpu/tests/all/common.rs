@@ -1,9 +1,11 @@
 //! Tensors with canaries, random layouts, and the run that every kernel goes through.
 
+use aerogel_graph::DType;
+use aerogel_lower::Operand;
 use std::sync::OnceLock;
 
 use aerogel_cpu::executable::Library;
-use aerogel_cpu::kernel::{Dtype, Kernel, Operand, Ptr, Scalars};
+use aerogel_cpu::kernel::{Kernel, Ptr, Scalars};
 use aerogel_cpu::math::{from_bf16, to_bf16};
 use aerogel_cpu::pool::Pool;
 use aerogel_cpu::simd::{Level, Simd};
@@ -42,8 +44,8 @@ impl Rng {
     }
 
     /// f32 or bf16.
-    pub fn float(&mut self) -> Dtype {
-        self.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16])
+    pub fn float(&mut self) -> DType {
+        self.pick(&[DType::F32, DType::F32, DType::Bf16])
     }
 
     /// Strides of distinct elements: a random order of the axes, sometimes with gaps.
@@ -68,7 +70,7 @@ impl Rng {
 
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    pub dtype: Dtype,
+    pub dtype: DType,
     pub sizes: Vec<usize>,
     pub strides: Vec<isize>,
     /// Words, so that the origin is aligned for every element type.
@@ -77,7 +79,7 @@ pub struct Tensor {
 
 impl Tensor {
     /// All NaN.
-    pub fn new(dtype: Dtype, sizes: &[usize], strides: &[isize]) -> Tensor {
+    pub fn new(dtype: DType, sizes: &[usize], strides: &[isize]) -> Tensor {
         let far: isize = sizes
             .iter()
             .zip(strides)
@@ -89,13 +91,13 @@ impl Tensor {
     }
 
     /// All NaN, in a random layout.
-    pub fn blank(rng: &mut Rng, dtype: Dtype, sizes: &[usize]) -> Tensor {
+    pub fn blank(rng: &mut Rng, dtype: DType, sizes: &[usize]) -> Tensor {
         let strides = rng.layout(sizes);
         Tensor::new(dtype, sizes, &strides)
     }
 
     /// Values in [-scale, scale), in a random layout.
-    pub fn random(rng: &mut Rng, dtype: Dtype, sizes: &[usize], scale: f64) -> Tensor {
+    pub fn random(rng: &mut Rng, dtype: DType, sizes: &[usize], scale: f64) -> Tensor {
         let mut tensor = Tensor::blank(rng, dtype, sizes);
         tensor.fill(|_| scale * rng.value());
         tensor
@@ -121,11 +123,11 @@ impl Tensor {
         let at = self.address(coords);
         let bytes = self.bytes();
         match self.dtype {
-            Dtype::F32 => f32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()).into(),
-            Dtype::Bf16 => {
+            DType::F32 => f32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()).into(),
+            DType::Bf16 => {
                 from_bf16(u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())).into()
             }
-            Dtype::U32 => u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()).into(),
+            DType::U32 => u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()).into(),
         }
     }
 
@@ -139,9 +141,9 @@ impl Tensor {
             )
         };
         match self.dtype {
-            Dtype::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_ne_bytes()),
-            Dtype::Bf16 => bytes[at..at + 2].copy_from_slice(&to_bf16(value as f32).to_ne_bytes()),
-            Dtype::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_ne_bytes()),
+            DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_ne_bytes()),
+            DType::Bf16 => bytes[at..at + 2].copy_from_slice(&to_bf16(value as f32).to_ne_bytes()),
+            DType::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_ne_bytes()),
         }
     }
 
@@ -262,8 +264,8 @@ fn once(
 }
 
 /// Panics unless `got` is within `bound` of `wanted`, plus half a step of the stored type.
-pub fn close(got: f64, wanted: f64, bound: f64, dtype: Dtype, what: &dyn std::fmt::Debug) {
-    let step = if dtype == Dtype::Bf16 { wanted.abs() * 2f64.powi(-8) } else { 0.0 };
+pub fn close(got: f64, wanted: f64, bound: f64, dtype: DType, what: &dyn std::fmt::Debug) {
+    let step = if dtype == DType::Bf16 { wanted.abs() * 2f64.powi(-8) } else { 0.0 };
     if got == wanted || (got.is_nan() && wanted.is_nan()) {
         return;
     }

@@ -1,7 +1,7 @@
-use aerogel_cpu::kernel::{Dtype, KernelError, Scalars};
-use aerogel_cpu::kernels::gemm::{Axis, Contraction, Gemm, Role};
-use aerogel_cpu::kernels::ops::{Binary, Unary};
-use aerogel_cpu::kernels::tile::{Instr, Program};
+use aerogel_cpu::kernel::{KernelError, Scalars};
+use aerogel_cpu::kernels::gemm::Gemm;
+use aerogel_graph::DType;
+use aerogel_lower::{Axis, Binary, Contraction, Instr, Program, Role, Unary};
 use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
@@ -14,7 +14,7 @@ struct Case {
     axes: [Vec<usize>; 3],
 }
 
-fn case(rng: &mut Rng, roles: &[(Role, usize)], dtypes: [Dtype; 3]) -> Case {
+fn case(rng: &mut Rng, roles: &[(Role, usize)], dtypes: [DType; 3]) -> Case {
     let has = |at: usize, role: Role| match at {
         0 => role != Role::N,
         1 => role != Role::M,
@@ -121,10 +121,10 @@ proptest! {
 fn several_blocks_and_stages() {
     let rng = &mut Rng(5);
     for (sizes, dtypes) in [
-        ([130, 150, 530], [Dtype::F32; 3]),
-        ([270, 530, 290], [Dtype::Bf16; 3]),
-        ([1, 700, 900], [Dtype::F32; 3]),
-        ([900, 1, 700], [Dtype::F32, Dtype::Bf16, Dtype::F32]),
+        ([130, 150, 530], [DType::F32; 3]),
+        ([270, 530, 290], [DType::Bf16; 3]),
+        ([1, 700, 900], [DType::F32; 3]),
+        ([900, 1, 700], [DType::F32, DType::Bf16, DType::F32]),
     ] {
         let roles = [(Role::M, sizes[0]), (Role::N, sizes[1]), (Role::K, sizes[2])];
         check(&case(rng, &roles, dtypes));
@@ -141,7 +141,7 @@ fn an_epilogue_sees_every_element_once() {
         vec![(Role::N, 1), (Role::K, 1)],
     ];
     for roles in shapes {
-        let mut case = case(rng, &roles, [Dtype::F32, Dtype::Bf16, Dtype::F32]);
+        let mut case = case(rng, &roles, [DType::F32, DType::Bf16, DType::F32]);
         case.spec.accumulate = false;
         let order = [Role::Batch, Role::M, Role::N];
         let axes: Vec<_> = order
@@ -149,9 +149,9 @@ fn an_epilogue_sees_every_element_once() {
             .flat_map(|&role| roles.iter().filter(move |axis| axis.0 == role))
             .collect();
         let sizes: Vec<_> = axes.iter().map(|axis| axis.1).collect();
-        let residual = Tensor::random(rng, Dtype::F32, &sizes, 1.0);
-        let out = Tensor::blank(rng, Dtype::Bf16, &sizes);
-        let mut bias = Tensor::random(rng, Dtype::F32, &sizes, 1.0);
+        let residual = Tensor::random(rng, DType::F32, &sizes, 1.0);
+        let out = Tensor::blank(rng, DType::Bf16, &sizes);
+        let mut bias = Tensor::random(rng, DType::F32, &sizes, 1.0);
         for (stride, axis) in bias.strides.iter_mut().zip(&axes) {
             *stride *= isize::from(axis.0 == Role::N);
         }
@@ -183,7 +183,7 @@ fn an_epilogue_sees_every_element_once() {
                 let (sum, magnitude) = naive(&case, &c);
                 let wanted = (sum + after[2].get(&at)).tanh() + after[3].get(&at);
                 let bound = 4.0 * EPS * (magnitude + 4.0);
-                close(after[4].get(&at), wanted, bound, Dtype::Bf16, &at);
+                close(after[4].get(&at), wanted, bound, DType::Bf16, &at);
             }
         });
     }
@@ -194,9 +194,9 @@ fn bad_specifications_are_refused() {
     let axis = |role, c| Axis { role, size: 4, a: 1, b: 1, c };
     let good = Contraction {
         axes: vec![axis(Role::M, 4), axis(Role::N, 1), axis(Role::K, 0)],
-        a: Dtype::F32,
-        b: Dtype::F32,
-        c: Dtype::F32,
+        a: DType::F32,
+        b: DType::F32,
+        c: DType::F32,
         accumulate: false,
         alpha: 1.0,
         epilogue: None,
@@ -204,7 +204,7 @@ fn bad_specifications_are_refused() {
     assert!(Gemm::new(&good).is_ok());
     let repeated = Contraction { axes: vec![axis(Role::M, 0)], ..good.clone() };
     assert!(matches!(Gemm::new(&repeated), Err(KernelError::Overlap { axis: 0, size: 4, .. })));
-    let ids = Contraction { b: Dtype::U32, ..good.clone() };
+    let ids = Contraction { b: DType::U32, ..good.clone() };
     assert!(matches!(Gemm::new(&ids), Err(KernelError::Unsupported { .. })));
     let empty = Program { sizes: vec![3], inputs: vec![], outputs: vec![], instrs: vec![] };
     let other = Contraction { epilogue: Some(empty), ..good };

@@ -1,6 +1,8 @@
-use aerogel_cpu::kernel::{Dtype, Kernel, Operand, Scalars};
-use aerogel_cpu::kernels::linear_ce::{LinearCe, LinearCeSpec};
+use aerogel_cpu::kernel::{Kernel, Scalars};
+use aerogel_cpu::kernels::linear_ce::LinearCe;
 use aerogel_cpu::pool::Pool;
+use aerogel_graph::DType;
+use aerogel_lower::{LinearCeSpec, Operand};
 use proptest::prelude::*;
 
 use super::common::{Rng, Tensor, cases, close, positions, run};
@@ -22,7 +24,7 @@ impl Shape {
 
     /// A [rows.., vocabulary, width] operand in a random layout, of 1 and stride 0 on the axes that
     /// it lacks.
-    fn tensor(&self, rng: &mut Rng, dtype: Dtype, has: [bool; 3], scale: f64) -> Tensor {
+    fn tensor(&self, rng: &mut Rng, dtype: DType, has: [bool; 3], scale: f64) -> Tensor {
         let row = |&size| if has[0] { size } else { 1 };
         let inner = [(has[1], self.vocab), (has[2], self.width)];
         let inner = inner.map(|(has, size)| if has { size } else { 1 });
@@ -120,20 +122,20 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let (x_type, w_type, dx_type) = (rng.float(), rng.float(), rng.float());
     let x = shape.tensor(rng, x_type, LIKE_X, 1.0);
     let w = shape.tensor(rng, w_type, LIKE_W, far);
-    let mut targets = shape.tensor(rng, Dtype::U32, EACH, 1.0);
+    let mut targets = shape.tensor(rng, DType::U32, EACH, 1.0);
     targets.fill(|_| rng.below(shape.all_rows) as f64);
-    let mut weights = shape.tensor(rng, Dtype::F32, EACH, 1.0);
+    let mut weights = shape.tensor(rng, DType::F32, EACH, 1.0);
     let last: Vec<_> = weights.sizes.iter().map(|size| size - 1).collect();
     weights.set(&last, 0.0);
-    let mut given = shape.tensor(rng, Dtype::F32, EACH, 1.0);
+    let mut given = shape.tensor(rng, DType::F32, EACH, 1.0);
     // Near those that the row has, so that no exponential is beyond f32.
     let own = naive(shape, [&x, &w, &targets], [None, None]).rows[1].clone();
     for (at, own) in positions(&given.sizes).iter().zip(own) {
         given.set(at, own + rng.value());
     }
-    let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
+    let each = shape.tensor(rng, DType::F32, EACH, 1.0);
     let dx = shape.tensor(rng, dx_type, LIKE_X, 1.0);
-    let dw = shape.tensor(rng, Dtype::F32, LIKE_W, 1.0);
+    let dw = shape.tensor(rng, DType::F32, LIKE_W, 1.0);
     let mut more = [weights, given, each.clone(), each.clone(), each, dx, dw].map(Some);
     for (i, tensor) in more.iter_mut().enumerate() {
         match rng.below(3) {
@@ -150,7 +152,7 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let rows = wanted.sizes.len() as f64;
     let bound = 2e-5 * (1.0 + far * far) * (1.0 + rows.sqrt() / 10.0);
     // Between bf16 factors the gradients of the logits are bf16 too.
-    let rounded = x_type == Dtype::Bf16 && w_type == Dtype::Bf16;
+    let rounded = x_type == DType::Bf16 && w_type == DType::Bf16;
     let rounding = if rounded { 2f64.powi(-8) } else { 0.0 };
     run(kernel, &all, outputs, &Scalars::default(), |after| {
         let asked = (2..7).filter(|&i| more[i].is_some());
@@ -198,10 +200,10 @@ fn a_target_beyond_the_whole_vocabulary_is_seen_in_the_loss() {
     let rng = &mut Rng(3);
     let shape = Shape { first_row: 4, all_rows: 9, ..Shape::whole(&[3], 5, 2) };
     let (x, w) =
-        (shape.tensor(rng, Dtype::F32, LIKE_X, 1.0), shape.tensor(rng, Dtype::F32, LIKE_W, 1.0));
-    let mut targets = shape.tensor(rng, Dtype::U32, EACH, 1.0);
+        (shape.tensor(rng, DType::F32, LIKE_X, 1.0), shape.tensor(rng, DType::F32, LIKE_W, 1.0));
+    let mut targets = shape.tensor(rng, DType::U32, EACH, 1.0);
     targets.fill(|at| [9.0, 3.0, 8.0][at[0]]);
-    let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
+    let each = shape.tensor(rng, DType::F32, EACH, 1.0);
     let more = [None, None, Some(each.clone()), None, Some(each.clone()), None, None];
     let kernel = LinearCe::new(&shape.spec([&x, &w, &targets], &more)).unwrap();
     run(kernel, &[x, w, targets, each.clone(), each], 2, &Scalars::default(), |after| {
@@ -222,11 +224,11 @@ fn bits(
     let rows = shape.rows[0];
     let mut own = shape.tensor(rng, x.dtype, LIKE_X, 1.0);
     own.fill(|at| x.get(&[from + at[0], 0, at[2]]));
-    let mut ids = shape.tensor(rng, Dtype::U32, EACH, 1.0);
+    let mut ids = shape.tensor(rng, DType::U32, EACH, 1.0);
     ids.fill(|at| targets.get(&[from + at[0], 0, 0]));
-    let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
-    let dx = shape.tensor(rng, Dtype::F32, LIKE_X, 1.0);
-    let dw = shape.tensor(rng, Dtype::F32, LIKE_W, 1.0);
+    let each = shape.tensor(rng, DType::F32, EACH, 1.0);
+    let dx = shape.tensor(rng, DType::F32, LIKE_X, 1.0);
+    let dw = shape.tensor(rng, DType::F32, LIKE_W, 1.0);
     let [ce, lse, hit] = [(); 3].map(|()| Some(each.clone()));
     let more = [None, None, ce, lse, hit, Some(dx), Some(dw)];
     let kernel = LinearCe::new(&shape.spec([&own, w, &ids], &more)).unwrap();
@@ -260,14 +262,14 @@ fn a_row_gets_the_same_bits_in_any_company() {
         (600, 130),
         (70_000, 2),
     ] {
-        for w_type in [Dtype::F32, Dtype::Bf16] {
+        for w_type in [DType::F32, DType::Bf16] {
             let x_type = rng.float();
             let many = if vocab > 1000 { 40 } else { 150 };
             let whole = Shape::whole(&[many], vocab, width);
             let x = whole.tensor(rng, x_type, LIKE_X, 1.0);
             let mut w = Tensor::random(rng, w_type, &[1, vocab, width], 1.0);
             w.strides[0] = 0;
-            let mut targets = whole.tensor(rng, Dtype::U32, EACH, 1.0);
+            let mut targets = whole.tensor(rng, DType::U32, EACH, 1.0);
             targets.fill(|_| rng.below(vocab) as f64);
             let wanted = bits((&pool, rng), &whole, [&x, &w, &targets], 0);
             for rows in [1, 2, 16, 17, 63, 64, 65, 100].into_iter().filter(|&rows| rows < many) {

@@ -1,12 +1,12 @@
 //! Generated code against the interpreter: the same bits, except which NaN a NaN is.
 
 use aerogel_cpu::executable::Library;
-use aerogel_cpu::kernel::{Dtype, Kernel, Operand, Ptr, Scalars};
+use aerogel_cpu::kernel::{Kernel, Ptr, Scalars};
 use aerogel_cpu::kernels::map::Map;
-use aerogel_cpu::kernels::ops::{Binary, Unary};
-use aerogel_cpu::kernels::tile::{Instr, Program};
 use aerogel_cpu::pool::Pool;
 use aerogel_cpu::simd::{Level, Simd};
+use aerogel_graph::DType;
+use aerogel_lower::{Binary, Instr, Operand, Program, Unary};
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
@@ -165,7 +165,7 @@ fn code_is_shared_and_only_made_for_its_instructions() {
 
 /// Values in a layout in which most rows are contiguous or repeat.
 fn input(rng: &mut Rng, sizes: &[usize]) -> Tensor {
-    let dtype = rng.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::U32]);
+    let dtype = rng.pick(&[DType::F32, DType::F32, DType::Bf16, DType::U32]);
     let mut tensor = Tensor::blank(rng, dtype, sizes);
     if rng.below(2) == 0 {
         let mut step = 1;
@@ -176,7 +176,7 @@ fn input(rng: &mut Rng, sizes: &[usize]) -> Tensor {
         tensor = Tensor::new(dtype, sizes, &tensor.strides);
     }
     tensor.fill(|_| match (dtype, rng.below(4)) {
-        (Dtype::U32, _) => rng.below(5000) as f64,
+        (DType::U32, _) => rng.below(5000) as f64,
         (_, 0) => rng.pick(&SPECIAL).into(),
         _ => 3.0 * rng.value(),
     });
@@ -223,7 +223,7 @@ fn program(rng: &mut Rng, sizes: &[usize]) -> (Program, Vec<Tensor>, Vec<usize>)
         let own = rng.below(inputs.len() + 1);
         let is_free = |own: usize| {
             let plain = inputs[own].strides.iter().all(|&stride| stride != 0);
-            plain && inputs[own].dtype != Dtype::U32 && !of[inputs.len()..].contains(&own)
+            plain && inputs[own].dtype != DType::U32 && !of[inputs.len()..].contains(&own)
         };
         if own < inputs.len() && is_free(own) {
             of.push(own);

@@ -1,21 +1,33 @@
 use aerogel_cpu::executable::Library;
-use aerogel_cpu::kernel::{Dtype, Scalars};
+use aerogel_cpu::kernel::Scalars;
 use aerogel_cpu::kernel::{Kernel, Ptr};
 use aerogel_cpu::kernels::map::Map;
-use aerogel_cpu::kernels::norm::{Norm, NormGrad, NormSpec, Output};
-use aerogel_cpu::kernels::ops::{Binary, Unary};
-use aerogel_cpu::kernels::tile::{Instr, Program};
+use aerogel_cpu::kernels::norm::{Norm, NormGrad};
 use aerogel_cpu::pool::Pool;
 use aerogel_cpu::simd::Simd;
+use aerogel_graph::DType;
+use aerogel_lower::{Binary, Instr, NormGradSpec, NormSpec, Normalisation, Output, Program, Unary};
 use proptest::prelude::*;
 
 use super::common::{Rng, Tensor, cases, close, positions, run};
 
 struct Case {
-    spec: NormSpec,
+    norm: Normalisation,
     x: Tensor,
     gain: Option<Tensor>,
     bias: Option<Tensor>,
+}
+
+impl Case {
+    fn forward(&self, output: Output) -> NormSpec {
+        let bias = self.bias.as_ref().map(Tensor::operand);
+        NormSpec { norm: self.norm.clone(), x: self.x.operand(), bias, output }
+    }
+
+    fn backward(&self, dy: &Tensor, output: Output, sums: [Option<isize>; 2]) -> NormGradSpec {
+        let (x, dy, [dgain, dbias]) = (self.x.operand(), dy.operand(), sums);
+        NormGradSpec { norm: self.norm.clone(), x, dy, output, dgain, dbias }
+    }
 }
 
 fn case(rng: &mut Rng) -> Case {
@@ -29,20 +41,14 @@ fn case(rng: &mut Rng) -> Case {
         let present = rng.below(3) != 0;
         let mut own = vec![1; sizes.len()];
         *own.last_mut().unwrap() = *sizes.last().unwrap();
-        let mut tensor = Tensor::random(rng, Dtype::F32, &own, 1.0);
+        let mut tensor = Tensor::random(rng, DType::F32, &own, 1.0);
         let last = sizes.len() - 1;
         tensor.strides[..last].fill(0);
         present.then_some(tensor)
     };
     let (gain, bias) = (row(rng), row(rng));
-    let spec = NormSpec {
-        sizes,
-        center,
-        eps: 1e-5,
-        gain: gain.as_ref().map(Tensor::operand),
-        bias: bias.as_ref().map(Tensor::operand),
-    };
-    Case { spec, x, gain, bias }
+    let norm = Normalisation { sizes, center, eps: 1e-5, gain: gain.as_ref().map(Tensor::operand) };
+    Case { norm, x, gain, bias }
 }
 
 /// The value of a row vector at a column, or a default without it.
@@ -56,11 +62,11 @@ fn entry(row: Option<&Tensor>, col: usize, default: f64) -> f64 {
 
 /// Normalised row and 1 / deviation.
 fn normal(case: &Case, outer: &[usize]) -> (Vec<f64>, f64) {
-    let width = *case.spec.sizes.last().unwrap();
+    let width = *case.norm.sizes.last().unwrap();
     let x: Vec<f64> = (0..width).map(|d| case.x.get(&[outer, &[d]].concat())).collect();
-    let mean = if case.spec.center { x.iter().sum::<f64>() / width as f64 } else { 0.0 };
+    let mean = if case.norm.center { x.iter().sum::<f64>() / width as f64 } else { 0.0 };
     let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-    let inverse = 1.0 / (var + f64::from(case.spec.eps)).sqrt();
+    let inverse = 1.0 / (var + f64::from(case.norm.eps)).sqrt();
     (x.iter().map(|x| (x - mean) * inverse).collect(), inverse)
 }
 
@@ -72,13 +78,13 @@ proptest! {
         let rng = &mut Rng(seed);
         let case = case(rng);
         let float = rng.float();
-        let y = Tensor::blank(rng, float, &case.spec.sizes);
-        let kernel = Norm::new(&case.spec, &case.x.operand(), Output::Store(&y.operand())).unwrap();
+        let y = Tensor::blank(rng, float, &case.norm.sizes);
+        let kernel = Norm::new(&case.forward(Output::Store(y.operand()))).unwrap();
         // The output comes second; what follows it must stay as it is.
         let all: Vec<_> = [Some(&case.x), Some(&y), case.gain.as_ref(), case.bias.as_ref()]
             .into_iter().flatten().cloned().collect();
         run(kernel, &all, all.len() - 1, &Scalars::default(), |after| {
-            let (_, outer) = case.spec.sizes.split_last().unwrap();
+            let (_, outer) = case.norm.sizes.split_last().unwrap();
             for at in positions(outer) {
                 let (normal, inverse) = normal(&case, &at);
                 for (d, normal) in normal.iter().enumerate() {
@@ -95,20 +101,19 @@ proptest! {
     fn backward_equals_the_derivative(seed: u64) {
         let rng = &mut Rng(seed);
         let case = case(rng);
-        let (float, width) = (rng.float(), *case.spec.sizes.last().unwrap());
-        let dy = Tensor::random(rng, float, &case.spec.sizes, 1.0);
+        let (float, width) = (rng.float(), *case.norm.sizes.last().unwrap());
+        let dy = Tensor::random(rng, float, &case.norm.sizes, 1.0);
         let float = rng.float();
-        let dx = Tensor::blank(rng, float, &case.spec.sizes);
-        let row = Tensor::new(Dtype::F32, &[width], &[2]);
-        let reads = [&case.x.operand(), &dy.operand()];
-        let output = Output::Store(&dx.operand());
-        let kernel = NormGrad::new(&case.spec, reads, output, Some(2), Some(2)).unwrap();
+        let dx = Tensor::blank(rng, float, &case.norm.sizes);
+        let row = Tensor::new(DType::F32, &[width], &[2]);
+        let output = Output::Store(dx.operand());
+        let kernel = NormGrad::new(&case.backward(&dy, output, [Some(2); 2])).unwrap();
         let mut all = vec![case.x.clone(), dy.clone(), dx];
         all.extend(case.gain.clone());
         let first = all.len();
         all.extend([row.clone(), row]);
         run(kernel, &all, all.len() - 2, &Scalars::default(), |after| {
-            let (_, outer) = case.spec.sizes.split_last().unwrap();
+            let (_, outer) = case.norm.sizes.split_last().unwrap();
             let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
             for at in positions(outer) {
                 let (normal, inverse) = normal(&case, &at);
@@ -116,7 +121,7 @@ proptest! {
                 let g: Vec<f64> = (0..width)
                     .map(|d| dy.get(&full(d)) * entry(case.gain.as_ref(), d, 1.0)).collect();
                 let level = g.iter().sum::<f64>() / width as f64;
-                let mean = if case.spec.center { level } else { 0.0 };
+                let mean = if case.norm.center { level } else { 0.0 };
                 let slope =
                     g.iter().zip(&normal).map(|(g, n)| g * n).sum::<f64>() / width as f64;
                 for d in 0..width {
@@ -128,8 +133,8 @@ proptest! {
                 }
             }
             for d in 0..width {
-                close(after[first].get(&[d]), dgain[d], 2e-3, Dtype::F32, &("dgain", d));
-                close(after[first + 1].get(&[d]), dbias[d], 1e-4, Dtype::F32, &("dbias", d));
+                close(after[first].get(&[d]), dgain[d], 2e-3, DType::F32, &("dgain", d));
+                close(after[first + 1].get(&[d]), dbias[d], 1e-4, DType::F32, &("dbias", d));
             }
         });
     }
@@ -160,7 +165,7 @@ impl Rest {
             if apart { Instr::Load { dst: 0, input: 1 } } else { Instr::Product { dst: 0 } };
         let mut instrs = vec![Instr::Load { dst: 2, input: 0 }, first];
         // What is declared bf16 is rounded, stored or not.
-        let value = u16::from(self.value.dtype == Dtype::Bf16);
+        let value = u16::from(self.value.dtype == DType::Bf16);
         if value == 1 {
             instrs.push(Instr::Unary { op: Unary::RoundBf16, dst: 1, a: 0 });
         }
@@ -201,7 +206,7 @@ fn compare(
     (alone, fused): (impl Kernel, impl Kernel),
     (tensors, at, outputs): (&[Tensor], usize, usize),
 ) {
-    let map = Map::new(&rest.program(&case.spec.sizes, true)).unwrap();
+    let map = Map::new(&rest.program(&case.norm.sizes, true)).unwrap();
     let mut own = tensors.to_vec();
     own.remove(at);
     let program = [rest.other.clone(), rest.sum.clone(), rest.value.clone()];
@@ -227,11 +232,10 @@ proptest! {
     fn an_epilogue_has_the_bits_of_a_map_after_the_norm(seed: u64) {
         let rng = &mut Rng(seed);
         let case = case(rng);
-        let rest = Rest::new(rng, &case.spec.sizes);
-        let (x, y) = (&case.x.operand(), &rest.value.operand());
-        let alone = Norm::new(&case.spec, x, Output::Store(y)).unwrap();
-        let program = rest.program(&case.spec.sizes, false);
-        let fused = Norm::new(&case.spec, x, Output::Epilogue(&program)).unwrap();
+        let rest = Rest::new(rng, &case.norm.sizes);
+        let alone = Norm::new(&case.forward(Output::Store(rest.value.operand()))).unwrap();
+        let program = rest.program(&case.norm.sizes, false);
+        let fused = Norm::new(&case.forward(Output::Epilogue(program))).unwrap();
         let all: Vec<_> = [Some(&case.x), Some(&rest.value), case.gain.as_ref(), case.bias.as_ref()]
             .into_iter().flatten().cloned().collect();
         compare(&case, &rest, (alone, fused), (&all, 1, all.len() - 1));
@@ -241,19 +245,18 @@ proptest! {
     fn an_epilogue_has_the_bits_of_a_map_after_the_gradient(seed: u64) {
         let rng = &mut Rng(seed);
         let case = case(rng);
-        let rest = Rest::new(rng, &case.spec.sizes);
+        let rest = Rest::new(rng, &case.norm.sizes);
         let float = rng.float();
-        let dy = Tensor::random(rng, float, &case.spec.sizes, 1.0);
-        let reads = [&case.x.operand(), &dy.operand()];
-        let dx = &rest.value.operand();
-        let program = rest.program(&case.spec.sizes, false);
-        let [dgain, dbias] = [0, 1].map(|_| (rng.below(3) != 0).then_some(2));
-        let kernel = |to| NormGrad::new(&case.spec, reads, to, dgain, dbias).unwrap();
-        let (alone, fused) = (kernel(Output::Store(dx)), kernel(Output::Epilogue(&program)));
-        let row = Tensor::new(Dtype::F32, &[*case.spec.sizes.last().unwrap()], &[2]);
+        let dy = Tensor::random(rng, float, &case.norm.sizes, 1.0);
+        let dx = rest.value.operand();
+        let program = rest.program(&case.norm.sizes, false);
+        let sums = [0, 1].map(|_| (rng.below(3) != 0).then_some(2));
+        let kernel = |to| NormGrad::new(&case.backward(&dy, to, sums)).unwrap();
+        let (alone, fused) = (kernel(Output::Store(dx)), kernel(Output::Epilogue(program)));
+        let row = Tensor::new(DType::F32, &[*case.norm.sizes.last().unwrap()], &[2]);
         let mut all = vec![case.x.clone(), dy.clone(), rest.value.clone()];
         all.extend(case.gain.clone());
-        all.extend([dgain, dbias].into_iter().flatten().map(|_| row.clone()));
+        all.extend(sums.into_iter().flatten().map(|_| row.clone()));
         compare(&case, &rest, (alone, fused), (&all, 2, all.len() - 2));
     }
 }
@@ -264,13 +267,12 @@ fn an_epilogue_writes_where_it_has_read() {
     let sizes = [40, 300];
     let rng = &mut Rng(9);
     let tensor = |rng: &mut Rng| {
-        let mut tensor = Tensor::new(Dtype::F32, &sizes, &[304, 1]);
+        let mut tensor = Tensor::new(DType::F32, &sizes, &[304, 1]);
         tensor.fill(|_| rng.value());
         tensor
     };
     let [x, dy, residual, sum] = [0; 4].map(|_| tensor(rng));
-    let (gain, bias) = (None, None);
-    let spec = NormSpec { sizes: sizes.to_vec(), center: true, eps: 1e-5, gain, bias };
+    let norm = Normalisation { sizes: sizes.to_vec(), center: true, eps: 1e-5, gain: None };
     let program = Program {
         sizes: sizes.to_vec(),
         inputs: vec![residual.operand()],
@@ -282,8 +284,9 @@ fn an_epilogue_writes_where_it_has_read() {
             Instr::Store { output: 0, src: 2 },
         ],
     };
-    let reads = [&x.operand(), &dy.operand()];
-    let mut kernel = NormGrad::new(&spec, reads, Output::Epilogue(&program), None, None).unwrap();
+    let (output, dgain, dbias) = (Output::Epilogue(program), None, None);
+    let spec = NormGradSpec { norm, x: x.operand(), dy: dy.operand(), output, dgain, dbias };
+    let mut kernel = NormGrad::new(&spec).unwrap();
     kernel.prepare(&mut Library::new(Simd::best()));
     let pool = Pool::new(2).unwrap();
     let mut scratch = vec![0xff; kernel.scratch_bytes(2)];
@@ -299,11 +302,11 @@ fn an_epilogue_writes_where_it_has_read() {
 
 #[test]
 fn an_epilogue_of_other_sizes_is_refused() {
-    let x = Tensor::new(Dtype::F32, &[2, 4], &[4, 1]).operand();
-    let (gain, bias) = (None, None);
-    let spec = NormSpec { sizes: vec![2, 4], center: true, eps: 1e-5, gain, bias };
+    let x = Tensor::new(DType::F32, &[2, 4], &[4, 1]).operand();
+    let norm = Normalisation { sizes: vec![2, 4], center: true, eps: 1e-5, gain: None };
     let program =
         Program { sizes: vec![4, 2], inputs: vec![], outputs: vec![x.clone()], instrs: vec![] };
-    let error = Norm::new(&spec, &x, Output::Epilogue(&program)).unwrap_err().to_string();
+    let spec = NormSpec { norm, x, bias: None, output: Output::Epilogue(program) };
+    let error = Norm::new(&spec).unwrap_err().to_string();
     assert!(error.contains("[4, 2]") && error.contains("[2, 4]"), "{error}");
 }

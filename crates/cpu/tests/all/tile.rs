@@ -1,12 +1,13 @@
 use aerogel_cpu::executable::Library;
-use aerogel_cpu::kernel::{Dtype, Kernel, KernelError, Operand, Ptr, Scalars};
+use aerogel_cpu::kernel::{Kernel, KernelError, Ptr, Scalars};
 use aerogel_cpu::kernels::map::Map;
-use aerogel_cpu::kernels::ops::{Binary, Unary};
-use aerogel_cpu::kernels::reduce::{Fold, Reduce};
-use aerogel_cpu::kernels::tile::{Instr, Program};
+use aerogel_cpu::kernels::reduce::Reduce;
 use aerogel_cpu::math::{from_bf16, to_bf16};
 use aerogel_cpu::philox::uniform;
 use aerogel_cpu::pool::Pool;
+use aerogel_graph::DType;
+use aerogel_graph::ops::Fold;
+use aerogel_lower::{Binary, Instr, Operand, Program, ReduceSpec, Unary};
 use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
@@ -209,8 +210,11 @@ proptest! {
         };
         let own: Vec<_> =
             sizes.iter().zip(&reduced).map(|(&size, &gone)| if gone { 1 } else { size }).collect();
-        let output = Tensor::blank(rng, Dtype::F32, &own);
-        let kernel = Reduce::new(&program, 2, &reduced, &output.operand(), fold).unwrap();
+        let output = Tensor::blank(rng, DType::F32, &own);
+        let spec = ReduceSpec {
+            program, value: 2, reduced: reduced.clone(), output: output.operand(), fold,
+        };
+        let kernel = Reduce::new(&spec).unwrap();
         run(kernel, &[input.clone(), output], 1, &Scalars::default(), |after| {
             let start = if fold == Fold::Sum { 0.0 } else { f64::NEG_INFINITY };
             let mut wanted = vec![(start, 1.0); own.iter().product()];
@@ -228,7 +232,7 @@ proptest! {
             let terms = sizes.iter().product::<usize>() / own.iter().product::<usize>().max(1);
             let roundings = 8.0 + (terms as f64).sqrt();
             for (at, (wanted, magnitude)) in positions(&own).iter().zip(wanted) {
-                close(after[1].get(at), wanted, roundings * EPS * magnitude, Dtype::F32, at);
+                close(after[1].get(at), wanted, roundings * EPS * magnitude, DType::F32, at);
             }
         });
     }
@@ -244,17 +248,24 @@ fn large_reductions_of_every_walk() {
         ([3, 40_000], [false, true]),
         ([700, 300], [true, true]),
     ] {
-        let mut input = Tensor::new(Dtype::F32, &sizes, &[sizes[1] as isize, 1]);
+        let mut input = Tensor::new(DType::F32, &sizes, &[sizes[1] as isize, 1]);
         input.fill(|_| rng.value());
         let own: Vec<_> = (0..2).map(|axis| if reduced[axis] { 1 } else { sizes[axis] }).collect();
-        let output = Tensor::new(Dtype::F32, &own, &[own[1] as isize, 1]);
+        let output = Tensor::new(DType::F32, &own, &[own[1] as isize, 1]);
         let program = Program {
             sizes: sizes.to_vec(),
             inputs: vec![input.operand()],
             outputs: vec![],
             instrs: vec![Instr::Load { dst: 5, input: 0 }],
         };
-        let kernel = Reduce::new(&program, 5, &reduced, &output.operand(), Fold::Sum).unwrap();
+        let spec = ReduceSpec {
+            program,
+            value: 5,
+            reduced: reduced.to_vec(),
+            output: output.operand(),
+            fold: Fold::Sum,
+        };
+        let kernel = Reduce::new(&spec).unwrap();
         let mut wanted = vec![0.0; own[0] * own[1]];
         for at in positions(&sizes) {
             let to = at[0].min(own[0] - 1) * own[1] + at[1].min(own[1] - 1);
@@ -263,7 +274,7 @@ fn large_reductions_of_every_walk() {
         run(kernel, &[input, output], 1, &Scalars::default(), |after| {
             for (at, wanted) in positions(&own).iter().zip(&wanted) {
                 let terms = (sizes[0] * sizes[1] / wanted_len(&own)) as f64;
-                close(after[1].get(at), *wanted, 4.0 * EPS * terms.sqrt().max(8.0), Dtype::F32, at);
+                close(after[1].get(at), *wanted, 4.0 * EPS * terms.sqrt().max(8.0), DType::F32, at);
             }
         });
     }
@@ -287,9 +298,9 @@ fn every_operation_on_edge_values() {
     ];
     let values = [0.0, 1.5, -2.5, 3e9, -1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 7.0];
     for op in all.into_iter().chain(UNARY) {
-        let mut x = Tensor::new(Dtype::F32, &[9], &[1]);
+        let mut x = Tensor::new(DType::F32, &[9], &[1]);
         x.fill(|at| values[at[0]]);
-        let y = Tensor::new(Dtype::F32, &[9], &[1]);
+        let y = Tensor::new(DType::F32, &[9], &[1]);
         let program = Program {
             sizes: vec![9],
             inputs: vec![x.operand()],
@@ -305,17 +316,17 @@ fn every_operation_on_edge_values() {
                 let x = after[0].get(&[at]);
                 let wanted = f64::from(unary(op, x) as f32);
                 let got = after[1].get(&[at]);
-                close(got, wanted, 4.0 * EPS * wanted.abs(), Dtype::F32, &(op, x));
+                close(got, wanted, 4.0 * EPS * wanted.abs(), DType::F32, &(op, x));
             }
         });
     }
     for op in [Binary::Div, Binary::Pow, Binary::Lt, Binary::Le, Binary::Eq, Binary::Max] {
         let pairs = [(2.0, 3.0), (3.0, 2.0), (2.5, 2.5), (f64::NAN, 1.0), (1.0, f64::NAN)];
-        let mut a = Tensor::new(Dtype::F32, &[5], &[1]);
+        let mut a = Tensor::new(DType::F32, &[5], &[1]);
         let mut b = a.clone();
         a.fill(|at| pairs[at[0]].0);
         b.fill(|at| pairs[at[0]].1);
-        let y = Tensor::new(Dtype::F32, &[5], &[1]);
+        let y = Tensor::new(DType::F32, &[5], &[1]);
         let program = Program {
             sizes: vec![5],
             inputs: vec![a.operand(), b.operand()],
@@ -331,7 +342,7 @@ fn every_operation_on_edge_values() {
             for (at, (a, b)) in pairs.into_iter().enumerate() {
                 let nan = op == Binary::Max && (a.is_nan() || b.is_nan());
                 let wanted = if nan { f64::NAN } else { binary(op, a, b) };
-                close(after[2].get(&[at]), wanted, EPS * wanted.abs(), Dtype::F32, &(op, a, b));
+                close(after[2].get(&[at]), wanted, EPS * wanted.abs(), DType::F32, &(op, a, b));
             }
         });
     }
@@ -365,10 +376,10 @@ impl Kernel for InPlace {
 fn outputs_that_share_addresses_are_written_after_the_last_read() {
     let sizes = [5, 700];
     for (dtype, strides) in [
-        (Dtype::F32, [704, 1]),
-        (Dtype::F32, [700, 1]),
-        (Dtype::F32, [1, 5]),
-        (Dtype::Bf16, [704, 1]),
+        (DType::F32, [704, 1]),
+        (DType::F32, [700, 1]),
+        (DType::F32, [1, 5]),
+        (DType::Bf16, [704, 1]),
     ] {
         let mut tensors = vec![Tensor::new(dtype, &sizes, &strides); 3];
         for (n, tensor) in tensors.iter_mut().enumerate() {
@@ -408,7 +419,7 @@ fn outputs_that_share_addresses_are_written_after_the_last_read() {
 #[test]
 fn draws_follow_the_logical_element_and_maps_run_in_place() {
     let sizes = [7, 300];
-    let x = Tensor::random(&mut Rng(2), Dtype::F32, &sizes, 1.0);
+    let x = Tensor::random(&mut Rng(2), DType::F32, &sizes, 1.0);
     let program = Program {
         sizes: sizes.to_vec(),
         inputs: vec![x.operand()],

@@ -2,12 +2,12 @@
 //! step of decoding reads each key and value once, where it lies.
 
 use super::exponent::{BLOCK, Floats, fold, masked};
+use super::heads::Matrix;
 use super::softmax::{Scores, Stats, in_place};
-use super::spec::Matrix;
-use crate::kernel::Dtype;
 use crate::kernels::pattern::TILE;
 use crate::math::from_bf16;
 use crate::simd::{Simd, multiversion};
+use aerogel_graph::DType;
 
 /// One query and what it has gathered.
 pub(crate) struct Query<'a> {
@@ -56,8 +56,8 @@ enum Rows {
 /// The rows of a matrix: where they lie, or copied to `stage`.
 unsafe fn rows(simd: Simd, matrix: Matrix, [rows, cols]: [usize; 2], stage: &mut [f32]) -> Rows {
     match matrix.dtype {
-        Dtype::F32 if matrix.col == 1 => Rows::F32(matrix.ptr.at(matrix.offset), matrix.row),
-        Dtype::Bf16 if matrix.col == 1 => Rows::Bf16(matrix.ptr.at(matrix.offset), matrix.row),
+        DType::F32 if matrix.col == 1 => Rows::F32(matrix.ptr.at(matrix.offset), matrix.row),
+        DType::Bf16 if matrix.col == 1 => Rows::Bf16(matrix.ptr.at(matrix.offset), matrix.row),
         _ => {
             for (row, to) in stage.chunks_exact_mut(cols).enumerate().take(rows) {
                 // SAFETY: the caller vouches for the rows.

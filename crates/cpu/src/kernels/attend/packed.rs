@@ -5,7 +5,7 @@ use crate::kernels::pack;
 use crate::kernels::pattern::TILE;
 use crate::simd::Simd;
 
-use super::spec::Matrix;
+use super::heads::Matrix;
 
 /// The packed keys and values of one kv head.
 pub(crate) struct Packed<'a> {

@@ -1,10 +1,11 @@
 //! Operands and scratch of the backward.
 
 use super::plan::STRETCH;
-use crate::kernels::attend::{Attention, Layout, padded};
+use crate::kernels::attend::{Layout, padded};
 use crate::kernels::micro::Word;
 use crate::kernels::pack;
-use crate::kernels::pattern::TILE;
+use crate::kernels::pattern::{BlockList, TILE};
+use aerogel_lower::Attention;
 
 pub(super) const Q: usize = 0;
 pub(super) const K: usize = 1;
@@ -60,10 +61,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub fn new(spec: &Attention, word: Word) -> Parts {
+    pub fn new(spec: &Attention, pattern: &BlockList, word: Word) -> Parts {
         let (d, w) = (spec.key_width, spec.value_width);
         let widths = [d, w].map(padded);
-        let keys = STRETCH.min(spec.pattern.key_tiles()) * TILE;
+        let keys = STRETCH.min(pattern.key_tiles()) * TILE;
         let queries = WIDE * TILE;
         let bf16 = |words: usize| if word == Word::Bf16 { words } else { 0 };
         let left = [d, w].map(|width| pack::left_words(word, TILE, width));
@@ -86,7 +87,7 @@ impl Parts {
             turned: layout.take(bf16(TILE * TURNED_ROW)),
             lse: layout.take(queries),
             d: layout.take(queries),
-            dq: layout.take(spec.group * spec.pattern.query_tiles() * TILE * widths[0]),
+            dq: layout.take(spec.group * pattern.query_tiles() * TILE * widths[0]),
             words: 0,
             left,
             widths,

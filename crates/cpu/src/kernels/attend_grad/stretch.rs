@@ -4,17 +4,18 @@
 //! for the scores and once over the queries for dk and dv. Scores are held with keys down, so that
 //! P and dS are the left factors of dv and dk as they are, and dS by columns that of dq.
 
-use std::ops::Range;
-
 use super::gradient::{self, Rounded, Tile};
 use super::parts::{BF16_ROW, DK, DLSE, DO, DV, K, LSE, O, Parts, Q, ROW, TURNED_ROW, V, WIDE};
 use super::plan::STRETCH;
-use crate::kernel::{Dtype, Ptr};
-use crate::kernels::attend::{Attention, Heads, Matrix, softmax};
+use crate::kernel::Ptr;
+use crate::kernels::attend::{Heads, Matrix, softmax};
 use crate::kernels::micro::{COLS, Left, Out, Right, Store, Word, multiply};
 use crate::kernels::pack::{self, transpose::transpose};
-use crate::kernels::pattern::{Entry, TILE};
+use crate::kernels::pattern::{BlockList, Entry, TILE};
 use crate::simd::Simd;
+use aerogel_graph::DType;
+use aerogel_lower::Attention;
+use std::ops::Range;
 
 /// No pair of the tile is allowed.
 const EMPTY: u32 = Entry::FULL - 1;
@@ -25,6 +26,7 @@ pub(super) struct Context<'a> {
     pub simd: Simd,
     pub word: Word,
     pub spec: &'a Attention,
+    pub pattern: &'a BlockList,
     pub heads: &'a Heads,
     pub parts: &'a Parts,
     pub ptrs: &'a [Ptr],
@@ -76,7 +78,7 @@ impl<'a> Context<'a> {
     pub unsafe fn stretch(self, outer: usize, tiles: Range<usize>) -> Stretch<'a> {
         let Context { simd, word, spec, parts, work, .. } = self;
         let first = tiles.start * TILE;
-        let keys = (tiles.end * TILE).min(spec.pattern.keys) - first;
+        let keys = (tiles.end * TILE).min(self.pattern.keys) - first;
         let [d, w] = [spec.key_width, spec.value_width];
         let at = |operand| self.heads.at(self.ptrs, operand, [outer, 0], first);
         let (k, v) = (at(K), at(V));
@@ -141,11 +143,11 @@ impl Stretch<'_> {
 
     /// Which tiles the pattern keeps.
     fn masks(&self, group: usize, wide: Range<usize>) -> [[u32; WIDE]; STRETCH] {
-        let spec = self.context.spec;
+        let Context { spec, pattern, .. } = self.context;
         let head = spec.head(self.outer, group);
         let mut masks = [[EMPTY; WIDE]; STRETCH];
         for (c, tile) in wide.enumerate() {
-            let row = spec.pattern.row(head, tile);
+            let row = pattern.row(head, tile);
             let begin = row.partition_point(|entry| entry.tiles().end <= self.tiles.start);
             for entry in row[begin..].iter().take_while(|e| e.tiles().start < self.tiles.end) {
                 let seen = entry.tiles();
@@ -164,7 +166,7 @@ impl Stretch<'_> {
         tiles: Range<usize>,
         masks: [[u32; WIDE]; STRETCH],
     ) -> Queries {
-        let Context { simd, word, spec, heads, parts, ptrs, work } = self.context;
+        let Context { simd, word, spec, heads, parts, ptrs, work, .. } = self.context;
         let first = tiles.start * TILE;
         let rows = (tiles.end * TILE).min(spec.queries) - first;
         let [d, w] = [spec.key_width, spec.value_width];
@@ -214,11 +216,11 @@ impl Stretch<'_> {
                 sums.iter_mut().for_each(|x| *x = -*x);
             }
             match (o.dtype, grad.dtype) {
-                (Dtype::F32, Dtype::F32) if o.col == 1 && grad.col == 1 => {
+                (DType::F32, DType::F32) if o.col == 1 && grad.col == 1 => {
                     let (a, b) = (o.ptr.at(o.offset), grad.ptr.at(grad.offset));
                     gradient::products_f32(simd, a, o.row, b, grad.row, width, sums);
                 }
-                (Dtype::Bf16, Dtype::Bf16) if o.col == 1 && grad.col == 1 => {
+                (DType::Bf16, DType::Bf16) if o.col == 1 && grad.col == 1 => {
                     let (a, b) = (o.ptr.at(o.offset), grad.ptr.at(grad.offset));
                     gradient::products_bf16(simd, a, o.row, b, grad.row, width, sums);
                 }
@@ -238,7 +240,7 @@ impl Stretch<'_> {
 
     /// One tile of keys with the queries of tiles `across`: P, dS, and what they add to dv and dk.
     unsafe fn tile(&self, queries: &Queries, r: usize, across: Range<usize>) {
-        let Context { simd, word, spec, parts, .. } = self.context;
+        let Context { simd, word, spec, pattern, parts, .. } = self.context;
         let keys = TILE.min(self.keys - r * TILE);
         let cols = across.len() * TILE;
         let first = across.start * TILE;
@@ -263,7 +265,7 @@ impl Stretch<'_> {
                     Entry::FULL => {}
                     EMPTY => softmax::hide(simd, data, ROW, &[0; TILE][..keys]),
                     mask => {
-                        let words = &spec.pattern.mask(mask).expect("not a full tile").by_key;
+                        let words = &pattern.mask(mask).expect("not a full tile").by_key;
                         softmax::hide(simd, data, ROW, &words[..keys]);
                     }
                 }

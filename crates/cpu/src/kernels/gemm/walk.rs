@@ -1,10 +1,10 @@
 //! Which axes of a contraction are rows, columns and depth of matrices, and which are loops around
 //! them.
 
-use super::{Axis, Contraction, Role};
 use crate::axes::Space;
-use crate::kernel::{Dtype, KernelError, Operand};
-use crate::kernels::tile::check_output;
+use crate::kernel::{KernelError, check_output};
+use aerogel_graph::DType;
+use aerogel_lower::{Axis, Contraction, Operand, Role};
 
 pub(super) const A: usize = 0;
 pub(super) const B: usize = 1;
@@ -47,7 +47,7 @@ impl Walk {
 fn check(spec: &Contraction) -> Result<(), KernelError> {
     let refuse = |what: String| Err(KernelError::Unsupported { kernel: "gemm", what });
     for (name, dtype) in [("A", spec.a), ("B", spec.b), ("C", spec.c)] {
-        if dtype == Dtype::U32 {
+        if dtype == DType::U32 {
             return refuse(format!("{name} holds u32; contractions take f32 and bf16"));
         }
     }

@@ -10,7 +10,7 @@ fn packed_factors_hold_every_element() {
         [(32, 64), (64, 32), (14, 37), (33, 1), (1, 50), (40, 96), (16, 32), (7, 0), (61, 9)];
     for simd in Level::ALL.into_iter().filter_map(Simd::force) {
         for (dtype, word) in
-            [(Dtype::F32, Word::F32), (Dtype::Bf16, Word::Bf16), (Dtype::Bf16, Word::F32)]
+            [(DType::F32, Word::F32), (DType::Bf16, Word::Bf16), (DType::Bf16, Word::F32)]
         {
             for (sides, depth) in sizes {
                 for (side, along) in [(1, 70), (100, 1), (200, 2), (1024, 1), (2048, 1)] {
@@ -21,13 +21,13 @@ fn packed_factors_hold_every_element() {
     }
 }
 
-fn check(simd: Simd, word: Word, dtype: Dtype, [sides, depth]: [usize; 2], stride: [usize; 2]) {
+fn check(simd: Simd, word: Word, dtype: DType, [sides, depth]: [usize; 2], stride: [usize; 2]) {
     let held = sides.max(16).next_multiple_of(32) * stride[0] + (depth + 2) * stride[1];
     let value = |at: usize| (at % 251) as f32;
     let f32s: Vec<f32> = (0..held).map(value).collect();
     let bf16s: Vec<u16> = (0..held).map(|at| crate::math::to_bf16(value(at))).collect();
     let ptr = match dtype {
-        Dtype::Bf16 => Ptr::new(bf16s.as_ptr()),
+        DType::Bf16 => Ptr::new(bf16s.as_ptr()),
         _ => Ptr::new(f32s.as_ptr()),
     };
     let from =

@@ -1,8 +1,8 @@
 //! From a program to steps on few slots, and where results may be written without a copy.
 
-use super::program::{Instr, Program, Value};
-use crate::kernel::{Dtype, KernelError};
-use crate::kernels::ops::{Binary, Unary};
+use crate::kernel::KernelError;
+use aerogel_graph::DType;
+use aerogel_lower::{Binary, Instr, Program, Unary, Value};
 
 /// What a step computes from other slots; `operand` counts in the engine's space.
 #[derive(Clone, Debug)]
@@ -310,7 +310,7 @@ impl Compiler<'_> {
         };
         let output = self.program.instrs.iter().find_map(|instr| match *instr {
             Instr::Store { output, src } if src == value => Some(output)
-                .filter(|&o| self.program.outputs.get(o).is_some_and(|o| o.dtype == Dtype::F32)),
+                .filter(|&o| self.program.outputs.get(o).is_some_and(|o| o.dtype == DType::F32)),
             _ => None,
         })?;
         let own = &self.program.outputs[output];

@@ -5,11 +5,12 @@
 use super::compile::{Direct, Step, What};
 use super::pieces::Piece;
 use crate::axes::Space;
-use crate::kernel::{Dtype, Ptr, Scalars};
+use crate::kernel::{Ptr, Scalars};
 use crate::kernels::convert;
 use crate::kernels::ops::{self, Rows};
 use crate::philox::fill_uniform;
 use crate::simd::{self, Simd};
+use aerogel_graph::DType;
 
 /// Most elements of a piece: what a register holds.
 pub const TILE: usize = 1024;
@@ -47,7 +48,7 @@ const PREFETCHED: usize = 512;
 /// One piece in work.
 pub(super) struct Work<'a> {
     pub space: &'a Space,
-    pub dtypes: &'a [Dtype],
+    pub dtypes: &'a [DType],
     pub frame: Frame<'a>,
     pub piece: Piece,
     pub product: Slot,
@@ -99,7 +100,7 @@ impl Work<'_> {
     /// An operand as a slot, if it can be one.
     fn in_place(&self, operand: usize) -> Option<Slot> {
         let (offset, row, col) = self.place(operand);
-        let plain = col == 1 && self.dtypes[operand] == Dtype::F32;
+        let plain = col == 1 && self.dtypes[operand] == DType::F32;
         plain.then(|| Slot {
             ptr: self.frame.ptrs[operand].at(offset),
             step: Some(row),

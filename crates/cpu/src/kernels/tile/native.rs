@@ -53,7 +53,7 @@ use super::compile::{Code, Step};
 use super::interpret::{PITCH, Work};
 use crate::axes::Space;
 use crate::executable::{Arguments, Executable, Library, Place, Recipe};
-use crate::kernel::Dtype;
+use aerogel_graph::DType;
 use std::hash::Hash;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl Native {
         program: &Code,
         with_result: bool,
         table_floats: usize,
-        (space, dtypes): (&Space, &[Dtype]),
+        (space, dtypes): (&Space, &[DType]),
         library: &mut Library,
     ) -> Option<Native> {
         if !library.takes_avx512() {

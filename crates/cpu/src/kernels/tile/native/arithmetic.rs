@@ -6,8 +6,8 @@
 
 use super::encode::{Assembler, Cmp, Mask, Op, Shift, Src, Zmm};
 use super::registers::Registers;
-use crate::kernels::ops::{Binary, Unary};
 use crate::math;
+use aerogel_lower::{Binary, Unary};
 use std::f32::consts::LOG2_E;
 
 /// Lanes for which a condition of the node in work holds.

@@ -5,7 +5,7 @@ use super::encode::{Assembler, Gpr, LANES, Mask, Mem, NO_MASK, Op, Shift, Src, Z
 use super::registers::Registers;
 use super::split::{Form, Node, Value};
 use crate::executable::Function;
-use crate::kernels::ops::Binary;
+use aerogel_lower::Binary;
 
 /// The table of places, the uniform values, rows, blocks of a row, vectors behind them, lanes of
 /// the last vector: the arguments in order.

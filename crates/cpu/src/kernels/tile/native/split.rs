@@ -6,8 +6,8 @@
 //! Results with other strides are left in such registers and stored after it.
 
 use super::super::compile::{Code, Step, What};
-use crate::kernel::Dtype;
-use crate::kernels::ops::{Binary, Unary};
+use aerogel_graph::DType;
+use aerogel_lower::{Binary, Unary};
 
 /// A value of generated code by the number of the node that defines it.
 pub(super) type Value = usize;
@@ -93,7 +93,7 @@ pub(super) struct Split {
 #[derive(Clone, Copy)]
 pub(super) struct Layout<'a> {
     pub strides: &'a [Vec<isize>],
-    pub dtypes: &'a [Dtype],
+    pub dtypes: &'a [DType],
     /// Size of the innermost axis.
     pub inner: usize,
 }
@@ -103,11 +103,11 @@ impl Layout<'_> {
         let stride = self.strides[operand].last().copied().unwrap_or(1);
         let contiguous = stride == 1 || self.inner == 1;
         match (self.dtypes[operand], contiguous) {
-            (Dtype::F32, true) => Some(Form::F32),
-            (Dtype::Bf16, true) => Some(Form::Bf16),
-            (Dtype::U32, true) if !writes => Some(Form::U32),
-            (Dtype::F32, false) if stride == 0 && !writes => Some(Form::EachF32),
-            (Dtype::Bf16, false) if stride == 0 && !writes => Some(Form::EachBf16),
+            (DType::F32, true) => Some(Form::F32),
+            (DType::Bf16, true) => Some(Form::Bf16),
+            (DType::U32, true) if !writes => Some(Form::U32),
+            (DType::F32, false) if stride == 0 && !writes => Some(Form::EachF32),
+            (DType::Bf16, false) if stride == 0 && !writes => Some(Form::EachBf16),
             _ => None,
         }
     }

@@ -1,29 +1,8 @@
 //! Which maps run with a norm.
 
-use aerogel_cpu::CpuTarget;
+use super::common::{Offer, nodes};
 use aerogel_graph::ops::{Norm, NormGrad, Op};
-use aerogel_graph::{Build, DType, Graph, NodeId, ValueId};
-use aerogel_machine::{Claim, Machine, Sight, Target, Uses};
-
-/// The first offer for a node of a graph whose values lie row-major.
-fn claim(g: &Graph, node: u32) -> Claim {
-    let row_major = |v: &aerogel_graph::Value| {
-        let mut strides: Vec<isize> = vec![1; v.ty.axes.len()];
-        for at in (1..strides.len()).rev() {
-            strides[at - 1] = strides[at] * g.axes().size(v.ty.axes[at]) as isize;
-        }
-        strides.into()
-    };
-    let strides: Vec<_> = g.values().iter().map(row_major).collect();
-    let uses = Uses::new(g);
-    let (free, runs) = (&|_| true, &|_: &[_]| true);
-    let sight = Sight { graph: g, uses: &uses, strides: &strides, free, runs };
-    CpuTarget::new(Machine::cpu(2, 1 << 30)).claims(&sight, NodeId(node)).unwrap().swap_remove(0)
-}
-
-fn nodes(list: &[u32]) -> Vec<NodeId> {
-    list.iter().map(|n| NodeId(*n)).collect()
-}
+use aerogel_graph::{Build, DType, Graph, ValueId};
 
 fn grad_of(norm: Norm) -> Op {
     NormGrad { norm, dtypes: [DType::F32; 2].into_iter().collect() }.into()
@@ -50,10 +29,10 @@ fn the_gradient_of_a_norm_takes_the_sum_of_gradients_along() {
     let other = g.map(&[half, dy], &|v| &v[0] + &v[1]).unwrap();
     [sum, other].iter().for_each(|v| g.output("out", *v));
     g.output("gain", outs[1]);
-    let claim = claim(&g, 0);
-    assert_eq!((claim.kernel, claim.nodes), ("norm_grad+map", nodes(&[0, 1, 2, 3])));
+    let offer = Offer::new(&g, 0);
+    assert_eq!((offer.kernel, offer.nodes), ("norm_grad+map", nodes(&[0, 1, 2, 3])));
     // What the norm reads itself stays: rows are finished in groups.
-    assert_eq!(claim.in_place, [(residual, sum), (residual, other)]);
+    assert_eq!(offer.in_place, [(residual, sum), (residual, other)]);
 }
 
 #[test]
@@ -64,9 +43,9 @@ fn a_norm_takes_the_maps_that_read_it() {
     let y = g.norm(x, axes[1], false, 1e-5, None, None).unwrap();
     let sum = g.map(&[x, y], &|v| &v[0] + &v[1]).unwrap();
     g.output("out", sum);
-    let claim = claim(&g, 0);
-    assert_eq!((claim.kernel, claim.nodes), ("norm+map", nodes(&[0, 1])));
-    assert!(claim.in_place.is_empty(), "x is read by rows");
+    let offer = Offer::new(&g, 0);
+    assert_eq!((offer.kernel, offer.nodes), ("norm+map", nodes(&[0, 1])));
+    assert!(offer.in_place.is_empty(), "x is read by rows");
 }
 
 /// Of rows without number, dgain has the axes of dx.
@@ -78,7 +57,7 @@ fn what_reads_the_gradient_of_the_gain_waits_for_the_kernel() {
     let dgain = g.map(&[outs[1], residual], &|v| &v[0] + &v[1]).unwrap();
     let both = g.map(&[dx, outs[1]], &|v| &v[0] * &v[1]).unwrap();
     [dx, dgain, both].iter().for_each(|v| g.output("out", *v));
-    assert_eq!(claim(&g, 0).nodes, nodes(&[0, 1]));
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0, 1]));
 }
 
 #[test]
@@ -91,7 +70,10 @@ fn a_sum_of_two_gradients_is_left_to_the_later_one() {
     let second = g.emit(grad_of(norm), &[dy, gain, x]).unwrap();
     let sum = g.map(&[first[0], second[0]], &|v| &v[0] + &v[1]).unwrap();
     g.output("out", sum);
-    assert_eq!((claim(&g, 0).kernel, claim(&g, 0).nodes), ("norm_grad", nodes(&[0])));
-    assert_eq!((claim(&g, 1).kernel, claim(&g, 1).nodes), ("norm_grad+map", nodes(&[1, 2])));
-    assert_eq!(claim(&g, 1).in_place, [(first[0], sum)]);
+    assert_eq!((Offer::new(&g, 0).kernel, Offer::new(&g, 0).nodes), ("norm_grad", nodes(&[0])));
+    assert_eq!(
+        (Offer::new(&g, 1).kernel, Offer::new(&g, 1).nodes),
+        ("norm_grad+map", nodes(&[1, 2]))
+    );
+    assert_eq!(Offer::new(&g, 1).in_place, [(first[0], sum)]);
 }

@@ -1,8 +1,9 @@
 //! The maps of a region after its first node, as a program over that node's finished values.
 
-use super::Source;
-use crate::compile::{Compiler, Draws};
-use crate::kernels::tile::Program;
+use crate::compile::Compiler;
+use crate::draws::Draws;
+use crate::program::Program;
+use crate::source::Source;
 use aerogel_graph::{AxisId, NodeId, Op, ValueId};
 
 /// A program, and what it works on.
@@ -19,7 +20,7 @@ impl Epilogue {
         let g = s.graph;
         let (finished, others) =
             g.node(nodes[0]).outs.split_first().expect("an op has at least one output");
-        let mut compiler = Compiler::new(g, s.strides, s.place, space);
+        let mut compiler = Compiler::new(s, space);
         compiler.product(*finished);
         for n in &nodes[1..] {
             let node = g.node(*n);

@@ -1,19 +1,20 @@
-//! Regions: which nodes go into one kernel. Chains of maps over the same axes run tile by tile; a
+//! Regions: which nodes go into one kernel. Chains of maps over the same axes are one program; a
 //! contraction, a norm and the gradient of one take the chain that follows them as epilogue, a
 //! reduction the chain before it as its prologue.
 
-use crate::compile::{Origin, global_strides};
+use crate::draws::{Origin, global_strides};
+use aerogel_graph::ops::ScatterMode;
 use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
 use aerogel_machine::Sight;
 
-/// Longest chain: keeps registers in cache and tasks short.
+/// Longest chain: keeps the values of a program near the arithmetic, and compiling it short.
 const MOST_NODES: usize = 48;
 /// Readers that do not fit before a region is taken to be complete: a scalar such as the clipping
 /// factor has thousands.
 const MOST_FAILURES: usize = 32;
 
-/// Region candidates from a node on, largest first.
-pub(crate) fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
+/// Region candidates whose lowest node is this one, largest first; the last is the node alone.
+pub fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
     let g = sight.graph;
     let mut list = vec![];
     if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_)) {
@@ -139,14 +140,24 @@ fn with_reduction(sight: &Sight<'_>, chain: &[NodeId]) -> Option<Vec<NodeId>> {
 }
 
 /// Whether an op only reorders axes.
-pub(crate) fn is_permutation(op: &Op, ins: usize) -> bool {
+fn is_permutation(op: &Op, ins: usize) -> bool {
     matches!(op, Op::Einsum(_)) && ins == 1
 }
 
-/// Pairs (read, written) of a chain such that the written value may lie where the read one lay:
-/// element by element in the same layout, and read by nothing but maps. A reduction reads its
-/// operands again after it has begun to write.
-pub(crate) fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
+/// Pairs (read, written) of a region such that the written value may lie where the read one lay.
+pub fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
+    let first = sight.graph.node(nodes[0]);
+    match &first.op {
+        Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_) => by_element(sight, nodes),
+        // Rows are set in the base itself where nobody else needs it.
+        Op::Scatter(op) if op.mode == ScatterMode::Set => vec![(first.ins[0], first.outs[0])],
+        _ => vec![],
+    }
+}
+
+/// Those of a chain: element by element in the same layout, and read by nothing but maps. A
+/// reduction reads its operands again after it has begun to write.
+fn by_element(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
     let g = sight.graph;
     if nodes.iter().any(|n| matches!(g.node(*n).op, Op::Reduce(_))) {
         return vec![];
@@ -177,4 +188,17 @@ pub(crate) fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, Val
 fn layouts_agree(axes: &Axes, g: &Graph, sight: &Sight<'_>, a: ValueId, b: ValueId) -> bool {
     let (sa, sb) = (&sight.strides[a.index()], &sight.strides[b.index()]);
     g.ty(a).axes.iter().zip(sa.iter().zip(sb)).all(|(&x, (p, q))| axes.size(x) == 1 || p == q)
+}
+
+/// The name of a region's kernel, for reports.
+pub fn kernel_name(g: &Graph, nodes: &[NodeId]) -> &'static str {
+    let last = nodes.last().map(|n| &g.node(*n).op);
+    match (&g.node(nodes[0]).op, nodes.len(), last) {
+        (Op::Einsum(_), 1, _) => "einsum",
+        (Op::Einsum(_), ..) => "einsum+map",
+        (Op::Norm(_), 2.., _) => "norm+map",
+        (Op::NormGrad(_), 2.., _) => "norm_grad+map",
+        (Op::Map(_), _, Some(Op::Reduce(_))) => "map+reduce",
+        (op, ..) => op.name(),
+    }
 }

@@ -1,12 +1,52 @@
-//! Tile programs as their users write them.
+//! Programs of element-wise arithmetic: every instruction defines a value of its own.
 
-use crate::kernel::{KernelError, Operand};
-use crate::kernels::ops::{Binary, Unary};
+use crate::operand::Operand;
+
+/// Operations on one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the names are the mathematics
+pub enum Unary {
+    Neg,
+    Exp,
+    Ln,
+    Tanh,
+    Sqrt,
+    Rsqrt,
+    Recip,
+    Sigmoid,
+    Erf,
+    Abs,
+    Sin,
+    Cos,
+    Floor,
+    /// 1 where the value is 0, else 0.
+    Not,
+    /// The value rounded to bf16.
+    RoundBf16,
+}
+
+/// Operations on two values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the names are the mathematics
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    /// The smaller; NaN if either is.
+    Min,
+    /// The larger; NaN if either is.
+    Max,
+    Pow,
+    Lt,
+    Le,
+    Eq,
+}
 
 /// The number of a value; each is defined by one instruction.
 pub type Value = u16;
 
-/// One instruction of a tile program: it defines the value `dst` from earlier values.
+/// One instruction of a program: it defines the value `dst` from earlier values.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // each variant's line says what its fields are
 pub enum Instr {
@@ -18,9 +58,10 @@ pub enum Instr {
     Const { dst: Value, value: f32 },
     /// The index along an axis of the space.
     Coord { dst: Value, axis: usize },
-    /// [`Scalars::piece`](crate::kernel::Scalars::piece), as a number.
+    /// The number of the micro-batch, as a float.
     Piece { dst: Value },
-    /// A uniform draw in [0, 1) for the logical element `sum(index * strides) + Scalars::element`.
+    /// A uniform draw in [0, 1) for the element `Draws::element + sum(index * strides)` of the
+    /// whole tensor.
     Rand { dst: Value, stream: u64, strides: Vec<isize> },
     /// `op(a)`.
     Unary { op: Unary, dst: Value, a: Value },
@@ -36,7 +77,7 @@ pub enum Instr {
 
 impl Instr {
     /// The values that it reads.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = Value> + use<> {
+    pub fn sources(&self) -> impl Iterator<Item = Value> + use<> {
         let sources = match *self {
             Instr::Unary { a, .. } => [Some(a), None, None],
             Instr::Binary { a, b, .. } => [Some(a), Some(b), None],
@@ -49,7 +90,7 @@ impl Instr {
     }
 
     /// The value that it defines.
-    pub(crate) fn target(&self) -> Option<Value> {
+    pub fn target(&self) -> Option<Value> {
         match *self {
             Instr::Load { dst, .. }
             | Instr::Product { dst }
@@ -66,10 +107,10 @@ impl Instr {
     }
 }
 
-/// An element-wise computation over a space of named sizes.
+/// An element-wise computation over a space of sizes; arithmetic is f32.
 ///
-/// The addresses of a run are the inputs, then the outputs. An output may share its address with
-/// an input of the same type and strides.
+/// Its operands are the inputs, then the outputs. An output may share its address with an input of
+/// the same type and strides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     /// Axis sizes, outermost first.
@@ -80,19 +121,4 @@ pub struct Program {
     pub outputs: Vec<Operand>,
     /// The instructions in order.
     pub instrs: Vec<Instr>,
-}
-
-/// Refuses an output that several positions would write.
-pub(crate) fn check_output(
-    kernel: &'static str,
-    operand: usize,
-    output: &Operand,
-    sizes: &[usize],
-) -> Result<(), KernelError> {
-    for (axis, (&stride, &size)) in output.strides.iter().zip(sizes).enumerate() {
-        if stride == 0 && size > 1 {
-            return Err(KernelError::Overlap { kernel, operand, axis, size });
-        }
-    }
-    Ok(())
 }

@@ -1,90 +1,14 @@
-//! What both directions share: shapes, storage, and where a head's matrices lie.
-
-use std::sync::Arc;
+//! What both directions share: where a head's matrices lie, and how scratch is laid out.
 
 use crate::axes::Space;
-use crate::kernel::{Dtype, KernelError, Operand, Ptr};
+use crate::kernel::{KernelError, Ptr};
 use crate::kernels::convert;
 use crate::kernels::micro::COLS;
 use crate::kernels::pack::Factor;
 use crate::kernels::pattern::BlockList;
 use crate::simd::Simd;
-
-/// Shapes and storage of an attention.
-///
-/// The iteration space of every operand is [batch axes..., kv, group, position, width]; k and v
-/// have stride 0 on group; lse, its gradient and D lack width (stride 0). The head that a pattern
-/// sees is `kv * group_size + group`.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    /// Sizes of the batch axes.
-    pub batch: Vec<usize>,
-    /// Key/value heads.
-    pub kv: usize,
-    /// Query heads that share a key/value head.
-    pub group: usize,
-    /// Queries of one run; the pattern may have more (decoding).
-    pub queries: usize,
-    /// Width of queries and keys.
-    pub key_width: usize,
-    /// Width of values.
-    pub value_width: usize,
-    /// Factor on the scores.
-    pub scale: f32,
-    /// The allowed tiles.
-    pub pattern: Arc<BlockList>,
-}
-
-impl Attention {
-    /// Heads over batch and kv, the outer loop of both directions.
-    pub(crate) fn outer(&self) -> usize {
-        self.batch.iter().product::<usize>() * self.kv
-    }
-
-    /// Where the operands lie.
-    pub(crate) fn place(&self, operands: &[&Operand]) -> Result<Heads, KernelError> {
-        let rank = self.batch.len() + 4;
-        let mut strides = Vec::new();
-        let mut inner = Vec::new();
-        for (operand, own) in operands.iter().enumerate() {
-            let got = own.strides.len();
-            if got != rank {
-                return Err(KernelError::Rank { kernel: "attend", operand, wanted: rank, got });
-            }
-            if own.dtype == Dtype::U32 {
-                let what = format!("operand {operand} holds u32; attention takes f32 and bf16");
-                return Err(KernelError::Unsupported { kernel: "attend", what });
-            }
-            let (outer, rest) = own.strides.split_at(rank - 3);
-            strides.push(outer.to_vec());
-            inner.push([rest[0], rest[1], rest[2]]);
-        }
-        let heads = self.pattern.heads;
-        if heads != 1 && heads != self.kv * self.group {
-            let what = format!(
-                "the pattern has {heads} heads, the attention {} x {}",
-                self.kv, self.group
-            );
-            return Err(KernelError::Unsupported { kernel: "attend", what });
-        }
-        let sizes = [&self.batch[..], &[self.kv]].concat();
-        let mut space = Space::new("attend", &sizes, strides)?;
-        let count = space.sizes.len();
-        space.collapse(count);
-        let dtypes = operands.iter().map(|operand| operand.dtype).collect();
-        Ok(Heads { space: space.finish("attend")?, inner, dtypes })
-    }
-
-    /// Sizes of the iteration space with this position length and width.
-    pub(crate) fn sizes(&self, positions: usize, width: usize) -> Vec<usize> {
-        [&self.batch[..], &[self.kv, self.group, positions, width]].concat()
-    }
-
-    /// The head that the pattern sees.
-    pub(crate) fn head(&self, outer: usize, group: usize) -> usize {
-        (outer % self.kv) * self.group + group
-    }
-}
+use aerogel_graph::DType;
+use aerogel_lower::{Attention, Operand};
 
 /// Where the matrices of each head lie: the space [batch..., kv], and the strides [group, position,
 /// width] and the element type of each operand.
@@ -92,10 +16,48 @@ impl Attention {
 pub(crate) struct Heads {
     space: Space,
     inner: Vec<[isize; 3]>,
-    pub dtypes: Vec<Dtype>,
+    pub dtypes: Vec<DType>,
 }
 
 impl Heads {
+    /// Checks the operands, and that the pattern has as many heads.
+    pub fn new(
+        spec: &Attention,
+        pattern: &BlockList,
+        operands: &[&Operand],
+    ) -> Result<Heads, KernelError> {
+        let rank = spec.batch.len() + 4;
+        let mut strides = Vec::new();
+        let mut inner = Vec::new();
+        for (operand, own) in operands.iter().enumerate() {
+            let got = own.strides.len();
+            if got != rank {
+                return Err(KernelError::Rank { kernel: "attend", operand, wanted: rank, got });
+            }
+            if own.dtype == DType::U32 {
+                let what = format!("operand {operand} holds u32; attention takes f32 and bf16");
+                return Err(KernelError::Unsupported { kernel: "attend", what });
+            }
+            let (outer, rest) = own.strides.split_at(rank - 3);
+            strides.push(outer.to_vec());
+            inner.push([rest[0], rest[1], rest[2]]);
+        }
+        let heads = pattern.heads;
+        if heads != 1 && heads != spec.kv * spec.group {
+            let what = format!(
+                "the pattern has {heads} heads, the attention {} x {}",
+                spec.kv, spec.group
+            );
+            return Err(KernelError::Unsupported { kernel: "attend", what });
+        }
+        let sizes = [&spec.batch[..], &[spec.kv]].concat();
+        let mut space = Space::new("attend", &sizes, strides)?;
+        let count = space.sizes.len();
+        space.collapse(count);
+        let dtypes = operands.iter().map(|operand| operand.dtype).collect();
+        Ok(Heads { space: space.finish("attend")?, inner, dtypes })
+    }
+
     /// The matrix of a head from a position on.
     pub fn at(
         &self,
@@ -115,7 +77,7 @@ impl Heads {
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix {
     pub ptr: Ptr,
-    pub dtype: Dtype,
+    pub dtype: DType,
     pub offset: isize,
     pub row: isize,
     pub col: isize,

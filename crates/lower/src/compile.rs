@@ -1,44 +1,17 @@
-//! From maps of a graph to one tile program.
+//! From maps of a graph to one program.
 
-use crate::kernel::{Dtype, Operand};
-use crate::kernels::ops::{Binary, Unary};
-use crate::kernels::tile::{Instr, Program, Value};
+use crate::draws::{Draws, Origin, global_strides};
+use crate::program::{Binary, Instr, Program, Unary, Value};
+use crate::source::Source;
 use aerogel_graph::expr::{Bin, Un};
 use aerogel_graph::ops::Map;
 use aerogel_graph::random::stream_id;
-use aerogel_graph::types::MESH_AXES;
-use aerogel_graph::{Axes, AxisId, Build, Cutter, DType, Expr, Graph, Node, Place, ValueId};
-use smallvec::SmallVec;
+use aerogel_graph::{AxisId, Build, Cutter, DType, Expr, Node, ValueId};
 use std::collections::HashMap;
 
-/// Strides of every value, by id.
-pub(crate) type Strides = [SmallVec<[isize; 6]>];
-
-/// The kernels' name of a dtype.
-pub(crate) fn dtype(d: DType) -> Dtype {
-    match d {
-        DType::F32 => Dtype::F32,
-        DType::Bf16 => Dtype::Bf16,
-        DType::U32 => Dtype::U32,
-    }
-}
-
-/// Strides of a value along a list of axes; 0 where it lacks one.
-pub(crate) fn along(g: &Graph, strides: &Strides, v: ValueId, list: &[AxisId]) -> Vec<isize> {
-    let own = &g.ty(v).axes;
-    let at = |a: &AxisId| own.iter().position(|x| x == a).map_or(0, |p| strides[v.index()][p]);
-    list.iter().map(at).collect()
-}
-
-/// A value as an operand of a kernel over the axes.
-pub(crate) fn operand(g: &Graph, strides: &Strides, v: ValueId, list: &[AxisId]) -> Operand {
-    Operand { dtype: dtype(g.ty(v).dtype), strides: along(g, strides, v, list) }
-}
-
-/// A tile program under construction.
+/// A program under construction.
 pub(crate) struct Compiler<'a> {
-    graph: &'a Graph,
-    strides: &'a Strides,
+    source: Source<'a>,
     /// The iteration space.
     space: Vec<AxisId>,
     program: Program,
@@ -53,18 +26,15 @@ pub(crate) struct Compiler<'a> {
     pub outputs: Vec<ValueId>,
     /// Roundings that a store does by itself.
     bypassed: Vec<Value>,
-    /// Where this rank is in the mesh.
-    place: Place,
     /// Where a draw's piece begins in the whole tensor; `None` before the first draw.
     origin: Option<Origin>,
 }
 
 impl<'a> Compiler<'a> {
-    pub fn new(graph: &'a Graph, strides: &'a Strides, place: Place, space: &[AxisId]) -> Self {
-        let sizes = graph.axes().sizes(space);
+    pub fn new(source: &Source<'a>, space: &[AxisId]) -> Self {
+        let sizes = source.sizes(space);
         Compiler {
-            graph,
-            strides,
+            source: *source,
             space: space.to_vec(),
             program: Program { sizes, inputs: vec![], outputs: vec![], instrs: vec![] },
             known: HashMap::new(),
@@ -73,7 +43,6 @@ impl<'a> Compiler<'a> {
             inputs: vec![],
             outputs: vec![],
             bypassed: vec![],
-            place,
             origin: None,
         }
     }
@@ -104,7 +73,7 @@ impl<'a> Compiler<'a> {
         }
         let input = self.inputs.len();
         self.inputs.push(v);
-        self.program.inputs.push(operand(self.graph, self.strides, v, &self.space));
+        self.program.inputs.push(self.source.operand(v, &self.space));
         let value = self.push(format!("load {input}"), |dst| Instr::Load { dst, input });
         self.known.insert(v, value);
         value
@@ -112,7 +81,7 @@ impl<'a> Compiler<'a> {
 
     /// A value is rounded where it is declared bf16, whether or not it is stored.
     fn rounded(&mut self, v: ValueId, value: Value) -> Value {
-        if self.graph.ty(v).dtype != DType::Bf16 {
+        if self.source.graph.ty(v).dtype != DType::Bf16 {
             return value;
         }
         self.unary(Unary::RoundBf16, value)
@@ -157,7 +126,7 @@ impl<'a> Compiler<'a> {
             }
             Expr::Coord(axis) => self.coordinate(*axis),
             Expr::Rand(stream) => {
-                let global = global_strides(self.graph.axes(), &map.out.axes);
+                let global = global_strides(self.source.graph.axes(), &map.out.axes);
                 self.origin = Some(global.1);
                 let list = &map.out.axes;
                 let stride =
@@ -175,7 +144,7 @@ impl<'a> Compiler<'a> {
     fn coordinate(&mut self, id: AxisId) -> Value {
         let axis = self.space.iter().position(|a| *a == id).unwrap_or(0);
         let mut value = self.push(format!("coord {axis}"), |dst| Instr::Coord { dst, axis });
-        let own = &self.graph.axes()[id];
+        let own = &self.source.graph.axes()[id];
         if own.pieces_in_time() > 0 {
             let piece = self.push("piece".to_owned(), |dst| Instr::Piece { dst });
             let step = self.constant((own.pieces_in_time() * own.size as u64) as f32);
@@ -183,7 +152,7 @@ impl<'a> Compiler<'a> {
             value = self.binary(Binary::Add, first, value);
         }
         if own.cuts.iter().any(|c| c.by != Cutter::Time) {
-            let first = own.piece(0, self.place) * own.size as u64;
+            let first = own.piece(0, self.source.place) * own.size as u64;
             // Not shared with other constants, for whether two are equal depends on the rank.
             let key = format!("first of {}", own.name);
             let first = self.push(key, |dst| Instr::Const { dst, value: first as f32 });
@@ -203,7 +172,7 @@ impl<'a> Compiler<'a> {
     /// Stores a value: the program's next output.
     pub fn store(&mut self, v: ValueId) {
         let mut src = self.value(v);
-        if self.graph.ty(v).dtype == DType::Bf16 {
+        if self.source.graph.ty(v).dtype == DType::Bf16 {
             // Storing rounds, so what is only stored need not be rounded before.
             if let Some(exact) = self.before_rounding(src) {
                 self.bypassed.push(src);
@@ -212,7 +181,7 @@ impl<'a> Compiler<'a> {
         }
         let output = self.outputs.len();
         self.outputs.push(v);
-        self.program.outputs.push(operand(self.graph, self.strides, v, &self.space));
+        self.program.outputs.push(self.source.operand(v, &self.space));
         self.program.instrs.push(Instr::Store { output, src });
     }
 
@@ -221,58 +190,9 @@ impl<'a> Compiler<'a> {
         let used: Vec<Value> = self.program.instrs.iter().flat_map(Instr::sources).collect();
         let idle = |v: &Value| self.bypassed.contains(v) && !used.contains(v);
         self.program.instrs.retain(|instr| !instr.target().as_ref().is_some_and(idle));
-        let draws = self.origin.map_or(Draws::default(), |o| o.at(self.place));
+        let draws = self.origin.map_or(Draws::default(), |o| o.at(self.source.place));
         (self.program, self.inputs, self.outputs, draws)
     }
-}
-
-/// The element of the whole tensor at which a piece begins, as a sum over who cut it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Origin {
-    /// For each micro-batch before this one.
-    micro: u64,
-    /// For each rank before this one, by mesh axis.
-    mesh: [u64; MESH_AXES],
-    /// Of a fixed piece.
-    fixed: u64,
-}
-
-/// The same for one rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Draws {
-    /// The first element of micro-batch 0.
-    pub first: u64,
-    /// Elements from one micro-batch to the next.
-    pub step: u64,
-}
-
-impl Origin {
-    fn at(&self, place: Place) -> Draws {
-        let ranks = self.mesh.iter().zip(place.0).map(|(n, x)| n * u64::from(x)).sum::<u64>();
-        Draws { first: self.fixed + ranks, step: self.micro }
-    }
-}
-
-/// Row-major strides in the whole tensor, of which this may be a piece; and where it begins.
-pub(crate) fn global_strides(axes: &Axes, list: &[AxisId]) -> (Vec<isize>, Origin) {
-    let mut strides = vec![1isize; list.len()];
-    let mut origin = Origin::default();
-    let mut stride = 1;
-    for (&id, own) in list.iter().zip(&mut strides).rev() {
-        let axis = &axes[id];
-        *own = stride as isize;
-        let mut step = axis.size as u64 * stride;
-        for cut in axis.cuts.iter().rev() {
-            match cut.by {
-                Cutter::Time => origin.micro += step,
-                Cutter::Mesh(m) => origin.mesh[m as usize] += step,
-                Cutter::Fixed(piece) => origin.fixed += piece as u64 * step,
-            }
-            step *= cut.pieces as u64;
-        }
-        stride *= axis.global_size() as u64;
-    }
-    (strides, origin)
 }
 
 fn unary(f: Un) -> Unary {

@@ -1,0 +1,53 @@
+//! Contractions of two tensors over axes by role: batched matrix products.
+
+use crate::program::Program;
+use aerogel_graph::DType;
+
+/// What an axis is to the product `c[batch, m, n] = sum over k of a[batch, m, k] * b[batch, k, n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// In all three.
+    Batch,
+    /// In A and C.
+    M,
+    /// In B and C.
+    N,
+    /// Summed: in A and B.
+    K,
+}
+
+/// One axis of a contraction; strides in elements, ignored where the role lacks the axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// Its role.
+    pub role: Role,
+    /// Its size.
+    pub size: usize,
+    /// Stride in A.
+    pub a: isize,
+    /// Stride in B.
+    pub b: isize,
+    /// Stride in C.
+    pub c: isize,
+}
+
+/// A batched matrix product, and what becomes of its finished elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contraction {
+    /// The axes, in any order.
+    pub axes: Vec<Axis>,
+    /// Element type of A: f32 or bf16.
+    pub a: DType,
+    /// Element type of B: f32 or bf16.
+    pub b: DType,
+    /// Element type of C; unused with an epilogue.
+    pub c: DType,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+    /// Factor on the product.
+    pub alpha: f32,
+    /// A program over the axes of roles Batch, M, N (in this order of roles, within a role in the
+    /// order of `axes`) that reads `Instr::Product` and stores the results; C itself is then not
+    /// written and has no address.
+    pub epilogue: Option<Program>,
+}
