@@ -3,6 +3,7 @@
 use crate::arena::Arena;
 use crate::compile::Draws;
 use crate::exchange::Exchanged;
+use crate::executable::Library;
 use crate::kernel::{Kernel, Ptr, Scalars};
 use crate::lower::{BlockLists, Call, Source, lower};
 use crate::pool::Pool;
@@ -13,6 +14,7 @@ use aerogel_machine::{
     Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
     Timing, Uses,
 };
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -73,7 +75,8 @@ impl CpuDevice {
         let arena = Arena::new(program.arena_bytes)?;
         let lists = BlockLists::default();
         let place = ties.mesh().place(ties.rank());
-        let loading = Loading { program: &program, arena: &arena, lists: &lists, place };
+        let library = RefCell::new(Library::new(pool.simd()));
+        let loading = Loading { program: &program, arena: &arena, lists: &lists, place, library };
         let sections = program
             .sections
             .iter()
@@ -127,6 +130,8 @@ struct Loading<'a> {
     arena: &'a Arena,
     lists: &'a BlockLists,
     place: Place,
+    /// Machine code that kernels share.
+    library: RefCell<Library>,
 }
 
 /// A byte offset in the arena, and by how much it moves from one copy to the next.
@@ -236,7 +241,8 @@ impl Loading<'_> {
             return Ok(None);
         }
         let position = call.position.map(|v| self.address(s, v).map(|a| a.offset)).transpose()?;
-        let (kernel, draws) = (call.kernel, call.draws);
+        let (mut kernel, draws) = (call.kernel, call.draws);
+        kernel.prepare(&mut self.library.borrow_mut());
         Ok(Some(Prepared::Run { kernel, ptrs, scratch: (workspace, scratch), draws, position }))
     }
 

@@ -1,5 +1,6 @@
 //! What all kernels share: operands, addresses, scratch, errors, and the [`Kernel`] trait.
 
+use crate::executable::Library;
 use crate::pool::Pool;
 
 /// How an element is stored. Arithmetic is always f32.
@@ -104,6 +105,12 @@ pub trait Kernel: Send + Sync {
 
     /// The scratch that `run` needs on a pool of this many threads.
     fn scratch_bytes(&self, threads: usize) -> usize;
+
+    /// Makes what speeds up many runs, such as machine code: once, while loading. Results and
+    /// scratch stay the same.
+    fn prepare(&mut self, library: &mut Library) {
+        let _ = library;
+    }
 
     /// Runs the kernel.
     ///

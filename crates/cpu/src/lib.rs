@@ -3,6 +3,9 @@
 //! A kernel is a plain struct, prepared once from shapes and strides; running it takes addresses
 //! and scratch, and allocates nothing. The one type to know is [`kernel::Kernel`].
 //!
+//! What speeds up many runs, such as machine code for element-wise programs, is made by
+//! [`kernel::Kernel::prepare`] while a device loads.
+//!
 //! The invariant: the bits of a result depend on shapes, values and the machine's instruction set,
 //! never on the number of threads. Work is cut into tasks by shape alone, every output element has
 //! one owner, and sums run in a fixed order.
@@ -15,6 +18,7 @@ pub(crate) mod axes;
 mod compile;
 mod device;
 mod exchange;
+pub mod executable;
 pub mod kernel;
 pub mod kernels;
 mod lower;

@@ -15,10 +15,64 @@
 //! NaN arguments give NaN; infinities give the limits.
 
 /// Adding and subtracting this rounds a small f32 to an integer, left in the low mantissa bits.
-const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 const ROUND_F64: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
-const LN2_HIGH: f32 = 0.693_359_4; // nine significant bits, so that n * LN2_HIGH is exact
-const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Nine significant bits, so that `n * LN2_HIGH` is exact.
+pub(crate) const LN2_HIGH: f32 = 0.693_359_4;
+/// What is left of ln 2.
+pub(crate) const LN2_LOW: f32 = -2.121_944_4e-4;
+
+// Coefficients, lowest power first, and bounds: generated code for tile programs has the same.
+/// `(e^r - 1 - r) / r^2`.
+pub(crate) const EXP_TAIL: [f32; 5] =
+    [0.5, 0.166_665_1, 0.041_666_247, 0.008_369_873, 0.001_394_760_6];
+/// Where `exp` becomes 0 and infinity.
+pub(crate) const EXP_BOUNDS: [f32; 2] = [-104.0, 89.0];
+/// `(ln(1 + f) - f + f^2 / 2) / f^3`.
+pub(crate) const LN_TAIL: [f32; 8] = [
+    0.333_333_3,
+    -0.250_008_46,
+    0.200_014_12,
+    -0.166_227_52,
+    0.141_978_77,
+    -0.131_616_06,
+    0.127_863_3,
+    -0.076_608_19,
+];
+/// What brings subnormal numbers to normal ones: 2^23.
+pub(crate) const LN_SCALE: f32 = 8_388_608.0;
+/// The bits of the square root of a half.
+pub(crate) const LN_ORIGIN: u32 = 0x3f35_04f3;
+/// `(tanh(x) - x) / x^3` in powers of x^2.
+pub(crate) const TANH_TAIL: [f32; 5] =
+    [-0.333_332_8, 0.133_314_35, -0.053_739_376, 0.020_638_476, -0.005_704_647_3];
+/// Below the first, `tanh` is a polynomial; beyond the second, it is 1 to the last bit.
+pub(crate) const TANH_BOUNDS: [f32; 2] = [0.625, 9.1];
+/// `erf(x) / x` in powers of x^2.
+pub(crate) const ERF_SMALL: [f32; 8] = [
+    std::f32::consts::FRAC_2_SQRT_PI,
+    -0.376_126_38,
+    0.112_837_83,
+    -0.026_865_438,
+    0.005_221_053_4,
+    -0.000_848_439_66,
+    0.000_112_682_54,
+    -9.673_591e-6,
+];
+/// `ln(erfc(x))` between the bounds.
+pub(crate) const ERF_LOG: [f32; 9] = [
+    0.000_305_333_68,
+    -1.130_168_6,
+    -0.631_946_47,
+    -0.109_956_38,
+    0.026_344_389,
+    -0.004_730_175_7,
+    0.000_590_000_53,
+    -4.518_895e-5,
+    1.590_157_4e-6,
+];
+/// Below the first, `erf` is a polynomial; beyond the second, it is 1 to the last bit.
+pub(crate) const ERF_BOUNDS: [f32; 2] = [1.0, 4.0];
 
 /// Arguments of `sin` and `cos` beyond this magnitude need another way.
 pub const SIN_LIMIT: f32 = 1_073_741_824.0;
@@ -50,15 +104,16 @@ pub fn min(a: f32, b: f32) -> f32 {
 /// `(e^r - 1 - r) / r^2` for `r` within half of ln 2 around zero.
 #[inline(always)]
 fn exp_tail(r: f32) -> f32 {
-    polynomial(r, [0.5, 0.166_665_1, 0.041_666_247, 0.008_369_873, 0.001_394_760_6])
+    polynomial(r, EXP_TAIL)
 }
 
 /// e^x.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Outside, the result is 0 or infinity; NaN fails both comparisons and stays.
-    let x = if x < -104.0 { -104.0 } else { x };
-    let x = if x > 89.0 { 89.0 } else { x };
+    let [least, most] = EXP_BOUNDS;
+    let x = if x < least { least } else { x };
+    let x = if x > most { most } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
@@ -74,25 +129,13 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {
     let tiny = x < f32::MIN_POSITIVE;
-    let scaled = if tiny { x * 8_388_608.0 } else { x };
+    let scaled = if tiny { x * LN_SCALE } else { x };
     let bits = scaled.to_bits();
     // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
-    let e = (bits.wrapping_sub(0x3f35_04f3) as i32) >> 23;
+    let e = (bits.wrapping_sub(LN_ORIGIN) as i32) >> 23;
     let f = f32::from_bits(bits.wrapping_sub((e << 23) as u32)) - 1.0;
     let e = e as f32 - if tiny { 23.0 } else { 0.0 };
-    let tail = polynomial(
-        f,
-        [
-            0.333_333_3,
-            -0.250_008_46,
-            0.200_014_12,
-            -0.166_227_52,
-            0.141_978_77,
-            -0.131_616_06,
-            0.127_863_3,
-            -0.076_608_19,
-        ],
-    );
+    let tail = polynomial(f, LN_TAIL);
     let s = f * f;
     let low = (f * s).mul_add(tail, e * LN2_LOW);
     let value = e.mul_add(LN2_HIGH, s.mul_add(-0.5, low) + f);
@@ -106,13 +149,11 @@ pub fn ln(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let t = x.abs();
     let s = x * x;
-    let tail = polynomial(
-        s,
-        [-0.333_332_8, 0.133_314_35, -0.053_739_376, 0.020_638_476, -0.005_704_647_3],
-    );
+    let tail = polynomial(s, TANH_TAIL);
     let small = (s * x).mul_add(tail, x);
     // 1 - 2 / (e^(2t) + 1). Beyond the bound it is 1 to the last bit; NaN fails the comparison.
-    let u = if t > 9.1 { 9.1 } else { t };
+    let [near, far] = TANH_BOUNDS;
+    let u = if t > far { far } else { t };
     let u = u + u;
     let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -122,7 +163,7 @@ pub fn tanh(x: f32) -> f32 {
     let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     let scale = f32::from_bits(bits << 23);
     let large = (1.0 - 2.0 / scale.mul_add(low, scale + 1.0)).copysign(x);
-    if t < 0.625 { small } else { large }
+    if t < near { small } else { large }
 }
 
 /// 1 / (1 + e^-x).
@@ -135,37 +176,13 @@ pub fn sigmoid(x: f32) -> f32 {
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let t = x.abs();
-    let small = x * polynomial(
-        x * x,
-        [
-            std::f32::consts::FRAC_2_SQRT_PI,
-            -0.376_126_38,
-            0.112_837_83,
-            -0.026_865_438,
-            0.005_221_053_4,
-            -0.000_848_439_66,
-            0.000_112_682_54,
-            -9.673_591e-6,
-        ],
-    );
+    let small = x * polynomial(x * x, ERF_SMALL);
     // ln(erfc(t)) on [1, 4]; beyond, erf is 1 to the last bit.
-    let u = if t > 4.0 { 4.0 } else { t };
-    let log = polynomial(
-        u,
-        [
-            0.000_305_333_68,
-            -1.130_168_6,
-            -0.631_946_47,
-            -0.109_956_38,
-            0.026_344_389,
-            -0.004_730_175_7,
-            0.000_590_000_53,
-            -4.518_895e-5,
-            1.590_157_4e-6,
-        ],
-    );
+    let [near, far] = ERF_BOUNDS;
+    let u = if t > far { far } else { t };
+    let log = polynomial(u, ERF_LOG);
     let large = (1.0 - exp(log)).copysign(x);
-    if t < 1.0 { small } else { large }
+    if t < near { small } else { large }
 }
 
 /// `x` minus the nearest multiple of pi/2, and that multiple modulo 4 in the low bits.

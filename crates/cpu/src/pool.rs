@@ -36,6 +36,8 @@ struct Shared {
     job: UnsafeCell<Job>,
     parked: Vec<AtomicBool>,
     stop: AtomicBool,
+    /// Whether a task of this run has panicked: else nobody takes the lock.
+    failed: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -50,6 +52,8 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
+    /// Ranks that share the pool take turns, kernel by kernel. A device that has it for itself
+    /// never waits here.
     running: Mutex<()>,
     simd: Simd,
 }
@@ -76,6 +80,7 @@ impl Pool {
             job: UnsafeCell::new(Job { body: &|_, _| (), tasks: 0 }),
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let mut pool = Pool { shared, handles: Vec::new(), running: Mutex::new(()), simd };
@@ -131,9 +136,10 @@ impl Pool {
         while shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
             pause(&mut round);
         }
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
+        // Whoever set the flag has left the gate since.
+        if shared.failed.swap(false, Ordering::Relaxed) {
+            let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+            resume_unwind(panic.unwrap_or_else(|| Box::new("a task panicked")));
         }
     }
 
@@ -178,6 +184,7 @@ fn work(shared: &Shared, body: &Body<'_>, tasks: usize, worker: usize) {
     if let Err(panic) = outcome {
         shared.next.store(tasks, Ordering::Relaxed);
         *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        shared.failed.store(true, Ordering::Relaxed);
     }
 }
 

@@ -87,7 +87,7 @@ fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>
         }
     }
     joined.sort_unstable();
-    (sight.uses.is_schedulable(sight.graph, &joined)).then_some(joined)
+    (sight.runs)(&joined).then_some(joined)
 }
 
 /// Whether maps can follow a node in its kernel; maps themselves wait for nothing.

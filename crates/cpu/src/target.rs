@@ -65,7 +65,7 @@ impl Target for CpuTarget {
     fn claims(&self, sight: &Sight<'_>, node: NodeId) -> Result<Vec<Claim>, String> {
         let mut reason = String::new();
         for candidate in region::candidates(sight, node) {
-            if !sight.uses.is_schedulable(sight.graph, &candidate) {
+            if !(sight.runs)(&candidate) {
                 continue;
             }
             match self.claim(sight, &candidate) {

@@ -6,6 +6,7 @@ mod all {
     mod common;
     mod gemm;
     mod linear_ce;
+    mod native;
     mod norm;
     mod regions;
     mod rows;

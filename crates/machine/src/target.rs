@@ -80,14 +80,6 @@ impl Uses {
         }
         list
     }
-
-    /// Whether the nodes can run at the place of the last one: whoever reads them comes after it.
-    /// Regions that all satisfy this can be run in the order of their last nodes.
-    pub fn is_schedulable(&self, g: &Graph, nodes: &[NodeId]) -> bool {
-        let Some(&last) = nodes.last() else { return false };
-        let early = |r: &NodeId| *r < last && nodes.binary_search(r).is_err();
-        !nodes.iter().flat_map(|n| &g.node(*n).outs).any(|v| self.readers(*v).iter().any(early))
-    }
 }
 
 /// What a target sees when it is asked for offers.
@@ -101,6 +93,9 @@ pub struct Sight<'a> {
     pub strides: &'a [SmallVec<[isize; 6]>],
     /// Whether nobody has claimed a node yet.
     pub free: &'a dyn Fn(NodeId) -> bool,
+    /// Whether ascending nodes can run as one kernel: some place lies after all that writes what
+    /// they read, and before all that reads what they write.
+    pub runs: &'a dyn Fn(&[NodeId]) -> bool,
 }
 
 /// A backend as the planner sees it: pure, and without a driver.

@@ -1,7 +1,7 @@
 //! Techniques as functions from graphs to graphs, one file each.
 //!
 //! There is no type to know beside [`Graph`](aerogel_graph::Graph). A training step is the loss of
-//! the global batch through [`precision`], [`backward()`], [`merge()`], [`chunk()`],
+//! the global batch through [`precision`], [`backward()`], [`chunk()`],
 //! [`recompute`](recompute::recompute()), [`partition()`] (tensor ranks), [`Buckets::apply`]
 //! (ZeRO), [`cut`] (micro-batches, and ranks that share a batch), [`pipeline::split`] (stages) and
 //! [`accumulate`]; then the section that [`update`] writes, or [`inside()`] in place of the last
@@ -17,7 +17,6 @@ mod bucket;
 mod chunk;
 mod error;
 mod inside;
-mod merge;
 mod partition;
 pub mod pipeline;
 mod precision;
@@ -33,7 +32,6 @@ pub use bucket::{Bucket, BucketTensor, Buckets, Partials};
 pub use chunk::chunk;
 pub use error::PassError;
 pub use inside::inside;
-pub use merge::merge;
 pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};
 pub use scope::layer_of;

@@ -8,8 +8,6 @@ mod chunk;
 mod golden;
 #[path = "all/inside.rs"]
 mod inside;
-#[path = "all/merge.rs"]
-mod merge;
 #[path = "all/models.rs"]
 mod models;
 #[path = "all/partition.rs"]

@@ -13,6 +13,7 @@ mod error;
 mod layout;
 mod live;
 mod operands;
+mod order;
 mod place;
 mod report;
 mod select;

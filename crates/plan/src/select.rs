@@ -2,12 +2,13 @@
 
 use crate::error::PlanError;
 use crate::layout::Layout;
+use crate::order::Order;
 use aerogel_graph::{Build, Graph, NodeId, Op};
 use aerogel_machine::{Claim, Machine, Sight, Sums, Target, Uses};
 
 /// The claims, in the order in which they run, and who reads what.
 pub(crate) struct Selected {
-    /// Ascending by last node.
+    /// Each after those whose values it reads.
     pub claims: Vec<Claim>,
     /// Readers and leavers.
     pub uses: Uses,
@@ -36,7 +37,7 @@ fn collective(g: &Graph, n: NodeId, machine: &Machine) -> Option<Claim> {
 }
 
 /// Claims collectives; then asks the target from the first node on, and takes its best offer that
-/// can be scheduled.
+/// has a place in the order.
 pub(crate) fn select(
     g: &Graph,
     layout: &Layout,
@@ -45,33 +46,40 @@ pub(crate) fn select(
     section: &str,
 ) -> Result<Selected, PlanError> {
     let uses = Uses::new(g);
-    let mut taken: Vec<bool> =
-        (0..g.nodes().len() as u32).map(|n| layout.is_idle(NodeId(n))).collect();
     let strides = layout.strides();
-    let nodes = (0..g.nodes().len() as u32).map(NodeId);
-    let mut claims: Vec<Claim> = nodes.filter_map(|n| collective(g, n, machine)).collect();
-    claims.iter().for_each(|c| taken[c.nodes[0].index()] = true);
-    for n in 0..g.nodes().len() {
-        if taken[n] {
+    let mut order = Order::new(g, layout, &uses);
+    let mut claims: Vec<(NodeId, Claim)> = vec![];
+    let nodes = || (0..g.nodes().len() as u32).map(NodeId);
+    for n in nodes() {
+        if let Some(claim) = collective(g, n, machine) {
+            order.claim(&claim.nodes, n);
+            claims.push((n, claim));
+        }
+    }
+    for n in nodes() {
+        if !order.is_free(n) {
             continue;
         }
         let offers = {
-            let free = |id: NodeId| !taken[id.index()];
-            let sight = Sight { graph: g, uses: &uses, strides: &strides, free: &free };
-            target.claims(&sight, NodeId(n as u32))
+            let free = |id: NodeId| order.is_free(id);
+            let runs = |nodes: &[NodeId]| order.place(nodes).is_some();
+            let sight =
+                Sight { graph: g, uses: &uses, strides: &strides, free: &free, runs: &runs };
+            target.claims(&sight, n)
         };
-        let sound = |c: &Claim| {
-            c.nodes.first() == Some(&NodeId(n as u32))
+        let placed = |c: Claim| {
+            let sound = c.nodes.first() == Some(&n)
                 && c.nodes.is_sorted()
-                && c.nodes.iter().all(|id| !taken[id.index()])
-                && uses.is_schedulable(g, &c.nodes)
+                && c.nodes.iter().all(|id| order.is_free(*id));
+            let place = if sound { order.place(&c.nodes) } else { None };
+            place.map(|place| (place, c))
         };
         let (claim, reason) = match offers {
-            Ok(offers) => (offers.into_iter().find(sound), "no offer can be scheduled".to_owned()),
+            Ok(offers) => (offers.into_iter().find_map(placed), "no offer has a place".to_owned()),
             Err(reason) => (None, reason),
         };
-        let Some(claim) = claim else {
-            let node = &g.nodes()[n];
+        let Some((place, claim)) = claim else {
+            let node = g.node(n);
             return Err(PlanError::NoKernel {
                 target: target.name().to_owned(),
                 op: node.op.name().to_owned(),
@@ -80,9 +88,10 @@ pub(crate) fn select(
                 reason,
             });
         };
-        claim.nodes.iter().for_each(|id| taken[id.index()] = true);
-        claims.push(claim);
+        order.claim(&claim.nodes, place);
+        claims.push((place, claim));
     }
-    claims.sort_by_key(|c| c.nodes.last().copied());
+    claims.sort_by_key(|c| c.0);
+    let claims = claims.into_iter().map(|c| c.1).collect();
     Ok(Selected { claims, uses })
 }

@@ -8,6 +8,8 @@ mod concat;
 mod copies;
 #[path = "all/messages.rs"]
 mod messages;
+#[path = "all/order.rs"]
+mod order;
 #[path = "all/packing.rs"]
 mod packing;
 #[path = "all/planning.rs"]

@@ -99,8 +99,6 @@ impl Whole {
         observer("precision", &step);
         let step = passes::backward(&step)?;
         observer("backward", &step);
-        let step = passes::merge(&step)?;
-        observer("merge", &step);
         let (mlp, loss) = (recipe.memory.mlp_chunks, recipe.memory.loss_chunks);
         let step = passes::chunk(&step, mlp, loss)?;
         if mlp * loss > 1 {

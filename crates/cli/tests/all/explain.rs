@@ -19,22 +19,13 @@ fn every_pass_has_a_line() {
     let file = recipe("quick");
     let text = place.good(&["explain", &file, "--tiny"]).out;
     let passes: Vec<_> = text.lines().skip(1).filter_map(|l| l.split_whitespace().next()).collect();
-    let wanted = [
-        "forward",
-        "precision",
-        "backward",
-        "merge",
-        "buckets",
-        "cut",
-        "micro.last",
-        "update",
-        "eval",
-    ];
+    let wanted =
+        ["forward", "precision", "backward", "buckets", "cut", "micro.last", "update", "eval"];
     assert!(passes.starts_with(&wanted), "{passes:?}");
     let (forward, backward) = (cells(&text, "forward"), cells(&text, "backward"));
     assert!(number(&backward[1]) > 2 * number(&forward[1]), "{text}");
     let plan = place.good(&["plan", &file, "--tiny", "--json"]).object();
-    for pass in ["forward", "backward", "merge", "buckets", "micro.last"] {
+    for pass in ["forward", "backward", "buckets", "micro.last"] {
         let line = cells(&text, pass);
         // Nodes, values, FLOP with its unit, parameters.
         let parameters = line.iter().find(|c| c.contains(',') && number(c) == plan["parameters"]);

@@ -27,7 +27,7 @@ use softmax::{Scores, Stats};
 use std::ops::Range;
 
 pub use spec::Attention;
-pub(crate) use spec::{Heads, Layout, Matrix, padded, word};
+pub(crate) use spec::{Heads, Layout, Matrix, padded};
 
 /// A prepared forward. Addresses: q, k, v, o, lse.
 ///
@@ -109,7 +109,7 @@ impl Attend {
         }
         check_output("attend", O, operands[O], &spec.sizes(spec.queries, spec.value_width))?;
         check_output("attend", LSE, operands[LSE], &spec.sizes(spec.queries, 1))?;
-        let word = word([Q, K, V].map(|operand| operands[operand].dtype));
+        let word = pack::word([Q, K, V].map(|operand| operands[operand].dtype));
         Ok(Attend { spec: spec.clone(), heads, word, parts: Parts::new(spec, word) })
     }
 

@@ -15,8 +15,9 @@ mod stretch;
 use crate::kernel::{
     Carve, Kernel, KernelError, Operand, PerWorker, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
-use crate::kernels::attend::{Attention, Heads, word};
+use crate::kernels::attend::{Attention, Heads};
 use crate::kernels::micro::Word;
+use crate::kernels::pack;
 use crate::kernels::pattern::TILE;
 use crate::kernels::tile::check_output;
 use crate::pool::Pool;
@@ -74,7 +75,7 @@ impl AttendGrad {
         check_output("attend_grad", DQ, all[DQ], &spec.sizes(spec.queries, spec.key_width))?;
         check_output("attend_grad", DK, all[DK], &per_kv(spec.sizes(keys, spec.key_width)))?;
         check_output("attend_grad", DV, all[DV], &per_kv(spec.sizes(keys, spec.value_width)))?;
-        let word = word([Q, K, V, DO].map(|operand| all[operand].dtype));
+        let word = pack::word([Q, K, V, DO].map(|operand| all[operand].dtype));
         let (parts, plan) = (Parts::new(spec, word), Plan::new(&spec.pattern));
         Ok(AttendGrad { spec: spec.clone(), heads, word, parts, plan })
     }

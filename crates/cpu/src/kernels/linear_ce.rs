@@ -204,7 +204,7 @@ struct Parts {
 impl LinearCeSpec {
     /// How gradients of logits are stored: as what they are multiplied with.
     fn gradients(&self) -> Dtype {
-        match pack::word(self.x.dtype, self.w.dtype) {
+        match pack::word([self.x.dtype, self.w.dtype]) {
             Word::Bf16 => Dtype::Bf16,
             Word::F32 => Dtype::F32,
         }

@@ -1,5 +1,6 @@
 //! Element-wise maps: a tile program over its whole space.
 
+use crate::executable::Library;
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, per_worker_bytes, scratch_for};
 use crate::kernels::tile::{Engine, Frame, Program};
 use crate::pool::Pool;
@@ -36,6 +37,10 @@ impl Kernel for Map {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         scratch_for(&[per_worker_bytes(threads, self.engine.register_bytes())])
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        self.engine.prepare(library);
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {

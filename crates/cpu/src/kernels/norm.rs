@@ -9,6 +9,7 @@
 mod row;
 
 use crate::axes::Space;
+use crate::executable::Library;
 use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
@@ -119,6 +120,12 @@ impl Rows {
         match &self.finish {
             Finish::Store(_) => 0,
             Finish::Epilogue(engine) => engine.operands(),
+        }
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        if let Finish::Epilogue(engine) = &mut self.finish {
+            engine.prepare(library);
         }
     }
 
@@ -337,6 +344,10 @@ impl Kernel for Norm {
         scratch_for(&[per_worker_bytes(threads, self.0.worker_bytes()), row, row])
     }
 
+    fn prepare(&mut self, library: &mut Library) {
+        self.0.prepare(library);
+    }
+
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
         let rows = &self.0;
         assert_eq!(ptrs.len(), self.operands(), "norm: one address per operand");
@@ -432,6 +443,10 @@ impl Kernel for NormGrad {
         let sums = self.rows.chunks() * 2 * row;
         let workers = per_worker_bytes(threads, self.rows.worker_bytes());
         scratch_for(&[workers, row, sums, totals])
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        self.rows.prepare(library);
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {

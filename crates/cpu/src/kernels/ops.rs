@@ -4,7 +4,7 @@ use crate::math;
 use crate::simd::multiversion;
 
 /// Operations on one value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // the names are the mathematics
 pub enum Unary {
     Neg,
@@ -27,7 +27,7 @@ pub enum Unary {
 }
 
 /// Operations on two values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // the names are the mathematics
 pub enum Binary {
     Add,

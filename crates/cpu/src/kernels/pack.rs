@@ -71,9 +71,9 @@ impl Factor {
     }
 }
 
-/// The kind of words that the product of two factors is made of: bf16 if both are.
-pub(crate) fn word(a: Dtype, b: Dtype) -> Word {
-    if a == Dtype::Bf16 && b == Dtype::Bf16 { Word::Bf16 } else { Word::F32 }
+/// The kind of words that products of all these factors are made of: bf16 if all are.
+pub(crate) fn word(dtypes: impl IntoIterator<Item = Dtype>) -> Word {
+    if dtypes.into_iter().all(|dtype| dtype == Dtype::Bf16) { Word::Bf16 } else { Word::F32 }
 }
 
 /// Words that a right factor takes, packed for any instruction set.
@@ -188,13 +188,12 @@ pub(crate) unsafe fn left_rows(
     let by_words = from.side % word.elements() as isize == 0;
     // Rows a multiple of 2 KiB apart share two sets of the first-level cache.
     let apart = 4 * from.side / word.elements() as isize % 2048 != 0 || rows <= 4;
-    let readable = !word.tiles(simd) || rows.is_multiple_of(LINE);
     let data = match word {
         Word::F32 => from.ptr.at::<u32>(from.offset),
         Word::Bf16 => from.ptr.at::<u16>(from.offset).cast(),
     };
-    // A row of bf16 may begin at the second half of a word.
-    let readable = readable && data.is_aligned();
+    // A row of bf16 may begin at the second half of a word, and tiles read whole lines of rows.
+    let readable = data.is_aligned() && (!word.tiles(simd) || rows.is_multiple_of(LINE));
     if from.depth == 1 && from.holds(word) && whole && by_words && apart && readable {
         return Left { data, row: from.side / word.elements() as isize, step: 1 };
     }

@@ -6,6 +6,7 @@
 //! are combined in f64 in chunk order.
 
 use crate::axes::by_stride;
+use crate::executable::Library;
 use crate::kernel::{
     Carve, Dtype, Kernel, KernelError, Operand, Ptr, Scalars, per_worker_bytes, scratch_for,
 };
@@ -378,6 +379,10 @@ impl Kernel for Reduce {
         let partials = self.chunks * self.kept * size_of::<f32>();
         let worker = self.engine.register_bytes() + 2 * COLUMNS * size_of::<f32>();
         scratch_for(&[partials, per_worker_bytes(threads, worker)])
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        self.engine.prepare(library);
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {

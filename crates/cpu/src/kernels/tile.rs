@@ -5,29 +5,33 @@
 //! run engines over positions of their iteration space. A slot is a register of the worker or a
 //! matrix in memory: contiguous f32 operands and products are read in place, and a step whose
 //! result is stored as contiguous f32 writes it there itself.
+//!
+//! Where there is AVX-512, `Engine::prepare` makes machine code of the program, which passes over
+//! a piece once (`native`); elsewhere an interpreter passes over it once per step
+//! (`interpret`). The results are the same bits, but for which NaN a NaN is.
 
 mod compile;
+mod interpret;
+mod native;
 mod pieces;
 mod program;
 
-use self::compile::{Code, Direct, Step, What};
+use self::compile::Code;
+pub(crate) use self::interpret::Frame;
+pub use self::interpret::TILE;
+use self::interpret::{PITCH, SLOT, Slot, Work};
+use self::native::Native;
 use self::pieces::Piece;
 pub(crate) use self::program::check_output;
 pub use self::program::{Instr, Program, Value};
 use crate::axes::{Space, by_stride};
-use crate::kernel::{Dtype, KernelError, Operand, Ptr, Scalars};
-use crate::kernels::convert;
-use crate::kernels::ops::{self, Rows};
-use crate::philox::fill_uniform;
-use crate::simd::{self, Simd};
+use crate::executable::Library;
+use crate::kernel::{Dtype, KernelError, Operand};
+use crate::kernels::ops::Rows;
+use crate::simd::Level;
 
-/// Most elements of a piece.
-pub const TILE: usize = 1024;
-/// Floats from one register to the next: registers at the same place of different pages would
-/// fall into the same sets of the cache.
-const PITCH: usize = TILE + 16;
-/// Floats that a slot's address and row step take.
-const SLOT: usize = size_of::<Slot>() / size_of::<f32>();
+/// Most elements of a piece of which no value is kept in a register of the worker.
+const FREE_TILE: usize = 8192;
 
 /// A compiled program.
 #[derive(Clone, Debug)]
@@ -35,24 +39,10 @@ pub(crate) struct Engine {
     pub space: Space,
     dtypes: Vec<Dtype>,
     code: Code,
-}
-
-/// What an engine run needs besides the positions.
-#[derive(Clone, Copy)]
-pub(crate) struct Frame<'a> {
-    pub simd: Simd,
-    pub ptrs: &'a [Ptr],
-    pub scalars: &'a Scalars,
-    /// The worker's registers, of `Engine::register_bytes`, on a cache line.
-    pub registers: *mut f32,
-}
-
-/// Where a value is: `step` elements from row to row, or as many as the piece has columns.
-#[derive(Clone, Copy)]
-struct Slot {
-    ptr: *mut f32,
-    step: Option<isize>,
-    uniform: bool,
+    /// Whether the caller reads a value after each piece.
+    with_result: bool,
+    /// Machine code for most of it, once it was prepared.
+    native: Option<Native>,
 }
 
 /// Values of the result at some positions of a block.
@@ -84,7 +74,8 @@ impl Engine {
         }
         let code = compile::compile(program, operands.len(), result, in_epilogue)?;
         space.strides.extend(code.indices.iter().cloned());
-        Ok(Engine { space, dtypes, code })
+        let with_result = result.is_some();
+        Ok(Engine { space, dtypes, code, with_result, native: None })
     }
 
     /// Addresses that it takes.
@@ -114,19 +105,65 @@ impl Engine {
         self.space.collapse(rank);
     }
 
+    /// Makes machine code of the program as it lies now, if the library takes any. The results
+    /// stay the same bits.
+    pub fn prepare(&mut self, library: &mut Library) {
+        let (result, table) = (self.with_result, self.table_floats());
+        self.native = Native::new(&self.code, result, table, (&self.space, &self.dtypes), library);
+    }
+
+    /// The generated code, where the frame's instructions are those that it has.
+    fn native(&self, frame: Frame<'_>) -> Option<&Native> {
+        self.native.as_ref().filter(|_| frame.simd.level() >= Level::Avx512)
+    }
+
+    fn work<'a>(&'a self, frame: Frame<'a>, piece: Piece, product: Slot) -> Work<'a> {
+        let table_floats = self.table_floats();
+        Work { space: &self.space, dtypes: &self.dtypes, frame, piece, product, table_floats }
+    }
+
     /// Fills the registers that hold for a whole task.
     ///
     /// # Safety
     /// As [`Engine::block`].
     pub unsafe fn begin(&self, frame: Frame<'_>) {
-        for step in &self.code.setup {
+        let setup = self.native(frame).map_or(&self.code.setup, |native| native.setup());
+        for step in setup {
             let piece = Piece::origin(if step.narrow { 1 } else { TILE });
-            let work = Work { engine: self, frame, piece, product: Slot::NONE };
+            let work = self.work(frame, piece, Slot::NONE);
             // SAFETY: forwarded; a piece of a uniform operand reads its one element.
             unsafe { work.step(step) }
             let ptr = work.register(step.dst);
             work.put(step.dst, Slot { ptr, step: None, uniform: true });
         }
+    }
+
+    /// Runs the program on a block, piece by piece; `product` is where that of a piece lies.
+    unsafe fn pieces(
+        &self,
+        frame: Frame<'_>,
+        (position, row_step): (usize, usize),
+        size: [usize; 2],
+        product: impl Fn(&Piece) -> Slot,
+        mut visit: impl FnMut(&Work<'_>),
+    ) {
+        if size.contains(&0) {
+            return;
+        }
+        let native = self.native(frame);
+        let most = if native.is_some_and(Native::is_free) { FREE_TILE } else { TILE };
+        pieces::cut(&self.space, position, row_step, size, most, &mut |piece| {
+            let product = product(&piece);
+            let work = self.work(frame, piece, product);
+            // SAFETY: forwarded from the caller.
+            unsafe {
+                match native {
+                    Some(native) => native.run(&work),
+                    None => self.code.steps.iter().for_each(|step| work.step(step)),
+                }
+            }
+            visit(&work);
+        });
     }
 
     /// Runs the program on a finished block: row `i` of it is the `cols` consecutive positions
@@ -144,18 +181,12 @@ impl Engine {
         product: *const f32,
         product_row: usize,
     ) {
-        if size.contains(&0) {
-            return;
-        }
-        pieces::cut(&self.space, position, row_step, size, TILE, &mut |piece| {
-            let at = product.wrapping_add(piece.row * product_row + piece.col).cast_mut();
-            let product = Slot { ptr: at, step: Some(product_row as isize), uniform: false };
-            let work = Work { engine: self, frame, piece, product };
-            for step in &self.code.steps {
-                // SAFETY: forwarded.
-                unsafe { work.step(step) }
-            }
-        });
+        let product = |piece: &Piece| {
+            let ptr = product.wrapping_add(piece.row * product_row + piece.col).cast_mut();
+            Slot { ptr, step: Some(product_row as isize), uniform: false }
+        };
+        // SAFETY: forwarded.
+        unsafe { self.pieces(frame, (position, row_step), size, product, |_| ()) }
     }
 
     /// The same for a program without products whose result is wanted, in the order of `cut`.
@@ -170,19 +201,20 @@ impl Engine {
         size: [usize; 2],
         mut visit: impl FnMut(Values),
     ) {
-        if size.contains(&0) {
-            return;
+        // SAFETY: forwarded; the steps define the result.
+        unsafe {
+            self.pieces(
+                frame,
+                (position, row_step),
+                size,
+                |_| Slot::NONE,
+                |work| {
+                    let (rows, Piece { rows: count, cols, col, .. }) =
+                        (work.get(self.code.result), work.piece);
+                    visit(Values { rows, size: [count, cols], col });
+                },
+            );
         }
-        pieces::cut(&self.space, position, row_step, size, TILE, &mut |piece| {
-            let work = Work { engine: self, frame, piece, product: Slot::NONE };
-            for step in &self.code.steps {
-                // SAFETY: forwarded.
-                unsafe { work.step(step) }
-            }
-            // SAFETY: the steps have defined the result.
-            let rows = unsafe { work.get(self.code.result) };
-            visit(Values { rows, size: [piece.rows, piece.cols], col: piece.col });
-        });
     }
 
     /// Runs the program on the `len` positions from `start`; `product` is what `Instr::Product`
@@ -215,213 +247,12 @@ impl Values {
     }
 }
 
-impl Slot {
-    const NONE: Slot = Slot { ptr: std::ptr::null_mut(), step: None, uniform: false };
-}
-
-/// Elements of a piece that make it worth asking for the next one.
-const PREFETCHED: usize = 512;
-
-/// One piece in work.
-struct Work<'a> {
-    engine: &'a Engine,
-    frame: Frame<'a>,
-    piece: Piece,
-    product: Slot,
-}
-
-impl Work<'_> {
-    /// The entry of the table for a slot.
-    fn entry(&self, slot: usize) -> *mut Slot {
-        self.frame.registers.cast::<Slot>().wrapping_add(slot)
-    }
-
-    fn put(&self, slot: usize, at: Slot) {
-        // SAFETY: the table is as long as the program has slots, and aligned as the registers are.
-        unsafe { self.entry(slot).write(at) }
-    }
-
-    /// A slot's register, which becomes its place.
-    fn register(&self, slot: usize) -> *mut f32 {
-        let first = self.engine.table_floats();
-        let ptr = self.frame.registers.wrapping_add(first + slot * PITCH);
-        self.put(slot, Slot { ptr, step: None, uniform: false });
-        ptr
-    }
-
-    fn rows(&self, slot: Slot) -> Rows {
-        // SAFETY: what defined the slot vouched for `piece.rows` times `piece.cols` floats.
-        unsafe { Rows::new(slot.ptr, slot.step.unwrap_or(self.piece.cols as isize), slot.uniform) }
-    }
-
-    /// What is in a slot.
-    ///
-    /// # Safety
-    /// An earlier step has defined it.
-    unsafe fn get(&self, slot: usize) -> Rows {
-        // SAFETY: the entry is written.
-        self.rows(unsafe { self.entry(slot).read() })
-    }
-
-    /// An operand's first element in the piece, its step from row to row and from column to column.
-    fn place(&self, operand: usize) -> (isize, isize, isize) {
-        let strides = &self.engine.space.strides[operand];
-        let (offset, row) = self.piece.place(strides);
-        (offset, row, strides[strides.len() - 1])
-    }
-
-    /// An operand as a slot, if it can be one.
-    fn in_place(&self, operand: usize) -> Option<Slot> {
-        let (offset, row, col) = self.place(operand);
-        let plain = col == 1 && self.engine.dtypes[operand] == Dtype::F32;
-        plain.then(|| Slot {
-            ptr: self.frame.ptrs[operand].at(offset),
-            step: Some(row),
-            uniform: false,
-        })
-    }
-
-    /// Where a step writes: the output that it is stored to, or its register.
-    fn out(&self, step: &Step) -> Rows {
-        let output = step.direct.as_ref().filter(|direct| self.may_write(direct));
-        if let Some(slot) = output.and_then(|direct| self.in_place(direct.operand)) {
-            self.put(step.dst, slot);
-            return self.rows(slot);
-        }
-        let ptr = self.register(step.dst);
-        self.rows(Slot { ptr, step: None, uniform: false })
-    }
-
-    fn may_write(&self, direct: &Direct) -> bool {
-        let ptrs = self.frame.ptrs;
-        let own = ptrs[direct.operand].address();
-        direct.unless.iter().all(|&input| ptrs[input].address() != own)
-    }
-
-    /// Calls `f(offset, at, n)` for each stretch of an operand that is even along the columns.
-    fn stretches(&self, operand: usize, mut f: impl FnMut(isize, usize, usize)) {
-        let Piece { rows, cols, .. } = self.piece;
-        let (offset, row, col) = self.place(operand);
-        if rows == 1 || row == cols as isize * col {
-            return f(offset, 0, rows * cols);
-        }
-        for i in 0..rows {
-            f(offset + i as isize * row, i * cols, cols);
-        }
-    }
-
-    /// # Safety
-    /// As [`Engine::block`]; earlier steps have defined the sources.
-    #[inline]
-    unsafe fn step(&self, step: &Step) {
-        let simd = self.frame.simd;
-        let size = [self.piece.rows, self.piece.cols];
-        // SAFETY: the compiler of programs lets a slot be read only where it is defined.
-        let get = |slot: usize| unsafe { self.get(slot) };
-        let fill = |value: f32| {
-            // SAFETY: a register holds a piece.
-            unsafe {
-                let to = self.register(step.dst);
-                std::slice::from_raw_parts_mut(to, size[0] * size[1]).fill(value);
-            }
-        };
-        match step.what {
-            // SAFETY: forwarded.
-            What::Load { operand, keep } => unsafe { self.load(step.dst, operand, keep) },
-            // SAFETY: forwarded.
-            What::Store { operand, src } => unsafe { self.store(operand, get(src)) },
-            What::Product => self.put(step.dst, self.product),
-            What::Const(value) => fill(value),
-            What::Piece => fill(self.frame.scalars.piece as f32),
-            What::Coord { operand } => {
-                let (to, stride) = (self.register(step.dst), self.place(operand).2);
-                self.stretches(operand, |offset, at, n| {
-                    // SAFETY: a register holds a piece.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(at), n) };
-                    ops::ramp(simd, to, offset as i32, stride as i32);
-                });
-            }
-            What::Rand { operand, stream } => {
-                let (to, stride) = (self.register(step.dst), self.place(operand).2);
-                self.stretches(operand, |offset, at, n| {
-                    // SAFETY: a register holds a piece.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(at), n) };
-                    draw(simd, to, self.frame.scalars, stream, offset, stride);
-                });
-            }
-            What::Unary { op, a } => ops::unary(simd, op, self.out(step), get(a), size),
-            What::Binary { op, a, b } => {
-                ops::binary(simd, op, self.out(step), get(a), get(b), size);
-            }
-            What::Fma { a, b, c } => {
-                ops::fma(simd, self.out(step), get(a), get(b), get(c), size);
-            }
-            What::Select { cond, a, b } => {
-                ops::select(simd, self.out(step), get(cond), get(a), get(b), size);
-            }
-        }
-    }
-
-    unsafe fn load(&self, dst: usize, operand: usize, keep: bool) {
-        self.prefetch(operand);
-        let slot = self.in_place(operand).filter(|_| !keep);
-        if let Some(slot) = slot {
-            return self.put(dst, slot);
-        }
-        let from = (self.frame.ptrs[operand], self.engine.dtypes[operand]);
-        let (to, stride) = (self.register(dst), self.place(operand).2);
-        self.stretches(operand, |offset, at, n| {
-            // SAFETY: the caller vouches for the operand's elements; a register holds a piece.
-            unsafe { convert::load(self.frame.simd, to.add(at), from, offset, stride, n) }
-        });
-    }
-
-    /// Asks for what probably follows: the next tile of an operand that is read from end to end.
-    /// With many operands side by side, a page of each a tile, processors do not foresee it.
-    fn prefetch(&self, operand: usize) {
-        let Piece { rows, cols, .. } = self.piece;
-        let (offset, row, col) = self.place(operand);
-        let count = rows * cols;
-        if col != 1 || count < PREFETCHED || (rows > 1 && row != cols as isize) {
-            return;
-        }
-        let bytes = self.engine.dtypes[operand].bytes();
-        let next = self.frame.ptrs[operand].at::<u8>((offset + count as isize) * bytes as isize);
-        simd::prefetch(next, count * bytes);
-    }
-
-    unsafe fn store(&self, operand: usize, from: Rows) {
-        let to = (self.frame.ptrs[operand], self.engine.dtypes[operand]);
-        if self.in_place(operand).is_some_and(|slot| slot.ptr == from.ptr()) {
-            return; // written where it was computed
-        }
-        let Piece { rows, cols, .. } = self.piece;
-        let (offset, row, stride) = self.place(operand);
-        let one = rows == 1 || (row == cols as isize * stride && from.step() == cols as isize);
-        let (rows, cols) = if one { (1, rows * cols) } else { (rows, cols) };
-        for i in 0..rows {
-            let offset = offset + i as isize * row;
-            // SAFETY: as for loads.
-            unsafe { convert::store(self.frame.simd, from.row(i), to, offset, stride, cols) }
-        }
-    }
-}
-
-fn draw(simd: Simd, out: &mut [f32], scalars: &Scalars, stream: u64, offset: isize, stride: isize) {
-    let first = scalars.element.wrapping_add(offset as u64);
-    if stride == 1 {
-        return fill_uniform(simd, out, scalars.seed, scalars.step, stream, first);
-    }
-    for (i, slot) in out.iter_mut().enumerate() {
-        let element = first.wrapping_add((i as isize * stride) as u64);
-        *slot = crate::philox::uniform(scalars.seed, scalars.step, stream, element);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{Ptr, Scalars};
     use crate::kernels::ops::Binary;
+    use crate::simd::Simd;
 
     /// Rows of 33 in a space of heads of 11: a block gives what its positions give one by one,
     /// and touches nothing else.
@@ -447,7 +278,9 @@ mod tests {
         engine.space = engine.space.finish("test").unwrap();
         let product: Vec<f32> = (0..rows * product_row).map(|i| (i % 101) as f32).collect();
         let bias: Vec<f32> = (0..cols).map(|i| i as f32 - 9.0).collect();
-        let run = |blocks: &[(usize, usize, usize, usize)], single: bool| {
+        let mut prepared = engine.clone();
+        prepared.prepare(&mut Library::new(Simd::best()));
+        let run = |engine: &Engine, blocks: &[(usize, usize, usize, usize)], single: bool| {
             let (mut out, mut other) = (vec![-1.0f32; 1320], vec![7u16; 1320]);
             let ptrs =
                 [Ptr::new(bias.as_ptr()), Ptr::new(out.as_mut_ptr()), Ptr::new(other.as_mut_ptr())];
@@ -474,8 +307,10 @@ mod tests {
             (out, other)
         };
         for blocks in [&[(0, 0, 40, 33)][..], &[(3, 5, 14, 16), (20, 0, 1, 7)], &[(0, 32, 40, 1)]] {
-            let (wanted, got) = (run(blocks, true), run(blocks, false));
+            let (wanted, got) = (run(&engine, blocks, true), run(&engine, blocks, false));
             assert!(wanted == got, "{blocks:?}");
+            assert!(wanted == run(&prepared, blocks, true), "code, {blocks:?}");
+            assert!(wanted == run(&prepared, blocks, false), "code, {blocks:?}");
             assert!(got.0.iter().any(|&x| x != -1.0));
         }
     }

@@ -56,9 +56,8 @@ pub(super) fn contraction(
     };
     let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
     let epilogue = Epilogue::new(s, nodes, &space);
-    let operands = [a, b].into_iter().chain(epilogue.operands());
     spec.epilogue = Some(epilogue.program);
     spec.c = Dtype::F32;
-    let draws = epilogue.draws;
-    Ok(Call { draws, ..Call::new(Gemm::new(&spec)?, operands) })
+    let operands = [a, b].into_iter().chain(epilogue.operands);
+    Ok(Call { draws: epilogue.draws, ..Call::new(Gemm::new(&spec)?, operands) })
 }

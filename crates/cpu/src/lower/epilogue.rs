@@ -8,8 +8,8 @@ use aerogel_graph::{AxisId, NodeId, Op, ValueId};
 /// A program, and what it works on.
 pub(super) struct Epilogue {
     pub program: Program,
-    pub inputs: Vec<ValueId>,
-    pub outputs: Vec<ValueId>,
+    /// What the program reads, then what it writes.
+    pub operands: Vec<ValueId>,
     pub draws: Draws,
 }
 
@@ -30,11 +30,6 @@ impl Epilogue {
         let exports = s.uses.exports(g, nodes).into_iter().filter(|v| !others.contains(v));
         exports.for_each(|v| compiler.store(v));
         let (program, inputs, outputs, draws) = compiler.finish();
-        Epilogue { program, inputs, outputs, draws }
-    }
-
-    /// What the program reads, then what it writes.
-    pub fn operands(&self) -> impl Iterator<Item = ValueId> + use<> {
-        [self.inputs.clone(), self.outputs.clone()].concat().into_iter()
+        Epilogue { program, operands: [inputs, outputs].concat(), draws }
     }
 }

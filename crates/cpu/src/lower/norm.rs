@@ -3,7 +3,7 @@
 use super::epilogue::Epilogue;
 use super::{Call, Source};
 use crate::compile::{along, operand};
-use crate::kernel::KernelError;
+use crate::kernel::{Kernel, KernelError};
 use crate::kernels::norm::{Norm, NormGrad, NormSpec, Output};
 use aerogel_graph::{AxisId, Build, Node, NodeId, ValueId, ops};
 
@@ -30,6 +30,30 @@ fn norm_spec(
     }
 }
 
+/// The call of the kernel that `make` gives for the node alone, or with the rest of the region as
+/// its epilogue. Its operands are those that it reads by rows, the finished rows where no epilogue
+/// takes them, the others; then those of the epilogue.
+fn call<K: Kernel + 'static>(
+    s: &Source<'_>,
+    nodes: &[NodeId],
+    space: &[AxisId],
+    rows: &[ValueId],
+    others: impl IntoIterator<Item = Option<ValueId>>,
+    make: impl FnOnce(Output<'_>) -> Result<K, KernelError>,
+) -> Result<Call, KernelError> {
+    let rows = rows.iter().copied();
+    let others = others.into_iter().flatten();
+    if nodes.len() == 1 {
+        let finished = s.graph.node(nodes[0]).outs[0];
+        let kernel = make(Output::Store(&operand(s.graph, s.strides, finished, space)))?;
+        return Ok(Call::new(kernel, rows.chain([finished]).chain(others)));
+    }
+    let epilogue = Epilogue::new(s, nodes, space);
+    let kernel = make(Output::Epilogue(&epilogue.program))?;
+    let operands = rows.chain(others).chain(epilogue.operands);
+    Ok(Call { draws: epilogue.draws, ..Call::new(kernel, operands) })
+}
+
 /// A norm alone, or with the rest of the region as its epilogue.
 pub(super) fn norm(
     s: &Source<'_>,
@@ -37,21 +61,13 @@ pub(super) fn norm(
     node: &Node,
     nodes: &[NodeId],
 ) -> Result<Call, KernelError> {
-    let (x, y) = (node.ins[0], node.outs[0]);
+    let x = node.ins[0];
     let gain = op.gain.then(|| node.ins[1]);
     let bias = op.bias.then(|| node.ins[1 + usize::from(op.gain)]);
     let space = norm_space(s, x, op.axis);
     let spec = norm_spec(s, op, &space, gain, bias);
-    let over = |v| operand(s.graph, s.strides, v, &space);
-    if nodes.len() == 1 {
-        let kernel = Norm::new(&spec, &over(x), Output::Store(&over(y)))?;
-        return Ok(Call::new(kernel, [Some(x), Some(y), gain, bias].into_iter().flatten()));
-    }
-    let epilogue = Epilogue::new(s, nodes, &space);
-    let kernel = Norm::new(&spec, &over(x), Output::Epilogue(&epilogue.program))?;
-    let own = [Some(x), gain, bias].into_iter().flatten();
-    let draws = epilogue.draws;
-    Ok(Call { draws, ..Call::new(kernel, own.chain(epilogue.operands())) })
+    let reads = operand(s.graph, s.strides, x, &space);
+    call(s, nodes, &space, &[x], [gain, bias], |output| Norm::new(&spec, &reads, output))
 }
 
 /// The gradient of a norm alone, or with the rest of the region as its epilogue.
@@ -61,26 +77,16 @@ pub(super) fn norm_grad(
     node: &Node,
     nodes: &[NodeId],
 ) -> Result<Call, KernelError> {
-    let (x, dy, dx) = (node.ins[0], node.ins[node.ins.len() - 1], node.outs[0]);
+    let (x, dy) = (node.ins[0], node.ins[node.ins.len() - 1]);
     let gain = op.norm.gain.then(|| node.ins[1]);
     let dgain = op.norm.gain.then(|| node.outs[1]);
     let dbias = op.norm.bias.then(|| node.outs[1 + usize::from(op.norm.gain)]);
     let space = norm_space(s, x, op.norm.axis);
     let spec = norm_spec(s, &op.norm, &space, gain, None);
-    let over = |v| operand(s.graph, s.strides, v, &space);
-    let row = |v: ValueId| along(s.graph, s.strides, v, &[op.norm.axis])[0];
-    let (dgain_step, dbias_step) = (dgain.map(row), dbias.map(row));
-    let reads = [&over(x), &over(dy)];
-    if nodes.len() == 1 {
-        let output = Output::Store(&over(dx));
-        let kernel = NormGrad::new(&spec, reads, output, dgain_step, dbias_step)?;
-        let values = [Some(x), Some(dy), Some(dx), gain, dgain, dbias];
-        return Ok(Call::new(kernel, values.into_iter().flatten()));
-    }
-    let epilogue = Epilogue::new(s, nodes, &space);
-    let output = Output::Epilogue(&epilogue.program);
-    let kernel = NormGrad::new(&spec, reads, output, dgain_step, dbias_step)?;
-    let own = [Some(x), Some(dy), gain, dgain, dbias].into_iter().flatten();
-    let draws = epilogue.draws;
-    Ok(Call { draws, ..Call::new(kernel, own.chain(epilogue.operands())) })
+    let reads = [x, dy].map(|v| operand(s.graph, s.strides, v, &space));
+    let step = |v: ValueId| along(s.graph, s.strides, v, &[op.norm.axis])[0];
+    let (dgain_step, dbias_step) = (dgain.map(step), dbias.map(step));
+    call(s, nodes, &space, &[x, dy], [gain, dgain, dbias], |output| {
+        NormGrad::new(&spec, reads.each_ref(), output, dgain_step, dbias_step)
+    })
 }

@@ -127,7 +127,7 @@ fn check_forward(case: &Case, rng: &mut Rng) {
     let all = [&case.q, &case.k, &case.v, &o, &lse].map(Clone::clone);
     let operands = all.each_ref().map(Tensor::operand);
     let kernel = Attend::new(&case.spec, operands.each_ref()).unwrap();
-    run(&kernel, &all, 2, &Scalars::default(), |after| {
+    run(kernel, &all, 2, &Scalars::default(), |after| {
         for at in positions(&case.q.sizes[..4]) {
             let [b, h, g, i] = at[..] else { unreachable!() };
             let (p, lse) = softmax(case, [b, h, g], i, i);
@@ -198,7 +198,7 @@ fn check_backward(case: &Case, rng: &mut Rng) {
     all.extend(out);
     let outputs = if with_dlse { 4 } else { 3 }; // dlse comes last and must stay as it is
     all.extend(with_dlse.then_some(dlse));
-    run(&kernel, &all, outputs, &Scalars::default(), |after| {
+    run(kernel, &all, outputs, &Scalars::default(), |after| {
         for (tensor, wanted) in after[6..9].iter().zip([&dq, &dk, &dv]) {
             for (at, (wanted, size)) in positions(&tensor.sizes).iter().zip(wanted) {
                 let bound = 1e-5 * (1.0 + (case.spec.queries * spec.group) as f64).sqrt() * 8.0;
@@ -304,7 +304,7 @@ fn decoding_reads_only_what_is_there() {
             let operands = all.each_ref().map(Tensor::operand);
             let kernel = Attend::new(&case.spec, operands.each_ref()).unwrap();
             let scalars = Scalars { position, ..Scalars::default() };
-            run(&kernel, &all, 2, &scalars, |after| {
+            run(kernel, &all, 2, &scalars, |after| {
                 for at in positions(&case.q.sizes[..4]) {
                     let [b, h, g, i] = at[..] else { unreachable!() };
                     let (p, _) = softmax(&case, [b, h, g], i, i + position);

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use aerogel_cpu::executable::Library;
 use aerogel_cpu::kernel::{Dtype, Kernel, Operand, Ptr, Scalars};
 use aerogel_cpu::math::{from_bf16, to_bf16};
 use aerogel_cpu::pool::Pool;
@@ -154,8 +155,13 @@ impl Tensor {
         Ptr::new(self.bytes()[MARGIN..].as_ptr())
     }
 
+    /// Whether all bytes are equal.
+    pub fn is_same(&self, other: &Tensor) -> bool {
+        self.bytes() == other.bytes()
+    }
+
     /// Panics if a byte outside the elements was written.
-    fn check_canaries(&self) {
+    pub fn check_canaries(&self) {
         let mut owned = vec![false; self.bytes().len()];
         for coords in positions(&self.sizes) {
             let at = self.address(&coords);
@@ -194,46 +200,65 @@ fn pools() -> &'static [Pool] {
 }
 
 /// Runs the kernel on copies of the tensors (inputs, then outputs): bits must agree between thread
-/// counts and repetitions, inputs and canaries must survive; `verify` sees the results of every
-/// instruction set.
+/// counts, repetitions, and with machine code or without; inputs and canaries must survive;
+/// `verify` sees the results of every instruction set.
 pub fn run(
-    kernel: &dyn Kernel,
+    mut kernel: impl Kernel,
     tensors: &[Tensor],
     outputs: usize,
     scalars: &Scalars,
     verify: impl Fn(&[Tensor]),
 ) {
-    let mut first: Option<(Level, Vec<Tensor>)> = None;
-    for pool in pools() {
-        for _ in 0..2 {
-            let copies = tensors.to_vec();
-            let ptrs: Vec<_> = copies.iter().map(Tensor::ptr).collect();
-            let bytes = kernel.scratch_bytes(pool.threads());
-            let mut scratch = vec![UNTOUCHED; bytes + MARGIN];
-            // SAFETY: the tensors cover what their strides reach, and live to the end of the run.
-            unsafe { kernel.run(pool, &ptrs, scalars, &mut scratch[..bytes]) };
-            assert!(scratch[bytes..].iter().all(|&b| b == UNTOUCHED), "scratch overrun");
-            let inputs = tensors.len() - outputs;
-            for (at, (before, after)) in tensors.iter().zip(&copies).enumerate() {
-                assert!(at >= inputs || before.bytes() == after.bytes(), "input {at} changed");
-                if at >= inputs {
-                    after.check_canaries();
-                }
+    let mut known: Vec<(Level, Vec<Tensor>)> = Vec::new();
+    for prepared in [false, true] {
+        let mut library = Library::new(Simd::best());
+        if prepared {
+            kernel.prepare(&mut library);
+            if library.is_empty() {
+                return; // it is the same kernel as before
             }
+        }
+        for pool in pools().iter().flat_map(|pool| [pool; 2]) {
+            let after = once(&kernel, pool, tensors, outputs, scalars);
             let level = pool.simd().level();
-            match &first {
-                Some((same, wanted)) if *same == level => {
-                    for (wanted, got) in wanted.iter().zip(&copies) {
-                        assert!(wanted.bytes() == got.bytes(), "bits differ");
+            match known.iter().find(|(known, _)| *known == level) {
+                Some((_, wanted)) => {
+                    for (wanted, got) in wanted.iter().zip(&after) {
+                        assert!(wanted.is_same(got), "bits differ, prepared: {prepared}");
                     }
                 }
-                _ => {
-                    verify(&copies);
-                    first = Some((level, copies));
+                None => {
+                    verify(&after);
+                    known.push((level, after));
                 }
             }
         }
     }
+}
+
+/// One run: what becomes of the tensors.
+fn once(
+    kernel: &dyn Kernel,
+    pool: &Pool,
+    tensors: &[Tensor],
+    outputs: usize,
+    scalars: &Scalars,
+) -> Vec<Tensor> {
+    let copies = tensors.to_vec();
+    let ptrs: Vec<_> = copies.iter().map(Tensor::ptr).collect();
+    let bytes = kernel.scratch_bytes(pool.threads());
+    let mut scratch = vec![UNTOUCHED; bytes + MARGIN];
+    // SAFETY: the tensors cover what their strides reach, and live to the end of the run.
+    unsafe { kernel.run(pool, &ptrs, scalars, &mut scratch[..bytes]) };
+    assert!(scratch[bytes..].iter().all(|&b| b == UNTOUCHED), "scratch overrun");
+    let inputs = tensors.len() - outputs;
+    for (at, (before, after)) in tensors.iter().zip(&copies).enumerate() {
+        assert!(at >= inputs || before.bytes() == after.bytes(), "input {at} changed");
+        if at >= inputs {
+            after.check_canaries();
+        }
+    }
+    copies
 }
 
 /// Panics unless `got` is within `bound` of `wanted`, plus half a step of the stored type.

@@ -80,7 +80,7 @@ fn check(case: &Case) {
         tensors[2].fill(|_| f64::NAN);
     }
     let all: Vec<_> = positions(&old.sizes).into_iter().map(|c| (naive(case, &c), c)).collect();
-    run(&kernel, &tensors, 1, &Scalars::default(), |after| {
+    run(kernel, &tensors, 1, &Scalars::default(), |after| {
         for ((sum, magnitude), c) in &all {
             let wanted = sum + if case.spec.accumulate { old.get(c) } else { 0.0 };
             close(after[2].get(c), wanted, 4.0 * EPS * (magnitude + 1.0), old.dtype, c);
@@ -172,7 +172,7 @@ fn an_epilogue_sees_every_element_once() {
         let kernel = Gemm::new(&case.spec).unwrap();
         let tensors =
             vec![case.tensors[0].clone(), case.tensors[1].clone(), bias.clone(), residual, out];
-        run(&kernel, &tensors, 1, &Scalars::default(), |after| {
+        run(kernel, &tensors, 1, &Scalars::default(), |after| {
             for at in positions(&sizes) {
                 // C has its axes in the order of `roles`, the program in the order of roles' kinds.
                 let mut c = Vec::new();

@@ -152,7 +152,7 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     // Between bf16 factors the gradients of the logits are bf16 too.
     let rounded = x_type == Dtype::Bf16 && w_type == Dtype::Bf16;
     let rounding = if rounded { 2f64.powi(-8) } else { 0.0 };
-    run(&kernel, &all, outputs, &Scalars::default(), |after| {
+    run(kernel, &all, outputs, &Scalars::default(), |after| {
         let asked = (2..7).filter(|&i| more[i].is_some());
         for (i, got) in asked.zip(&after[all.len() - outputs..]) {
             let list = match i {
@@ -204,7 +204,7 @@ fn a_target_beyond_the_whole_vocabulary_is_seen_in_the_loss() {
     let each = shape.tensor(rng, Dtype::F32, EACH, 1.0);
     let more = [None, None, Some(each.clone()), None, Some(each.clone()), None, None];
     let kernel = LinearCe::new(&shape.spec([&x, &w, &targets], &more)).unwrap();
-    run(&kernel, &[x, w, targets, each.clone(), each], 2, &Scalars::default(), |after| {
+    run(kernel, &[x, w, targets, each.clone(), each], 2, &Scalars::default(), |after| {
         let missing =
             |i: usize| after[3..].iter().map(|t| t.get(&[i, 0, 0]).is_nan()).collect::<Vec<_>>();
         assert_eq!([0, 1, 2].map(missing), [[true; 2], [false; 2], [false; 2]]);

@@ -1,3 +1,4 @@
+use aerogel_cpu::executable::Library;
 use aerogel_cpu::kernel::{Dtype, Scalars};
 use aerogel_cpu::kernel::{Kernel, Ptr};
 use aerogel_cpu::kernels::map::Map;
@@ -5,6 +6,7 @@ use aerogel_cpu::kernels::norm::{Norm, NormGrad, NormSpec, Output};
 use aerogel_cpu::kernels::ops::{Binary, Unary};
 use aerogel_cpu::kernels::tile::{Instr, Program};
 use aerogel_cpu::pool::Pool;
+use aerogel_cpu::simd::Simd;
 use proptest::prelude::*;
 
 use super::common::{Rng, Tensor, cases, close, positions, run};
@@ -75,7 +77,7 @@ proptest! {
         // The output comes second; what follows it must stay as it is.
         let all: Vec<_> = [Some(&case.x), Some(&y), case.gain.as_ref(), case.bias.as_ref()]
             .into_iter().flatten().cloned().collect();
-        run(&kernel, &all, all.len() - 1, &Scalars::default(), |after| {
+        run(kernel, &all, all.len() - 1, &Scalars::default(), |after| {
             let (_, outer) = case.spec.sizes.split_last().unwrap();
             for at in positions(outer) {
                 let (normal, inverse) = normal(&case, &at);
@@ -105,7 +107,7 @@ proptest! {
         all.extend(case.gain.clone());
         let first = all.len();
         all.extend([row.clone(), row]);
-        run(&kernel, &all, all.len() - 2, &Scalars::default(), |after| {
+        run(kernel, &all, all.len() - 2, &Scalars::default(), |after| {
             let (_, outer) = case.spec.sizes.split_last().unwrap();
             let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
             for at in positions(outer) {
@@ -184,7 +186,7 @@ impl Rest {
 const SCALARS: Scalars = Scalars { seed: 5, step: 2, element: 300, piece: 0, position: 0 };
 
 /// The tensors after a run, for each instruction set.
-fn results(kernel: &dyn Kernel, tensors: &[Tensor], outputs: usize) -> Vec<Vec<Tensor>> {
+fn results(kernel: impl Kernel, tensors: &[Tensor], outputs: usize) -> Vec<Vec<Tensor>> {
     let all = std::cell::RefCell::new(vec![]);
     run(kernel, tensors, outputs, &SCALARS, |after| all.borrow_mut().push(after.to_vec()));
     all.into_inner()
@@ -196,7 +198,7 @@ fn results(kernel: &dyn Kernel, tensors: &[Tensor], outputs: usize) -> Vec<Vec<T
 fn compare(
     case: &Case,
     rest: &Rest,
-    (alone, fused): (&dyn Kernel, &dyn Kernel),
+    (alone, fused): (impl Kernel, impl Kernel),
     (tensors, at, outputs): (&[Tensor], usize, usize),
 ) {
     let map = Map::new(&rest.program(&case.spec.sizes, true)).unwrap();
@@ -208,7 +210,7 @@ fn compare(
     assert_eq!(apart.len(), together.len());
     for (level, (apart, together)) in apart.iter().zip(together).enumerate() {
         let operands = [rest.other.clone(), apart[at].clone(), rest.sum.clone()];
-        let sum = &results(&map, &operands, 1)[level][2];
+        let sum = &results(map.clone(), &operands, 1)[level][2];
         let mut wanted = apart.clone();
         let value = wanted.remove(at);
         wanted.extend([rest.other.clone(), sum.clone(), value]);
@@ -232,7 +234,7 @@ proptest! {
         let fused = Norm::new(&case.spec, x, Output::Epilogue(&program)).unwrap();
         let all: Vec<_> = [Some(&case.x), Some(&rest.value), case.gain.as_ref(), case.bias.as_ref()]
             .into_iter().flatten().cloned().collect();
-        compare(&case, &rest, (&alone, &fused), (&all, 1, all.len() - 1));
+        compare(&case, &rest, (alone, fused), (&all, 1, all.len() - 1));
     }
 
     #[test]
@@ -252,7 +254,7 @@ proptest! {
         let mut all = vec![case.x.clone(), dy.clone(), rest.value.clone()];
         all.extend(case.gain.clone());
         all.extend([dgain, dbias].into_iter().flatten().map(|_| row.clone()));
-        compare(&case, &rest, (&alone, &fused), (&all, 2, all.len() - 2));
+        compare(&case, &rest, (alone, fused), (&all, 2, all.len() - 2));
     }
 }
 
@@ -281,7 +283,8 @@ fn an_epilogue_writes_where_it_has_read() {
         ],
     };
     let reads = [&x.operand(), &dy.operand()];
-    let kernel = NormGrad::new(&spec, reads, Output::Epilogue(&program), None, None).unwrap();
+    let mut kernel = NormGrad::new(&spec, reads, Output::Epilogue(&program), None, None).unwrap();
+    kernel.prepare(&mut Library::new(Simd::best()));
     let pool = Pool::new(2).unwrap();
     let mut scratch = vec![0xff; kernel.scratch_bytes(2)];
     let mut run = |ptrs: [Ptr; 4]| {

@@ -16,7 +16,8 @@ fn claim(g: &Graph, node: u32) -> Claim {
     };
     let strides: Vec<_> = g.values().iter().map(row_major).collect();
     let uses = Uses::new(g);
-    let sight = Sight { graph: g, uses: &uses, strides: &strides, free: &|_| true };
+    let (free, runs) = (&|_| true, &|_: &[_]| true);
+    let sight = Sight { graph: g, uses: &uses, strides: &strides, free, runs };
     CpuTarget::new(Machine::cpu(2, 1 << 30)).claims(&sight, NodeId(node)).unwrap().swap_remove(0)
 }
 

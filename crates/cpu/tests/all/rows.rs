@@ -38,7 +38,7 @@ proptest! {
         rows.fill(|_| f64::NAN);
         let operands = [&table, &ids, &rows].map(Tensor::operand);
         let kernel = Gather::new(&spec, operands.each_ref()).unwrap();
-        run(&kernel, &[table.clone(), ids.clone(), rows], 1, &Scalars::default(), |after| {
+        run(kernel, &[table.clone(), ids.clone(), rows], 1, &Scalars::default(), |after| {
             for at in positions(&after[2].sizes) {
                 let id = ids.get(&[at[0], at[1], 0]) as usize;
                 let missing = if id < spec.all_rows { 0.0 } else { f64::NAN };
@@ -73,7 +73,7 @@ proptest! {
         let operands = [&table, &ids, &rows].map(Tensor::operand);
         let kernel = ScatterRows::new(&spec, operands.each_ref(), how).unwrap();
         let all = [table.clone(), ids, rows];
-        run(&kernel, &all, 3, &Scalars::default(), |after| {
+        run(kernel, &all, 3, &Scalars::default(), |after| {
             for (at, wanted) in positions(&table.sizes).iter().zip(&wanted) {
                 close(after[0].get(at), *wanted, 300.0 * EPS, table.dtype, at);
             }
@@ -93,7 +93,7 @@ proptest! {
         }
         let target = Tensor::blank(rng, to, &sizes);
         let kernel = Copy::new(&sizes, &source.operand(), &target.operand()).unwrap();
-        run(&kernel, &[source.clone(), target.clone()], 1, &Scalars::default(), |after| {
+        run(kernel, &[source.clone(), target.clone()], 1, &Scalars::default(), |after| {
             for at in positions(&sizes) {
                 let exact = from == to;
                 let bound = if exact { 0.0 } else { 1e-6 };
@@ -102,7 +102,7 @@ proptest! {
             }
         });
         let fill = Fill::new(&sizes, &target.operand(), 3.0).unwrap();
-        run(&fill, &[target], 1, &Scalars::default(), |after| {
+        run(fill, &[target], 1, &Scalars::default(), |after| {
             assert!(positions(&sizes).iter().all(|at| after[0].get(at) == 3.0));
         });
     }

@@ -1,3 +1,4 @@
+use aerogel_cpu::executable::Library;
 use aerogel_cpu::kernel::{Dtype, Kernel, KernelError, Operand, Ptr, Scalars};
 use aerogel_cpu::kernels::map::Map;
 use aerogel_cpu::kernels::ops::{Binary, Unary};
@@ -168,7 +169,7 @@ proptest! {
         }
         let kernel = Map::new(&program).unwrap();
         let all: Vec<_> = inputs.iter().chain(&outputs).cloned().collect();
-        run(&kernel, &all, 2, &Scalars::default(), |after| {
+        run(kernel, &all, 2, &Scalars::default(), |after| {
             for at in positions(&sizes) {
                 let values = interpret(&program, &inputs, &at, &Scalars::default());
                 for (output, &src) in stored.iter().enumerate() {
@@ -210,7 +211,7 @@ proptest! {
             sizes.iter().zip(&reduced).map(|(&size, &gone)| if gone { 1 } else { size }).collect();
         let output = Tensor::blank(rng, Dtype::F32, &own);
         let kernel = Reduce::new(&program, 2, &reduced, &output.operand(), fold).unwrap();
-        run(&kernel, &[input.clone(), output], 1, &Scalars::default(), |after| {
+        run(kernel, &[input.clone(), output], 1, &Scalars::default(), |after| {
             let start = if fold == Fold::Sum { 0.0 } else { f64::NEG_INFINITY };
             let mut wanted = vec![(start, 1.0); own.iter().product()];
             for at in positions(&sizes) {
@@ -259,7 +260,7 @@ fn large_reductions_of_every_walk() {
             let to = at[0].min(own[0] - 1) * own[1] + at[1].min(own[1] - 1);
             wanted[to] += input.get(&at);
         }
-        run(&kernel, &[input, output], 1, &Scalars::default(), |after| {
+        run(kernel, &[input, output], 1, &Scalars::default(), |after| {
             for (at, wanted) in positions(&own).iter().zip(&wanted) {
                 let terms = (sizes[0] * sizes[1] / wanted_len(&own)) as f64;
                 close(after[1].get(at), *wanted, 4.0 * EPS * terms.sqrt().max(8.0), Dtype::F32, at);
@@ -299,7 +300,7 @@ fn every_operation_on_edge_values() {
                 Instr::Store { output: 0, src: 1 },
             ],
         };
-        run(&Map::new(&program).unwrap(), &[x, y], 1, &Scalars::default(), |after| {
+        run(Map::new(&program).unwrap(), &[x, y], 1, &Scalars::default(), |after| {
             for at in 0..9 {
                 let x = after[0].get(&[at]);
                 let wanted = f64::from(unary(op, x) as f32);
@@ -326,7 +327,7 @@ fn every_operation_on_edge_values() {
                 Instr::Store { output: 0, src: 2 },
             ],
         };
-        run(&Map::new(&program).unwrap(), &[a, b, y], 1, &Scalars::default(), |after| {
+        run(Map::new(&program).unwrap(), &[a, b, y], 1, &Scalars::default(), |after| {
             for (at, (a, b)) in pairs.into_iter().enumerate() {
                 let nan = op == Binary::Max && (a.is_nan() || b.is_nan());
                 let wanted = if nan { f64::NAN } else { binary(op, a, b) };
@@ -346,6 +347,10 @@ impl Kernel for InPlace {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         self.0.scratch_bytes(threads)
+    }
+
+    fn prepare(&mut self, library: &mut Library) {
+        self.0.prepare(library);
     }
 
     unsafe fn run(&self, pool: &Pool, ptrs: &[Ptr], scalars: &Scalars, scratch: &mut [u8]) {
@@ -389,7 +394,7 @@ fn outputs_that_share_addresses_are_written_after_the_last_read() {
         let program =
             Program { sizes: sizes.to_vec(), inputs: operands.clone(), outputs: operands, instrs };
         let kernel = InPlace(Map::new(&program).unwrap(), 3);
-        run(&kernel, &tensors, 3, &Scalars::default(), |after| {
+        run(kernel, &tensors, 3, &Scalars::default(), |after| {
             for at in positions(&sizes) {
                 let values = interpret(&program, &tensors, &at, &Scalars::default());
                 for (tensor, value) in [(0, 5), (2, 7), (1, 9)] {
@@ -419,7 +424,7 @@ fn draws_follow_the_logical_element_and_maps_run_in_place() {
     };
     let scalars =
         Scalars { seed: 11 << 33, step: 4, element: 1001, piece: 3, ..Scalars::default() };
-    run(&InPlace(Map::new(&program).unwrap(), 1), std::slice::from_ref(&x), 1, &scalars, |after| {
+    run(InPlace(Map::new(&program).unwrap(), 1), std::slice::from_ref(&x), 1, &scalars, |after| {
         for at in positions(&sizes) {
             let wanted = interpret(&program, std::slice::from_ref(&x), &at, &scalars)[4];
             assert_eq!(after[0].get(&at), wanted, "{at:?}");

@@ -65,11 +65,22 @@ impl Rules for Map {
 
     fn grad(&self, site: &GradSite<'_>, b: &mut dyn Build) -> Result<Cotangents, OpError> {
         let Some(dout) = site.douts[0] else { return Ok(vec![None; site.ins.len()]) };
+        let slopes: Vec<Option<Expr>> = (0..site.ins.len())
+            .map(|i| site.wanted[i].then(|| self.expr.derivative(i)))
+            .map(|slope| slope.filter(|s| *s != Expr::Const(0.0)))
+            .collect();
         let mut result = vec![None; site.ins.len()];
-        for (i, d) in result.iter_mut().enumerate().filter(|(i, _)| site.wanted[*i]) {
-            let slope = self.expr.derivative(i);
-            if slope != Expr::Const(0.0) {
-                *d = Some(cotangent(self, i, &slope, dout, site, b)?);
+        // Inputs that have all axes first: sums over the others may read what was made for them.
+        let is_whole =
+            |i: usize, b: &dyn Build| b.ty(site.ins[i]).axes.len() == self.out.axes.len();
+        for whole in [true, false] {
+            for i in 0..site.ins.len() {
+                let Some(slope) = slopes[i].as_ref().filter(|_| is_whole(i, b) == whole) else {
+                    continue;
+                };
+                let alike = |j: &usize| slopes[*j].as_ref() == Some(slope) && is_whole(*j, b);
+                let made = (0..site.ins.len()).find(alike).and_then(|j| result[j]);
+                result[i] = Some(cotangent(self, i, slope, dout, made, site, b)?);
             }
         }
         Ok(result)
@@ -130,12 +141,14 @@ impl Rules for Map {
     }
 }
 
-/// dout * slope, summed over the axes that the input lacks.
+/// dout * slope, summed over the axes that the input lacks; `made` is the same for an input that
+/// lacks none.
 fn cotangent(
     map: &Map,
     i: usize,
     slope: &Expr,
     dout: ValueId,
+    made: Option<ValueId>,
     site: &GradSite<'_>,
     b: &mut dyn Build,
 ) -> Result<ValueId, OpError> {
@@ -146,19 +159,23 @@ fn cotangent(
     ins.extend(used.iter().map(|&u| site.ins[u]));
     let position = |u: usize| 1 + used.iter().position(|&x| x == u).expect("u is in use");
     let expr = (Expr::In(0) * slope.renumber(&position)).simplified();
-    if missing.is_empty() {
-        let out = Type::new(site.dtypes[i], own);
-        if expr == Expr::In(0) && b.ty(dout).dtype == out.dtype {
+    let terms = |dtype: DType, axes: AxisList, b: &mut dyn Build| {
+        let out = Type::new(dtype, axes);
+        if expr == Expr::In(0) && b.ty(dout).dtype == dtype {
             return Ok(dout);
         }
-        return Ok(b.emit(Map { expr, out, cotangent: None }.into(), &ins)?[0]);
+        Ok(b.emit(Map { expr: expr.clone(), out, cotangent: None }.into(), &ins)?[0])
+    };
+    if missing.is_empty() {
+        return terms(site.dtypes[i], own, b);
     }
-    // The elements are summed in f32: rounding them first would only lose digits.
-    let terms = if expr == Expr::In(0) {
-        dout
-    } else {
-        let out = Type::new(DType::F32, map.out.axes.iter().copied());
-        b.emit(Map { expr, out, cotangent: None }.into(), &ins)?[0]
+    let all = map.out.axes.iter().copied().collect();
+    // What is stored anyway is summed as it is stored: a sum of its own digits would be a second
+    // value of the same size. Else terms are not rounded before they are summed.
+    let terms = match made {
+        Some(made) => made,
+        None if expr == Expr::In(0) => dout,
+        None => terms(DType::F32, all, b)?,
     };
     let op = Reduce { fold: Fold::Sum, over: missing, dtype: site.dtypes[i] };
     Ok(b.emit(op.into(), &[terms])?[0])

@@ -5,7 +5,7 @@ use aerogel_graph::verify::verify;
 use aerogel_graph::{Graph, Mesh, text};
 use aerogel_passes::{
     Buckets, Compute, Optimizer, Order, Partials, Shards, Share, UpdateConfig, backward, copies,
-    cut, merge, precision, section_of, update,
+    cut, precision, section_of, update,
 };
 use std::path::PathBuf;
 
@@ -68,13 +68,12 @@ fn layer() -> Graph {
 }
 
 /// Name of the golden, its input, and the pass.
-const GOLDENS: [(&str, Input, Pass); 16] = [
+const GOLDENS: [(&str, Input, Pass); 15] = [
     ("precision-f32", untied, |g| one(precision(g, Compute::F32).unwrap())),
     ("precision-bf16", untied, |g| one(precision(g, Compute::Bf16).unwrap())),
     ("precision-bf16-tied", || parse("tied.in.txt"), |g| one(precision(g, Compute::Bf16).unwrap())),
     ("backward", untied, |g| one(backward(g).unwrap())),
     ("backward-bf16", bf16, |g| one(backward(g).unwrap())),
-    ("merge", || backward(&untied()).unwrap(), |g| one(merge(g).unwrap())),
     ("tile-1", layer, |g| tile(g, 1, Order::Tree).unwrap()),
     ("tile-4", layer, |g| tile(g, 4, Order::Tree).unwrap()),
     ("tile-4-fold", layer, |g| tile(g, 4, Order::Fold).unwrap()),

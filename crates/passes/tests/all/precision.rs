@@ -86,7 +86,7 @@ fn bf16_numbers_are_near_those_of_f32() {
         for (name, tensor) in &exact {
             assert!(difference(&wide[name], tensor) <= 1e-5, "{name} in f32");
             let error = difference(&got[name], tensor);
-            let bound = if name == "loss" { 2e-3 } else { 3e-2 };
+            let bound = if name == "loss" { 2e-3 } else { 4e-2 };
             assert!(error <= bound, "{name} in bf16: {error}");
         }
         assert!(got["loss"] != wide["loss"], "bf16 rounds");

@@ -1,10 +1,11 @@
 //! The planner over whole recipes: how long it takes, how tight the arena is, what it says of it.
 
 use crate::harness::{alone, planned};
-use aerogel_graph::{Build, DType, Def, Graph, Init, ParamClass, Role, Type, ValueId};
-use aerogel_machine::{Program, Section, Step, Uses};
+use aerogel_graph::{Build, DType, Def, Graph, Init, ParamClass, Phase, Role, Type, ValueId};
+use aerogel_machine::{Account, Program, Section, Step, Uses};
 use aerogel_recipe::Recipe;
 use aerogel_train::RunPlan;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -79,6 +80,39 @@ fn a_micro_batch_grows_as_its_activations_do() {
     assert!(c / a > 1.5 && c / a < 2.05, "twice the sequences: {a} to {c}");
     let (one, two) = (four.report().state_bytes, wide.report().state_bytes);
     assert!(one >= two, "states of fewer micro-batches: {one} to {two}");
+}
+
+/// Kernels of the backward pass in the blocks, with how often the section has them.
+fn backward_of_blocks(section: &Section) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    let of_blocks = |a: &Account| a.phase == Phase::Backward && a.scope.starts_with("h.");
+    for account in section.accounts().iter().filter(|a| of_blocks(a)) {
+        *counts.entry(account.kernel).or_default() += 1;
+    }
+    counts
+}
+
+/// Where a norm's gradient joins the residual stream, its kernel adds it, though the sums of
+/// gradients over micro-batches take the gradients of gain and bias before that.
+#[test]
+fn residual_sums_of_gradients_have_no_kernel_of_their_own() {
+    let micro = ["train.batch=8", "train.micro_batch=2", "model.layers=4"];
+    for (name, also) in [
+        ("gpt2-124m.toml", "precision.compute=bf16"),
+        ("gpt2-124m.toml", "memory.recompute=block"),
+        ("cifar10-strided.toml", "precision.compute=f32"),
+    ] {
+        let plan = plan(name, 256, &[&micro[..], &[also]].concat());
+        for section in plan.program(0).sections.iter().filter(|s| s.name.starts_with("micro")) {
+            let counts = backward_of_blocks(section);
+            let count = |kernel: &str| counts.get(kernel).copied().unwrap_or(0);
+            let norms = (count("norm_grad"), count("norm_grad+map"));
+            assert_eq!(norms, (0, 8), "{name} {also} {}: {counts:?}", section.name);
+            // What is left adds up buckets: vectors and matrices of each block.
+            let sums = if section.name == "micro.0" { 0 } else { 8 };
+            assert_eq!(count("map"), sums, "{name} {also} {}: {counts:?}", section.name);
+        }
+    }
 }
 
 /// Two plannings give one program.

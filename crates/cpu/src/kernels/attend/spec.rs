@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::axes::Space;
 use crate::kernel::{Dtype, KernelError, Operand, Ptr};
 use crate::kernels::convert;
-use crate::kernels::micro::{COLS, Word};
+use crate::kernels::micro::COLS;
 use crate::kernels::pack::Factor;
 use crate::kernels::pattern::BlockList;
 use crate::simd::Simd;
@@ -173,11 +173,6 @@ impl Matrix {
 /// The next width that whole panels have.
 pub(crate) fn padded(width: usize) -> usize {
     width.next_multiple_of(COLS)
-}
-
-/// The kind of word that products of these operands are made of: bf16 if all are.
-pub(crate) fn word(dtypes: impl IntoIterator<Item = Dtype>) -> Word {
-    if dtypes.into_iter().all(|dtype| dtype == Dtype::Bf16) { Word::Bf16 } else { Word::F32 }
 }
 
 /// Lays out a worker's scratch: parts of so many 32-bit words, each from a cache line on.

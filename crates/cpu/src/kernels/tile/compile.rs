@@ -48,6 +48,32 @@ pub(super) enum What {
     },
 }
 
+impl What {
+    /// The slots that it reads, in order.
+    pub fn slots(&self) -> impl Iterator<Item = usize> + use<> {
+        let mut slots = Vec::new();
+        self.clone().rename(|slot| {
+            slots.push(slot);
+            slot
+        });
+        slots.into_iter()
+    }
+
+    /// Replaces the slots that it reads, in order.
+    pub fn rename(&mut self, mut name: impl FnMut(usize) -> usize) {
+        let [first, second, third] = match self {
+            What::Unary { a, .. } | What::Store { src: a, .. } => [Some(a), None, None],
+            What::Binary { a, b, .. } => [Some(a), Some(b), None],
+            What::Fma { a, b, c } => [Some(a), Some(b), Some(c)],
+            What::Select { cond, a, b } => [Some(cond), Some(a), Some(b)],
+            _ => [None, None, None],
+        };
+        for slot in [first, second, third].into_iter().flatten() {
+            *slot = name(*slot);
+        }
+    }
+}
+
 /// An output that a step may write in place of its register.
 #[derive(Clone, Debug)]
 pub(super) struct Direct {
