@@ -1,4 +1,6 @@
-// Batched products of any strides: C[b, m, n] = epilogue(alpha * sum over k of A[b, m, k] B[b, k, n]).
+// Batched products of any strides:
+//
+//     C[b, m, n] = epilogue(alpha * sum over k of A[b, m, k] B[b, k, n])
 //
 // Serves what needs no Hopper: mma.sync on bf16 tiles (sm_80 and up), FFMA on f32 tiles, and
 // loaders from 16-byte cp.async down to single elements for strides that are 1 nowhere.
@@ -11,10 +13,12 @@
 //     STAGES        tiles in flight
 //     EPILOGUE      <lib/NAME.cuh>, the header that defines Epi: see lib/gemm_epilogue.cuh
 //
-// Launch: grid (ceil(m / BM) * ceil(n / BN), splits, product of batch), THREADS threads, dynamic
-// shared memory SHARED_BYTES = STAGES * (BM + BN) * BK * 2, for f32 STAGES * (BM + BN + 8) * BK * 4.
-// With splits > 1, launch gemm_reduce behind it: lib/gemm_split.cuh has its grid (256 threads)
-// and the workspace.
+//     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
+//
+// Launch: grid (ceil(m / BM) * ceil(n / BN), splits, product of batch); 32 WARPS_M WARPS_N threads
+// (f32: 256); dynamic shared memory STAGES * (BM + BN) * BK * 2 bytes, for f32 tiles
+// STAGES * (BM + BN + 8) * BK * 4. With SPLIT, launch gemm_reduce behind it: lib/gemm_split.cuh has
+// its grid (256 threads) and the workspace.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -58,6 +62,10 @@ constexpr int ELEMENT_BYTES = COMPUTE_F32 ? 4 : 2;
 constexpr int A_BYTES = (BM + (COMPUTE_F32 ? 4 : 0)) * BK * ELEMENT_BYTES;
 constexpr int B_BYTES = (BN + (COMPUTE_F32 ? 4 : 0)) * BK * ELEMENT_BYTES;
 
+__device__ __forceinline__ Parts parts_of(const Gemm& g) {
+    return {g.work, g.splits, g.batch[0] * g.batch[1] * g.batch[2], g.m, g.n};
+}
+
 // What a block works on: its place in the output and its share of the slices of K.
 struct Block {
     int row, col, which, batch[3], first, last, slices;
@@ -73,11 +81,10 @@ __device__ __forceinline__ Block block_of(const Gemm& g) {
     x.row = (8 * group + place % height) * BM;
     x.col = place / height * BN;
     x.which = blockIdx.z;
-    x.batch[2] = x.which % g.batch[2];
-    x.batch[1] = x.which / g.batch[2] % g.batch[1];
-    x.batch[0] = x.which / g.batch[2] / g.batch[1];
+    batch_of(x.which, g.batch, x.batch);
     x.slices = (g.k + BK - 1) / BK;
-    const int total = x.slices * g.k_outer, share = (total + g.splits - 1) / g.splits;
+    const int total = x.slices * g.k_outer, splits = SPLIT ? g.splits : 1;
+    const int share = (total + splits - 1) / splits;
     x.first = min(total, (int)blockIdx.y * share);
     x.last = min(total, x.first + share);
     return x;
@@ -100,21 +107,19 @@ __device__ __forceinline__ void load_tile(unsigned char* tile, const Side<T>& x,
 template <int V>
 __device__ __forceinline__ void finish(const Params& p, const Block& block, const At& at,
                                        const Loads<V>& in, float (&x)[V]) {
-    if (p.gemm.splits > 1) {
-        Parts parts = {p.gemm.work, p.gemm.splits,
-                       p.gemm.batch[0] * p.gemm.batch[1] * p.gemm.batch[2], p.gemm.m, p.gemm.n};
-        store_part(parts, blockIdx.y, block.which, at, x);
-        return;
-    }
+    if constexpr (SPLIT) {
+        store_part(parts_of(p.gemm), blockIdx.y, block.which, at, x);
+    } else {
 #pragma unroll
-    for (int i = 0; i < V; i++) x[i] *= p.gemm.alpha;
-    epilogue(p.epi, at, in, x);
+        for (int i = 0; i < V; i++) x[i] *= p.gemm.alpha;
+        epilogue(p.epi, at, in, x);
+    }
 }
 
-__device__ __forceinline__ At place(const Gemm& g, const Block& block, int row, int col, int v) {
-    At at = {row, col, {block.batch[0], block.batch[1], block.batch[2]}, g.n - col};
-    at.count = row >= g.m || at.count < 0 ? 0 : at.count > v ? v : at.count;
-    return at;
+template <int V>
+__device__ __forceinline__ At place(const Gemm& g, const Block& block, int row, int col) {
+    return {row, col, {block.batch[0], block.batch[1], block.batch[2]},
+            columns_left<V>(row < g.m, col, g.n)};
 }
 
 #if COMPUTE_F32
@@ -150,11 +155,12 @@ struct Sums {
             for (int j = 0; j < ACROSS; j++) {
                 const int row = block.row + i / 4 * 64 + threadIdx.x / 16 * 4 + i % 4;
                 const int col = block.col + j * 64 + threadIdx.x % 16 * 4;
-                const At at = place(p.gemm, block, row, col, 4);
+                const At at = place<4>(p.gemm, block, row, col);
                 if (at.count == 0) continue;
-                float x[4] = {sum[i][4 * j], sum[i][4 * j + 1], sum[i][4 * j + 2], sum[i][4 * j + 3]};
+                const float* four = &sum[i][4 * j];
+                float x[4] = {four[0], four[1], four[2], four[3]};
                 Loads<4> in;
-                if (p.gemm.splits == 1) epilogue_load(p.epi, at, in);
+                if (!SPLIT) epilogue_load(p.epi, at, in);
                 ::finish<4>(p, block, at, in, x);
             }
     }
@@ -187,7 +193,7 @@ struct Sums {
             for (int i = 0; i < WARP_M / 16; i++)
 #pragma unroll
                 for (int j = 0; j < WARP_N / 8; j++)
-                    multiply_m16n8k16(sum[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
+                    multiply_m16n8k16(sum[i][j], x[i], &y[j / 2][j % 2 * 2]);
         }
     }
 
@@ -196,19 +202,19 @@ struct Sums {
 
     __device__ __forceinline__ At at(const Gemm& g, const Block& block, int call) const {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const int row = block.row + warp / WARPS_N * WARP_M + call / (WARP_N / 32) * 8 + lane / 4;
-        const int col = block.col + warp % WARPS_N * WARP_N + call % (WARP_N / 32) * 32 + lane % 4 * 8;
-        return place(g, block, row, col, 8);
+        const int down = call / (WARP_N / 32) * 8, across = call % (WARP_N / 32) * 32;
+        const int row = block.row + warp / WARPS_N * WARP_M + down + lane / 4;
+        const int col = block.col + warp % WARPS_N * WARP_N + across + lane % 4 * 8;
+        return place<8>(g, block, row, col);
     }
 
     __device__ __forceinline__ void finish(const Params& p, const Block& block) {
         constexpr int AHEAD = load_ahead<Loads<8>::WORDS>(CALLS);
-        const bool whole = p.gemm.splits == 1;
         Loads<8> in[AHEAD];
 #pragma unroll
         for (int call = 0; call < AHEAD; call++) {
             const At place = at(p.gemm, block, call);
-            if (place.count > 0 && whole) epilogue_load(p.epi, place, in[call]);
+            if (place.count > 0 && !SPLIT) epilogue_load(p.epi, place, in[call]);
         }
 #pragma unroll
         for (int call = 0; call < CALLS; call++) {
@@ -221,7 +227,7 @@ struct Sums {
             if (place.count > 0) ::finish<8>(p, block, place, in[call % AHEAD], x);
             if (call + AHEAD < CALLS) {
                 const At next = at(p.gemm, block, call + AHEAD);
-                if (next.count > 0 && whole) epilogue_load(p.epi, next, in[call % AHEAD]);
+                if (next.count > 0 && !SPLIT) epilogue_load(p.epi, next, in[call % AHEAD]);
             }
         }
     }
@@ -265,7 +271,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const __grid_constant
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
-    const Gemm& g = p.gemm;
-    Parts parts = {g.work, g.splits, g.batch[0] * g.batch[1] * g.batch[2], g.m, g.n};
-    reduce_parts(parts, g.batch, g.alpha, p.epi);
+    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
 }

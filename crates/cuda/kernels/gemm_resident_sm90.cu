@@ -12,6 +12,8 @@
 // -D  A_K, B_K   1: K is contiguous in the operand; 0: M (N) is
 //     BN         256 or 128
 //     EPILOGUE   <lib/NAME.cuh>
+//     B_PERMUTED                see lib/gemm_sm90.cuh
+//     BATCHED, N_WHOLE          see lib/gemm_epilogue.cuh; SPLIT is 0
 //
 // Launch: 384 threads; grid (walkers, ceil(n / BN), batches), where walkers = max(1, min(
 // ceil(m / 64), multiprocessors / (ceil(n / BN) * batches))); dynamic shared memory 230,400 bytes
@@ -35,21 +37,21 @@ struct Memory {
 
 __device__ __forceinline__ void produce(const Gemm& g, const Memory& at) {
     const int slices = (g.k + BOX - 1) / BOX, tiles = (g.m + BOX - 1) / BOX;
-    const Coordinates a(blockIdx.z, g.batch, g.a_batched), b(blockIdx.z, g.batch, g.b_batched);
+    const Source a(g.a, blockIdx.z, g.batch, g.a_batched), b(g.b, blockIdx.z, g.batch, g.b_batched);
     int slot = 0;
     unsigned phase = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
         for (int slice = 0; slice < slices; slice++) {
             if (tile == blockIdx.x) {
-                barrier_expect(at.panel_full + 8 * slice, PANEL_BOXES * BOX_BYTES);
+                const unsigned bar = at.panel_full + 8 * slice;
+                barrier_expect(bar, PANEL_BOXES * BOX_BYTES);
                 for (int i = 0; i < PANEL_BOXES; i++)
-                    copy_operand<B_K>(at.b(slice) + i * BOX_BYTES, g.b, at.panel_full + 8 * slice,
-                                      blockIdx.y * BN + i * BOX, slice * BOX, b);
+                    b.copy<B_K, B_PERMUTED>(at.b(slice) + i * BOX_BYTES, bar,
+                                            blockIdx.y * BN + i * BOX, slice * BOX);
             }
             barrier_wait(at.empty + 8 * slot, phase ^ 1);
             barrier_expect(at.full + 8 * slot, BOX_BYTES);
-            copy_operand<A_K>(at.ring + slot * BOX_BYTES, g.a, at.full + 8 * slot, tile * BOX,
-                              slice * BOX, a);
+            a.copy<A_K>(at.ring + slot * BOX_BYTES, at.full + 8 * slot, tile * BOX, slice * BOX);
             if (++slot == STAGES) slot = 0, phase ^= 1;
         }
 }
@@ -71,8 +73,8 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& at, int c
         }
         products_wait<0>();
         pin(sum);
-        for (int slice = 0; slice < slices; slice++)
-            if (threadIdx.x % 32 == 0) barrier_arrive(at.empty + 8 * ((turn * slices + slice) % STAGES));
+        if (threadIdx.x % 32 < slices)
+            barrier_arrive(at.empty + 8 * ((turn * slices + threadIdx.x % 32) % STAGES));
         tile.finish(sum);
     }
 }

@@ -15,11 +15,13 @@
 //     BN         256 or 128
 //     CLUSTER    1 or 2
 //     EPILOGUE   <lib/NAME.cuh>
+//     B_PERMUTED                see lib/gemm_sm90.cuh
+//     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
 //
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
 // * splits * ceil(m / (128 CLUSTER)) * ceil(n / BN); dynamic shared memory 197,632 bytes.
 // No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
-// wanted)). With splits > 1 launch gemm_reduce (256 threads) behind it.
+// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -57,17 +59,18 @@ __device__ __forceinline__ Item item_of(const Gemm& g, int item, int rank) {
     Item x;
     x.row = ((GROUP * group + place % height) * CLUSTER + rank) * BM;
     x.col = place / height * BN;
-    x.which = share_of / g.splits;
-    x.split = share_of % g.splits;
-    const int total = (g.k + BOX - 1) / BOX, share = (total + g.splits - 1) / g.splits;
-    x.first = min(total, x.split * share);
+    const int splits = SPLIT ? g.splits : 1;
+    x.which = share_of / splits;
+    x.split = share_of % splits;
+    const int total = (g.k + BOX - 1) / BOX, share = (total + splits - 1) / splits;
+    x.first = x.split * share;
     x.last = min(total, x.first + share);
     return x;
 }
 
 __device__ __forceinline__ int items_of(const Gemm& g) {
-    return g.batch[0] * g.batch[1] * g.batch[2] * g.splits * ((g.m + BM * CLUSTER - 1) / (BM * CLUSTER)) *
-           ((g.n + BN - 1) / BN);
+    const int down = (g.m + BM * CLUSTER - 1) / (BM * CLUSTER), across = (g.n + BN - 1) / BN;
+    return g.batch[0] * g.batch[1] * g.batch[2] * (SPLIT ? g.splits : 1) * down * across;
 }
 
 struct Ring {
@@ -94,23 +97,19 @@ __device__ __forceinline__ void produce(const Gemm& g, const Ring& ring, int ran
     Slot slot;
     for (int i = blockIdx.x / CLUSTER; i < items_of(g); i += gridDim.x / CLUSTER) {
         const Item x = item_of(g, i, rank);
-        const Coordinates a(x.which, g.batch, g.a_batched), b(x.which, g.batch, g.b_batched);
+        const Source a(g.a, x.which, g.batch, g.a_batched), b(g.b, x.which, g.batch, g.b_batched);
         for (int slice = x.first; slice < x.last; slice++, slot.next()) {
             barrier_wait<(CLUSTER > 1)>(ring.is_empty(slot), slot.phase ^ 1);
             const unsigned bar = ring.is_full(slot);
             barrier_expect(bar, SLOT_BYTES);
 #pragma unroll
             for (int box = 0; box < BM / BOX; box++)
-                copy_operand<A_K>(ring.a(slot) + box * BOX_BYTES, g.a, bar, x.row + box * BOX,
-                                  slice * BOX, a);
+                a.copy<A_K>(ring.a(slot) + box * BOX_BYTES, bar, x.row + box * BOX, slice * BOX);
 #pragma unroll
-            for (int i = 0; i < B_BOXES; i++) {
-                const int box = rank * B_BOXES + i, col = x.col + box * BOX;
-                const unsigned to = ring.b(slot) + box * BOX_BYTES;
-                if constexpr (CLUSTER == 1)
-                    copy_operand<B_K>(to, g.b, bar, col, slice * BOX, b);
-                else
-                    copy_operand_to<B_K>((1 << CLUSTER) - 1, to, g.b, bar, col, slice * BOX, b);
+            for (int j = 0; j < B_BOXES; j++) {
+                const int box = rank * B_BOXES + j;
+                b.copy<B_K, B_PERMUTED>(ring.b(slot) + box * BOX_BYTES, bar, x.col + box * BOX,
+                                        slice * BOX, CLUSTER == 1 ? 0 : (1 << CLUSTER) - 1);
             }
         }
     }
@@ -180,7 +179,5 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
-    const Gemm& g = p.gemm;
-    Parts parts = {g.work, g.splits, g.batch[0] * g.batch[1] * g.batch[2], g.m, g.n};
-    reduce_parts(parts, g.batch, g.alpha, p.epi);
+    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
 }

@@ -20,7 +20,7 @@ struct Loads {
 
 template <int V>
 __device__ __forceinline__ void epilogue_load(const Epi& e, const At& at, Loads<V>& in) {
-    in.in0.load(e.in0 + e.at_in0.offset(at), at.count);
+    in.in0.load(e.in0 + e.at_in0.offset<1>(at), at.count);
 }
 
 template <int V>
@@ -32,6 +32,6 @@ __device__ __forceinline__ void epilogue(const Epi& e, const At& at, const Loads
         x[i] = x[i] + in.in0[i];
         y[i] = gelu(x[i]);
     }
-    store(e.out0 + e.at_out0.offset(at), at.count, x);
-    store(e.out1 + e.at_out1.offset(at), at.count, y);
+    store(e.out0 + e.at_out0.offset<1>(at), at.count, x);
+    store(e.out1 + e.at_out1.offset<1>(at), at.count, y);
 }

@@ -19,7 +19,21 @@
 // - `Loads<V>::WORDS` is the number of 32-bit registers of a Loads; it decides how far ahead.
 // - The host passes Params = { core, Epi }, so Epi is plain C: pointers, 64-bit, then 32-bit.
 // - Every element is seen exactly once, in any order, by any thread.
+//
+// The kernels are compiled for what the host knows, so that the text carries no dead paths:
+// -DBATCHED=0: one batch (batch indices are 0); -DN_WHOLE=1: n is a multiple of 8 (count is V);
+// -DSPLIT=1: a block writes parts of sums, and the epilogue runs in gemm_reduce alone.
 #pragma once
+
+#ifndef BATCHED
+#define BATCHED 1
+#endif
+#ifndef N_WHOLE
+#define N_WHOLE 0
+#endif
+#ifndef SPLIT
+#define SPLIT 0
+#endif
 
 typedef unsigned short bf16;
 typedef unsigned u32;
@@ -142,11 +156,28 @@ __device__ __forceinline__ void store(float* p, int count, const float (&x)[V]) 
 struct Strides {
     i64 batch[3], row, col;
 
+    // For the column stride COL, which is known when the text is generated: 1, 0, or -1 for
+    // whatever `col` says.
+    template <int COL = -1>
     __device__ __forceinline__ i64 offset(const At& at) const {
         return at.batch[0] * batch[0] + at.batch[1] * batch[1] + at.batch[2] * batch[2] +
-               at.row * row + at.col * col;
+               at.row * row + at.col * (COL < 0 ? col : COL);
     }
 };
+
+// The indices along the batch axes of a number that counts through them.
+__device__ __forceinline__ void batch_of(int which, const int (&sizes)[3], int (&batch)[3]) {
+    batch[2] = BATCHED ? which % sizes[2] : 0;
+    batch[1] = BATCHED ? which / sizes[2] % sizes[1] : 0;
+    batch[0] = BATCHED ? which / sizes[2] / sizes[1] : 0;
+}
+
+// How many of V columns from `col` on exist, if the row does.
+template <int V>
+__device__ __forceinline__ int columns_left(bool row_exists, int col, int n) {
+    if (!row_exists || col >= n) return 0;
+    return N_WHOLE || n - col >= V ? V : n - col;
+}
 
 // How many calls ahead epilogue_load runs, of `calls`: about 32 registers' worth.
 template <int WORDS>

@@ -25,6 +25,18 @@ struct Params {
 
 static_assert(sizeof(Gemm) == 320, "the host writes this layout");
 
+// -DB_PERMUTED=1 (with B_K = 1, B without batch axes, n a multiple of 32): the tensor map of B has
+// the axes {k, 2, 4, 4, n / 32} with the strides of n {1, 8, 2, 32} and the box {64, 2, 4, 4, 2}.
+// Row 8 j + 2 q + e of a box then holds column 32 (j / 4) + 8 q + 2 (j % 4) + e of B, so that lane q
+// of a quad has 8 consecutive columns in its sums, and nothing is left to exchange between lanes.
+#ifndef B_PERMUTED
+#define B_PERMUTED 0
+#endif
+
+__device__ __forceinline__ Parts parts_of(const Gemm& g) {
+    return {g.work, g.splits, g.batch[0] * g.batch[1] * g.batch[2], g.m, g.n};
+}
+
 // A warpgroup's 64 rows by COLS columns on their way out; call c makes 8 rows by 32 columns of
 // each warp, 8 columns of a row in each lane.
 template <int COLS>
@@ -40,22 +52,18 @@ struct Tile {
         const int thread = threadIdx.x % 128, lane = thread % 32;
         row = row0 + thread / 32 * 16 + lane / 4;
         col = col0 + lane % 4 * 8;
-        const int(&sizes)[3] = p.gemm.batch;
-        batch[2] = which % sizes[2];
-        batch[1] = which / sizes[2] % sizes[1];
-        batch[0] = which / sizes[2] / sizes[1];
+        batch_of(which, p.gemm.batch, batch);
     }
 
     __device__ __forceinline__ At at(int call) const {
-        At x = {row + call % 2 * 8, col + call / 2 * 32, {batch[0], batch[1], batch[2]}, 0};
-        const int left = p.gemm.n - (int)x.col;
-        x.count = x.row >= p.gemm.m || left < 0 ? 0 : left > 8 ? 8 : left;
-        return x;
+        const int r = row + call % 2 * 8, c = col + call / 2 * 32;
+        return {r, c, {batch[0], batch[1], batch[2]},
+                columns_left<8>(r < p.gemm.m, c, p.gemm.n)};
     }
 
     __device__ __forceinline__ void load(int call) {
         const At x = at(call);
-        if (x.count > 0 && p.gemm.splits == 1) epilogue_load(p.epi, x, in[call % AHEAD]);
+        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, in[call % AHEAD]);
     }
 
     // To be called early: these reads overlap the product.
@@ -70,14 +78,11 @@ struct Tile {
             float x[8];
 #pragma unroll
             for (int t = 0; t < 8; t++) x[t] = sum[call / 2 * 16 + t / 2 * 4 + call % 2 * 2 + t % 2];
-            quad_transpose(x);
+            if (!B_PERMUTED) quad_transpose(x);
             const At place = at(call);
             if (place.count > 0) {
-                if (p.gemm.splits > 1) {
-                    const int(&sizes)[3] = p.gemm.batch;
-                    Parts parts = {p.gemm.work, p.gemm.splits, sizes[0] * sizes[1] * sizes[2],
-                                   p.gemm.m, p.gemm.n};
-                    store_part(parts, split, which, place, x);
+                if constexpr (SPLIT) {
+                    store_part(parts_of(p.gemm), split, which, place, x);
                 } else {
 #pragma unroll
                     for (int t = 0; t < 8; t++) x[t] *= p.gemm.alpha;
@@ -89,31 +94,30 @@ struct Tile {
     }
 };
 
-// Batch coordinates of an operand.
-struct Coordinates {
+// Where an operand is copied from: its map, and the batch coordinates.
+struct Source {
+    const TensorMap& map;
     int batch[3];
 
-    __device__ __forceinline__ Coordinates(int which, const int (&sizes)[3], const int (&has)[3]) {
-        batch[2] = which % sizes[2] * has[2];
-        batch[1] = which / sizes[2] % sizes[1] * has[1];
-        batch[0] = which / sizes[2] / sizes[1] * has[0];
+    __device__ __forceinline__ Source(const TensorMap& m, int which, const int (&sizes)[3],
+                                      const int (&has)[3])
+        : map(m) {
+        batch_of(which, sizes, batch);
+#pragma unroll
+        for (int i = 0; i < 3; i++) batch[i] *= has[i];
+    }
+
+    // The 64 x 64 from index `side` of M or N and `depth` of K on, to each of `blocks` (0: here).
+    template <bool K_CONTIGUOUS, bool PERMUTED = false>
+    __device__ __forceinline__ void copy(unsigned to, unsigned bar, int side, int depth,
+                                         unsigned short blocks = 0) const {
+        const int inner = K_CONTIGUOUS ? depth : side, outer = K_CONTIGUOUS ? side : depth;
+        if constexpr (PERMUTED)
+            copy_box(to, map, bar, depth, 0, 0, 0, side / 32, blocks);
+        else
+            copy_box(to, map, bar, inner, outer, batch[2], batch[1], batch[0], blocks);
     }
 };
-
-// The 64 x 64 of an operand from index `side` of M or N and `depth` of K.
-template <bool K_CONTIGUOUS>
-__device__ __forceinline__ void copy_operand(unsigned to, const TensorMap& map, unsigned bar,
-                                             int side, int depth, const Coordinates& at) {
-    copy_box(to, map, bar, K_CONTIGUOUS ? depth : side, K_CONTIGUOUS ? side : depth, at.batch);
-}
-
-template <bool K_CONTIGUOUS>
-__device__ __forceinline__ void copy_operand_to(unsigned short blocks, unsigned to,
-                                                const TensorMap& map, unsigned bar, int side,
-                                                int depth, const Coordinates& at) {
-    copy_box_to(blocks, to, map, bar, K_CONTIGUOUS ? depth : side, K_CONTIGUOUS ? side : depth,
-                at.batch);
-}
 
 // Issues sum += A B over the 64 of K that lie in one box of A and COLS / 64 boxes of B.
 template <bool LEFT_K, bool RIGHT_K, int SUMS>

@@ -34,10 +34,8 @@ __device__ __forceinline__ void reduce_parts(const Parts& parts, const int (&bat
     At at;
     at.row = id % each / vectors;
     at.col = id % vectors * 8;
-    at.batch[2] = which % batch[2];
-    at.batch[1] = which / batch[2] % batch[1];
-    at.batch[0] = which / batch[2] / batch[1];
-    at.count = (int)(parts.n - at.col < 8 ? parts.n - at.col : 8);
+    batch_of(which, batch, at.batch);
+    at.count = columns_left<8>(true, (int)at.col, parts.n);
     Loads<8> in;
     epilogue_load(epi, at, in);
     float sum[8] = {};

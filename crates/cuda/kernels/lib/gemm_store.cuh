@@ -14,6 +14,8 @@
 #define ACCUMULATE 0
 #endif
 
+constexpr int C_COL = C_WIDE ? 1 : -1;
+
 #if C_BF16
 typedef bf16 CType;
 #else
@@ -34,7 +36,7 @@ struct Loads {
 template <int V>
 __device__ __forceinline__ void epilogue_load(const Epi& e, const At& at, Loads<V>& in) {
 #if ACCUMULATE
-    const CType* p = e.c + e.at_c.offset(at);
+    const CType* p = e.c + e.at_c.offset<C_COL>(at);
     if (C_WIDE)
         in.c.load(p, at.count);
     else
@@ -49,7 +51,7 @@ __device__ __forceinline__ void epilogue(const Epi& e, const At& at, const Loads
 #pragma unroll
     for (int i = 0; i < V; i++) x[i] += in.c[i];
 #endif
-    CType* p = e.c + e.at_c.offset(at);
+    CType* p = e.c + e.at_c.offset<C_COL>(at);
     if (C_WIDE)
         store(p, at.count, x);
     else

@@ -83,11 +83,11 @@ __device__ __forceinline__ void load_b(unsigned (&x)[4], unsigned tile, int n, i
 }
 
 // c[0], c[1]: row lane / 4, columns 2 (lane % 4) and the next; c[2], c[3]: eight rows below.
-__device__ __forceinline__ void multiply_m16n8k16(float* c, const unsigned (&a)[4], unsigned b0,
-                                                  unsigned b1) {
+__device__ __forceinline__ void multiply_m16n8k16(float (&c)[4], const unsigned (&a)[4],
+                                                  const unsigned* b) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

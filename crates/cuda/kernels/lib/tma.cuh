@@ -68,28 +68,24 @@ __device__ __forceinline__ void barrier_wait(unsigned bar, unsigned parity) {
     }
 }
 
-// Copies one box of a rank-5 tensor to shared memory. All maps have rank 5: the two axes of a
-// matrix, innermost first, then the batch axes.
-__device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, unsigned bar, int inner,
-                                         int outer, const int (&batch)[3]) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
-        "l"(&map), "r"(bar), "r"(inner), "r"(outer), "r"(batch[2]), "r"(batch[1]), "r"(batch[0])
-        : "memory");
-}
-
-// The same to all blocks of the cluster that `blocks` has a bit for, each at this offset and
-// completing on its own barrier at this offset.
-__device__ __forceinline__ void copy_box_to(unsigned short blocks, unsigned to,
-                                            const TensorMap& map, unsigned bar, int inner,
-                                            int outer, const int (&batch)[3]) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(to),
-        "l"(&map), "r"(bar), "r"(inner), "r"(outer), "r"(batch[2]), "r"(batch[1]), "r"(batch[0]),
-        "h"(blocks)
-        : "memory");
+// Copies one box of a rank-5 tensor from these coordinates, innermost first, to shared memory.
+// With `blocks` it goes to all blocks of the cluster that this has a bit for, each at this offset
+// and completing on its own barrier at this offset.
+__device__ __forceinline__ void copy_box(unsigned to, const TensorMap& map, unsigned bar, int c0,
+                                         int c1, int c2, int c3, int c4,
+                                         unsigned short blocks = 0) {
+    if (blocks == 0)
+        asm volatile(
+            "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+            "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+            "l"(&map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+            : "memory");
+    else
+        asm volatile(
+            "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+            ".multicast::cluster [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(to),
+            "l"(&map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "h"(blocks)
+            : "memory");
 }
 
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
