@@ -1,4 +1,4 @@
-// Products on Hopper: wgmma fed by tensor copies, for bf16 operands of which one axis is contiguous.
+// Products on Hopper: wgmma fed by tensor copies, for bf16 operands with a contiguous axis.
 //
 // A persistent block of three warpgroups makes tiles of 128 x BN of C. One warp of the first keeps
 // a ring of slices (64 of K) of both operands filled, across tiles; the other two warpgroups own
@@ -147,8 +147,8 @@ __device__ __forceinline__ void leave() {
     if constexpr (CLUSTER > 1) cluster_sync();
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128 * (1 + CONSUMERS), 1)
-    gemm(const __grid_constant__ Params p) {
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
+    __launch_bounds__(128 * (1 + CONSUMERS), 1) gemm(const __grid_constant__ Params p) {
     extern __shared__ unsigned char shared[];
     __shared__ Barrier full[STAGES], empty[STAGES];
     const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;

@@ -11,12 +11,13 @@ one() {
     report=$(cd "$3/../kernels" && nice python3 "$2" "$file" --arch "$arch" $defs \
         -o "$4/$name.cubin" 2>&1) || { echo "$name: $report"; exit 255; }
     echo "$report" > "$4/$name.log"
-    if echo "$report" | grep -q "bytes stack frame" &&
-        echo "$report" | grep "bytes stack frame" | grep -qv " 0 bytes stack frame, 0 bytes spill"; then
+    if echo "$report" | grep "bytes stack frame" | grep -qv " 0 bytes stack frame, 0 bytes spill"
+    then
         echo "$name spills"
         exit 255
     fi
 }
 export -f one
-xargs -P "${JOBS:-2}" -d '\n' -I{} bash -c 'one "$1" "$2" "$3" "$4"' _ {} "$compiler" "$here" "$(cd "$out" && pwd)" < "$out/list"
+xargs -P "${JOBS:-2}" -d '\n' -I{} bash -c 'one "$@"' _ {} "$compiler" "$here" \
+    "$(cd "$out" && pwd)" < "$out/list"
 echo "$(wc -l < "$out/list") variants, no spills"

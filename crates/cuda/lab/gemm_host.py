@@ -10,8 +10,8 @@ import struct
 
 import torch
 
-PROCESSORS = 132  # what splits are planned for: a constant, so that bits do not depend on the device
-ZERO = [0, 0, 0]
+# What splits are planned for: a constant, so that bits do not depend on the device.
+PROCESSORS = 132
 
 _driver = None
 
@@ -69,7 +69,7 @@ class Launch:
 
 
 def tensor_map(address, sizes, strides, box):
-    """bf16, swizzle of 128 bytes, zeros out of bounds; sizes and strides (elements) innermost first."""
+    """bf16, swizzle of 128 bytes, zeros out of bounds; sizes and strides (elements) from inside."""
     space = ctypes.create_string_buffer(128 + 64)
     at = (ctypes.addressof(space) + 63) // 64 * 64
     u64, u32 = ctypes.c_uint64 * 5, ctypes.c_uint32 * 5
@@ -136,11 +136,11 @@ def best_split(tiles, slices, m, n, k):
 
 
 def reduce_grid(batches, m, n):
-    return (-(-batches * m * -(-n // 8) // 256), 1, 1)
+    return (-(-batches * m * -(-n // 8) // 64), 1, 1)
 
 
 def general(module, defs, a, b, epi, alpha=1.0, splits=1, k_outer=1):
-    """Calls of gemm.cu for a [b0,b1,b2,m,k], b [b0,b1,b2,n,k]; k = (outer, inner) if k_outer > 1."""
+    """Calls of gemm.cu for a [b0, b1, b2, m, k], b [b0, b1, b2, n, k]; k may be (outer, inner)."""
     batch = [max(x, y) for x, y in zip(a.shape[:3], b.shape[:3])]
     m, n = a.shape[3], b.shape[3]
     k = a.shape[-1]

@@ -40,10 +40,10 @@ def graph_ms(calls_of_set, sets, repeats=None):
     return statistics.median(times)
 
 
-def row(name, variant, ms, torch_ms, flops, size, err=None):
-    print(f"{name:<34}{variant:<22}{ms:8.4f} ms {flops / ms / 1e9:7.1f} TF "
-          f"{size / ms / 1e6:7.0f} GB/s  torch {torch_ms:8.4f} ms  x{torch_ms / ms:5.2f}"
-          + (f"  err {err:.1e}" if err is not None else ""), flush=True)
+def row(name, variant, ms, torch_ms, flops, size, err):
+    print(f"{name:<26}{variant:<20}{ms:8.4f} ms {flops / ms / 1e9:6.1f} TF "
+          f"{size / ms / 1e6:5.0f} GB/s  torch {torch_ms:7.4f} ms x{torch_ms / ms:5.2f}  "
+          f"err {err:.1e}", flush=True)
 
 
 def five(x):
@@ -67,8 +67,8 @@ class Shape:
         rows = torch.randint(0, self.m, (rows,), device="cuda")
         return rows, self.a[0][rows].double() @ self.b[0].double().T
 
-    def time(self, folder, variants, out_type, extra, torch_call, check=None, size=None, split=False):
-        """`extra(i, out)` gives the operands of the epilogue of set i, the last being the output."""
+    def time(self, folder, variants, out_type, extra, torch_call, check=None, size=None):
+        """`extra(i, out)`: the operands of the epilogue of set i, of which the last is the output."""
         outs = [torch.zeros(self.m, self.n, device="cuda", dtype=out_type)
                 for _ in range(self.sets)]
         torch_ms = graph_ms(torch_call, self.sets)
@@ -84,8 +84,8 @@ class Shape:
                     made, work = general(module, defs, a, b, epi)
                 else:
                     tiles = -(-self.m // 128) * -(-self.n // defs["BN"])
-                    wanted = best_split(tiles, -(-self.k // 64), self.m, self.n, self.k) \
-                        if defs.get("SPLIT") else 1
+                    best = best_split(tiles, -(-self.k // 64), self.m, self.n, self.k)
+                    wanted = max(2, best) if defs.get("SPLIT") else 1
                     made, work = hopper(module, defs, a, b, epi, wanted=wanted)
                 calls.append(made)
                 keep.append(work)
@@ -97,13 +97,14 @@ class Shape:
                 wanted_rows = check(wanted_rows, rows)
             err = error(outs[0][rows], wanted_rows)
             ms = graph_ms(lambda i: [call() for call in calls[i]], self.sets)
-            label = variant + (f" /{len(calls[0]) > 1 and keep[0].numel() // (self.m * self.n)}"
-                               if len(calls[0]) > 1 else "")
+            label = variant
+            if keep[0] is not None:
+                label += f" /{keep[0].numel() // (self.m * self.n)}"
             row(self.title, label, ms, torch_ms, self.flops, size, err)
 
 
-def plain(folder, title, m, n, k, variants, a_form="k", b_form="k", out_type=torch.bfloat16,
-          sets=SETS):
+def plain(folder, title, m, n, k, variants, a_form="k", b_form="k",
+          out_type=torch.bfloat16, sets=SETS):
     s = Shape(title, m, n, k, a_form, b_form, sets)
     places = [torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
     size = 2 * (m * k + n * k) + m * n * (2 if out_type == torch.bfloat16 else 8)
@@ -126,11 +127,12 @@ def times_flagship(folder):
         plain(folder, f"y {m}x{n}x256", m, n, 256,
               ["resident_permuted", "resident_11", "ring1_permuted", "ring2_permuted"])
     for k in (512, 1024):
-        plain(folder, f"y {m}x256x{k}", m, 256, k, both("permuted", "11"))
+        plain(folder, f"y {m}x256x{k}", m, 256, k, both("permuted", "permuted_128", "11"))
     plain(folder, f"dx {m}x1024x256", m, 1024, 256, ["resident_10"] + both("10"), b_form="n")
     plain(folder, f"dx {m}x256x1024", m, 256, 1024, both("10", "10_128"), b_form="n")
     for rows, cols in ((256, 256), (768, 256), (1024, 256), (256, 1024)):
-        plain(folder, f"dw {rows}x{cols}x{m}", rows, cols, m, both("split"), "m", "n", torch.float32)
+        plain(folder, f"dw {rows}x{cols}x{m}", rows, cols, m, both("split"), "m", "n",
+              torch.float32)
 
     s = Shape(f"bias gelu {m}x1024x256", m, 1024, 256)
     bias = bf16(1, 1024)
@@ -168,4 +170,5 @@ def times_gpt2(folder):
 
 def times_square(folder):
     for n in (4096, 8192):
-        plain(folder, f"{n}^3", n, n, n, both("permuted", "11", "10") + ["mma_time"], sets=2)
+        plain(folder, f"{n}^3", n, n, n, both("permuted", "11") + ["mma_time"], sets=2)
+        plain(folder, f"{n}^3 b n-major", n, n, n, both("10"), b_form="n", sets=2)

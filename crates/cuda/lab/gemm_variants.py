@@ -53,6 +53,8 @@ for c in (1, 2):
                 add(f"ring{c}_{bn}_{a}{b}", "gemm_sm90.cu", A_K=a, B_K=b, BN=bn, CLUSTER=c)
     LEAN = dict(CLUSTER=c, BATCHED=0, N_WHOLE=1)
     add(f"ring{c}_permuted", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1, C_BF16=1)
+    add(f"ring{c}_permuted_128", "gemm_sm90.cu", A_K=1, B_K=1, BN=128, **LEAN, B_PERMUTED=1,
+        C_BF16=1)
     add(f"ring{c}_11", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, C_BF16=1)
     add(f"ring{c}_10", "gemm_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN, C_BF16=1)
     add(f"ring{c}_10_128", "gemm_sm90.cu", A_K=1, B_K=0, BN=128, **LEAN, C_BF16=1)

@@ -27,8 +27,8 @@ static_assert(sizeof(Gemm) == 320, "the host writes this layout");
 
 // -DB_PERMUTED=1 (with B_K = 1, B without batch axes, n a multiple of 32): the tensor map of B has
 // the axes {k, 2, 4, 4, n / 32} with the strides of n {1, 8, 2, 32} and the box {64, 2, 4, 4, 2}.
-// Row 8 j + 2 q + e of a box then holds column 32 (j / 4) + 8 q + 2 (j % 4) + e of B, so that lane q
-// of a quad has 8 consecutive columns in its sums, and nothing is left to exchange between lanes.
+// Row 8 j + 2 q + e of a box then holds column 32 (j / 4) + 8 q + 2 (j % 4) + e of B, so that lane
+// q of a quad has 8 consecutive columns in its sums, and lanes have nothing to exchange.
 #ifndef B_PERMUTED
 #define B_PERMUTED 0
 #endif
@@ -47,7 +47,8 @@ struct Tile {
     int row, col, which, split, batch[3];
     Loads<8> in[AHEAD];
 
-    __device__ __forceinline__ Tile(const Params& params, int row0, int col0, int which_, int split_)
+    __device__ __forceinline__ Tile(const Params& params, int row0, int col0, int which_,
+                                    int split_)
         : p(params), which(which_), split(split_) {
         const int thread = threadIdx.x % 128, lane = thread % 32;
         row = row0 + thread / 32 * 16 + lane / 4;
@@ -77,7 +78,8 @@ struct Tile {
         for (int call = 0; call < CALLS; call++) {
             float x[8];
 #pragma unroll
-            for (int t = 0; t < 8; t++) x[t] = sum[call / 2 * 16 + t / 2 * 4 + call % 2 * 2 + t % 2];
+            for (int t = 0; t < 8; t++)
+                x[t] = sum[call / 2 * 16 + t / 2 * 4 + call % 2 * 2 + t % 2];
             if (!B_PERMUTED) quad_transpose(x);
             const At place = at(call);
             if (place.count > 0) {
@@ -119,10 +121,11 @@ struct Source {
     }
 };
 
-// Issues sum += A B over the 64 of K that lie in one box of A and COLS / 64 boxes of B.
+// Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
 template <bool LEFT_K, bool RIGHT_K, int SUMS>
 __device__ __forceinline__ void multiply_box(float (&sum)[SUMS], unsigned a, unsigned b, bool add) {
-    const unsigned long long left = matrix_descriptor<LEFT_K>(a), right = matrix_descriptor<RIGHT_K>(b);
+    const unsigned long long left = matrix_descriptor<LEFT_K>(a);
+    const unsigned long long right = matrix_descriptor<RIGHT_K>(b);
     products_begin();
 #pragma unroll
     for (int k = 0; k < BOX / 16; k++)

@@ -24,30 +24,55 @@ __device__ __forceinline__ void store_part(const Parts& parts, int split, int ba
     store(parts.at(split, batch, at.row, at.col), V, x);
 }
 
-// One thread per 8 columns of a row; grid: cover batches * m * ceil(n / 8) threads.
+// A block of 256 threads finishes 64 vectors of 8 columns: four groups of 64 threads sum a quarter
+// of the parts each, in order, and the first adds the quarters, ((0 + 1) + (2 + 3)).
+// Grid: ceil(batches * m * ceil(n / 8) / 64).
 __device__ __forceinline__ void reduce_parts(const Parts& parts, const int (&batch)[3],
                                              float alpha, const Epi& epi) {
+    __shared__ float4 quarters[3][2][64];
+    const int lane = threadIdx.x % 64, quarter = threadIdx.x / 64;
     const i64 vectors = (parts.n + 7) / 8, each = parts.m * vectors;
-    i64 id = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (id >= each * parts.batches) return;
-    int which = (int)(id / each);
+    const i64 id = (i64)blockIdx.x * 64 + lane;
+    const bool here = id < each * parts.batches;
+    const int which = here ? (int)(id / each) : 0;
     At at;
     at.row = id % each / vectors;
     at.col = id % vectors * 8;
     batch_of(which, batch, at.batch);
-    at.count = columns_left<8>(true, (int)at.col, parts.n);
+    at.count = here ? columns_left<8>(true, (int)at.col, parts.n) : 0;
     Loads<8> in;
-    epilogue_load(epi, at, in);
+    if (at.count > 0 && quarter == 0) epilogue_load(epi, at, in);
+
     float sum[8] = {};
-    const float* p = parts.at(0, which, at.row, at.col);
+    const int share = (parts.splits + 3) / 4, first = quarter * share;
+    const int count = here ? min(share, parts.splits - first) : 0;
+    const float* p = parts.at(first, which, at.row, at.col);
     const i64 step = (i64)parts.batches * parts.m * parts.row_floats();
 #pragma unroll 8
-    for (int split = 0; split < parts.splits; split++, p += step) {
+    for (int split = 0; split < count; split++, p += step) {
         float4 low = *(const float4*)p, high = *(const float4*)(p + 4);
         sum[0] += low.x, sum[1] += low.y, sum[2] += low.z, sum[3] += low.w;
         sum[4] += high.x, sum[5] += high.y, sum[6] += high.z, sum[7] += high.w;
     }
+    if (quarter > 0) {
+        quarters[quarter - 1][0][lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        quarters[quarter - 1][1][lane] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+    }
+    __syncthreads();
+    if (quarter > 0 || at.count == 0) return;
+    float rest[3][8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) sum[i] = i < at.count ? alpha * sum[i] : 0.0f;
+    for (int i = 0; i < 3; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 four = quarters[i][half][lane];
+            rest[i][4 * half] = four.x, rest[i][4 * half + 1] = four.y;
+            rest[i][4 * half + 2] = four.z, rest[i][4 * half + 3] = four.w;
+        }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float total = (sum[i] + rest[0][i]) + (rest[1][i] + rest[2][i]);
+        sum[i] = i < at.count ? alpha * total : 0.0f;
+    }
     epilogue(epi, at, in, sum);
 }
