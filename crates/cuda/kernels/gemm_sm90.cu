@@ -99,7 +99,7 @@ __device__ __forceinline__ void produce(const Gemm& g, const Ring& ring, int ran
         const Item x = item_of(g, i, rank);
         const Source a(g.a, x.which, g.batch, g.a_batched), b(g.b, x.which, g.batch, g.b_batched);
         for (int slice = x.first; slice < x.last; slice++, slot.next()) {
-            barrier_wait<(CLUSTER > 1)>(ring.is_empty(slot), slot.phase ^ 1);
+            barrier_wait(ring.is_empty(slot), slot.phase ^ 1);
             const unsigned bar = ring.is_full(slot);
             barrier_expect(bar, SLOT_BYTES);
 #pragma unroll

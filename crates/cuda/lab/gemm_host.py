@@ -31,6 +31,10 @@ def check(code, what):
         raise RuntimeError(f"{what}: {name.value.decode() if name.value else code}")
 
 
+class MapError(Exception):
+    """The driver refuses a tensor map."""
+
+
 class Module:
     """A cubin with the entries `gemm` and, unless it cannot split, `gemm_reduce`."""
 
@@ -78,7 +82,8 @@ def tensor_map(address, sizes, strides, box):
         (ctypes.c_uint64 * 4)(*[2 * s for s in strides[1:]]), u32(*box), u32(1, 1, 1, 1, 1),
         0, 3, 2, 0,
     )
-    check(code, f"tensor map of sizes {sizes}, strides {strides}")
+    if code != 0:
+        raise MapError(f"tensor map refused ({code}): sizes {sizes}, strides {strides}, box {box}")
     return ctypes.string_at(at, 128)
 
 

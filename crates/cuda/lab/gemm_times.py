@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from gemm_cases import error, gelu_parts
-from gemm_host import best_split, epilogue_params, general, hopper, load
+from gemm_host import MapError, best_split, epilogue_params, general, hopper, load
 from gemm_variants import VARIANTS
 
 SETS = 3  # rotating buffers
@@ -74,33 +74,39 @@ class Shape:
         torch_ms = graph_ms(torch_call, self.sets)
         size = size or 2 * (self.m * self.k + self.n * self.k) + outs[0].nbytes
         for variant in variants:
-            file, defs = VARIANTS[variant]
-            module = load(folder, variant, file, defs)
-            calls, keep = [], []
-            for i in range(self.sets):
-                epi = epilogue_params([five(x) for x in extra(i, outs[i])])
-                a, b = five(self.a[i]), five(self.b[i])
-                if file == "gemm.cu":
-                    made, work = general(module, defs, a, b, epi)
-                else:
-                    tiles = -(-self.m // 128) * -(-self.n // defs["BN"])
-                    best = best_split(tiles, -(-self.k // 64), self.m, self.n, self.k)
-                    wanted = max(2, best) if defs.get("SPLIT") else 1
-                    made, work = hopper(module, defs, a, b, epi, wanted=wanted)
-                calls.append(made)
-                keep.append(work)
-            outs[0].zero_()
-            for call in calls[0]:
-                call()
-            rows, wanted_rows = self.reference()
-            if check is not None:
-                wanted_rows = check(wanted_rows, rows)
-            err = error(outs[0][rows], wanted_rows)
-            ms = graph_ms(lambda i: [call() for call in calls[i]], self.sets)
-            label = variant
-            if keep[0] is not None:
-                label += f" /{keep[0].numel() // (self.m * self.n)}"
-            row(self.title, label, ms, torch_ms, self.flops, size, err)
+            try:
+                self.time_one(folder, variant, outs, extra, torch_ms, check, size)
+            except MapError as refusal:
+                print(f"{self.title} {variant}: {refusal}", flush=True)
+
+    def time_one(self, folder, variant, outs, extra, torch_ms, check, size):
+        file, defs = VARIANTS[variant]
+        module = load(folder, variant, file, defs)
+        calls, keep = [], []
+        for i in range(self.sets):
+            epi = epilogue_params([five(x) for x in extra(i, outs[i])])
+            a, b = five(self.a[i]), five(self.b[i])
+            if file == "gemm.cu":
+                made, work = general(module, defs, a, b, epi)
+            else:
+                tiles = -(-self.m // 128) * -(-self.n // defs["BN"])
+                best = best_split(tiles, -(-self.k // 64), self.m, self.n, self.k)
+                wanted = max(2, best) if defs.get("SPLIT") else 1
+                made, work = hopper(module, defs, a, b, epi, wanted=wanted)
+            calls.append(made)
+            keep.append(work)
+        outs[0].zero_()
+        for call in calls[0]:
+            call()
+        rows, wanted_rows = self.reference()
+        if check is not None:
+            wanted_rows = check(wanted_rows, rows)
+        err = error(outs[0][rows], wanted_rows)
+        ms = graph_ms(lambda i: [call() for call in calls[i]], self.sets)
+        label = variant
+        if keep[0] is not None:
+            label += f" /{keep[0].numel() // (self.m * self.n)}"
+        row(self.title, label, ms, torch_ms, self.flops, size, err)
 
 
 def plain(folder, title, m, n, k, variants, a_form="k", b_form="k",

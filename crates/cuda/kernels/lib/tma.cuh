@@ -28,44 +28,33 @@ __device__ __forceinline__ void barrier_arrive(unsigned bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// Arrives at the barrier that lies at the same place in another block of the cluster.
+// Arrives at the barrier that lies at the same place in another block of the cluster. Releases to
+// this block alone: what is announced is that tensor cores have read, not that anything is written,
+// and a release to the cluster would wait for all stores of the last epilogue.
 __device__ __forceinline__ void barrier_arrive_at(unsigned bar, unsigned block) {
     asm volatile(
         "{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
         "}" ::"r"(bar),
         "r"(block)
         : "memory");
 }
 
 // Waits until the phase of this parity is over. A fresh barrier is in phase 0; parity 1 passes.
-template <bool FROM_CLUSTER = false>
 __device__ __forceinline__ void barrier_wait(unsigned bar, unsigned parity) {
     unsigned over = 0;
-    while (!over) {
-        if constexpr (FROM_CLUSTER)
-            asm volatile(
-                "{\n"
-                ".reg .pred p;\n"
-                "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-                "selp.u32 %0, 1, 0, p;\n"
-                "}"
-                : "=r"(over)
-                : "r"(bar), "r"(parity)
-                : "memory");
-        else
-            asm volatile(
-                "{\n"
-                ".reg .pred p;\n"
-                "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                "selp.u32 %0, 1, 0, p;\n"
-                "}"
-                : "=r"(over)
-                : "r"(bar), "r"(parity)
-                : "memory");
-    }
+    while (!over)
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n"
+            "}"
+            : "=r"(over)
+            : "r"(bar), "r"(parity)
+            : "memory");
 }
 
 // Copies one box of a rank-5 tensor from these coordinates, innermost first, to shared memory.
