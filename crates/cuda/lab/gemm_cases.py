@@ -241,4 +241,6 @@ def resident(folder):
     for ep in ("bias_gelu", "residual", "gelu_grad"):
         go(f"resident_{ep}", (1000, 544, 200))
         go(f"resident_{ep}", (17000, 512, 256))
+    go("resident_bias_gelu_11", (1000, 544, 200))
+    go("resident_residual_11", (1000, 544, 200))
     summary("resident")

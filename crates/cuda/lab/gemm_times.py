@@ -68,7 +68,7 @@ class Shape:
         return rows, self.a[0][rows].double() @ self.b[0].double().T
 
     def time(self, folder, variants, out_type, extra, torch_call, check=None, size=None):
-        """`extra(i, out)`: the operands of the epilogue of set i, of which the last is the output."""
+        """`extra(i, out)`: the operands of the epilogue of set i, the last being the output."""
         outs = [torch.zeros(self.m, self.n, device="cuda", dtype=out_type)
                 for _ in range(self.sets)]
         torch_ms = graph_ms(torch_call, self.sets)
@@ -147,10 +147,13 @@ def times_flagship(folder):
         h = F.linear(s.a[i], s.b[i], bias[0])
         return h, F.gelu(h, approximate="tanh")
     size = 2 * (m * 256 + 1024 * 256 + 2 * m * 1024)
-    s.time(folder, ["resident_bias_gelu", "ring1_bias_gelu", "ring2_bias_gelu"], torch.bfloat16,
+    names = ["resident_bias_gelu", "resident_bias_gelu_11"] + both("bias_gelu")
+    s.time(folder, names, torch.bfloat16,
            lambda i, out: [bias, hs[i], out], torch_gelu,
            lambda p, rows: gelu_parts(p + bias.double())[0], size)
-    for k, names in ((256, ["resident_residual"] + both("residual")), (1024, both("residual"))):
+    for k in (256, 1024):
+        short = ["resident_residual", "resident_residual_11"] if k == 256 else []
+        names = short + both("residual")
         s = Shape(f"residual {m}x256x{k}", m, 256, k)
         rs = [bf16(m, 256) for _ in range(SETS)]
         size = 2 * (m * k + 256 * k + 2 * m * 256)

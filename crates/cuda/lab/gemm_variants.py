@@ -79,6 +79,8 @@ add("resident_10", "gemm_resident_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN, C_BF16
 for e in ("bias_gelu", "residual"):
     add(f"resident_{e}", "gemm_resident_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1,
         EPILOGUE=header(e))
+    add(f"resident_{e}_11", "gemm_resident_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN,
+        EPILOGUE=header(e))
 add("resident_gelu_grad", "gemm_resident_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN,
     EPILOGUE=header("gelu_grad"))
 
