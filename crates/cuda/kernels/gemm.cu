@@ -209,7 +209,7 @@ struct Sums {
     }
 
     __device__ __forceinline__ void finish(const Params& p, const Block& block) {
-        constexpr int AHEAD = load_ahead<Loads<8>::WORDS>(CALLS);
+        constexpr int AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 16);
         Loads<8> in[AHEAD];
 #pragma unroll
         for (int call = 0; call < AHEAD; call++) {

@@ -179,10 +179,10 @@ __device__ __forceinline__ int columns_left(bool row_exists, int col, int n) {
     return N_WHOLE || n - col >= V ? V : n - col;
 }
 
-// How many calls ahead epilogue_load runs, of `calls`: about 32 registers' worth.
+// How many calls ahead epilogue_load runs, of `calls`, with so many registers to spend.
 template <int WORDS>
-constexpr int load_ahead(int calls) {
-    int ahead = WORDS == 0 ? 1 : 32 / WORDS;
+constexpr int load_ahead(int calls, int registers) {
+    int ahead = WORDS == 0 ? 1 : registers / WORDS;
     return ahead < 1 ? 1 : ahead > calls ? calls : ahead;
 }
 

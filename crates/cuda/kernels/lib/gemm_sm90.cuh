@@ -41,7 +41,7 @@ __device__ __forceinline__ Parts parts_of(const Gemm& g) {
 // each warp, 8 columns of a row in each lane.
 template <int COLS>
 struct Tile {
-    static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS);
+    static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
 
     const Params& p;
     int row, col, which, split, batch[3];
