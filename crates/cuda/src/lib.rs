@@ -18,5 +18,5 @@ pub use cache::{Cache, Cubins};
 pub use context::{Context, Event, Function, Graph, Memory, Module, Pinned};
 pub use error::{CudaError, Library};
 pub use gpu::{Architecture, Gpu};
-pub use nvrtc::{Compiled, Usage};
+pub use nvrtc::{Compiled, Usage, compile, version};
 pub use source::{Source, Variant};

@@ -2,7 +2,7 @@
 
 use crate::error::{CudaError, Library};
 use crate::gpu::Architecture;
-use crate::source::{HEADERS, Source};
+use crate::source::{GENERATED, HEADERS, Source};
 use cudarc::nvrtc::result::NvrtcError;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char};
@@ -35,7 +35,7 @@ pub struct Usage {
 ///
 /// # Errors
 /// It is not on this machine.
-pub(crate) fn version() -> Result<(i32, i32), CudaError> {
+pub fn version() -> Result<(i32, i32), CudaError> {
     // SAFETY: opens the library, which has no effect beside its own initialisation.
     if !unsafe { sys::is_culib_present() } {
         let advice = "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` and add its \
@@ -62,7 +62,7 @@ fn ok(call: &'static str, answer: sys::nvrtcResult) -> Result<(), CudaError> {
 ///
 /// # Errors
 /// The compiler is not on this machine, or refuses the text: the error holds what it says.
-pub(crate) fn compile(source: &Source, to: Architecture) -> Result<Compiled, CudaError> {
+pub fn compile(source: &Source, to: Architecture) -> Result<Compiled, CudaError> {
     version()?;
     let program = Program::new(source)?;
     let options: Vec<CString> = source.options(to).into_iter().map(text).collect();
@@ -92,8 +92,9 @@ impl Program {
     fn new(source: &Source) -> Result<Program, CudaError> {
         let owned = |s: &str| text(s.to_owned());
         let (body, file) = (owned(&source.text), owned(&source.file));
-        let names: Vec<CString> = HEADERS.iter().map(|(name, _)| owned(name)).collect();
-        let texts: Vec<CString> = HEADERS.iter().map(|(_, text)| owned(text)).collect();
+        let headers = || HEADERS.iter().copied().chain([(GENERATED, source.generated.as_str())]);
+        let names: Vec<CString> = headers().map(|(name, _)| owned(name)).collect();
+        let texts: Vec<CString> = headers().map(|(_, text)| owned(text)).collect();
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let (names, texts) = (pointers(&names), pointers(&texts));
         let mut program = std::ptr::null_mut();
