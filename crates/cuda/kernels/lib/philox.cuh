@@ -63,33 +63,33 @@ __device__ __forceinline__ f32 draw(const Stream& stream, u64 element) {
     return unit_interval(pick(q.word[0], q.word[1], q.word[2], q.word[3], u32(element) & 3));
 }
 
-// The draws of V elements that are `stride` apart.
-template <int V>
+// The draws of N elements that are `stride` apart.
+template <int N>
 __device__ __forceinline__ void draw_strided(const Stream& stream, u64 first, i64 stride,
-                                             f32 (&out)[V]) {
+                                             f32 (&out)[N]) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) out[i] = draw(stream, first + u64(i * stride));
+    for (int i = 0; i < N; ++i) out[i] = draw(stream, first + u64(i * stride));
 }
 
-// The draws of V consecutive elements. Of a first element that is a multiple of 4, which is the
+// The draws of N consecutive elements. Of a first element that is a multiple of 4, which is the
 // rule, no word is thrown away.
-template <int V>
-__device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (&out)[V]) {
-    if constexpr (V < 4) {
-        draw_strided<V>(stream, first, 1, out);
+template <int N>
+__device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (&out)[N]) {
+    if constexpr (N < 4) {
+        draw_strided<N>(stream, first, 1, out);
         return;
     }
     u32 shift = u32(first) & 3;
-    u32 word[V + 4];
+    u32 word[N + 4];
 #pragma unroll
-    for (int i = 0; i < V / 4 + 1; ++i) {
+    for (int i = 0; i < N / 4 + 1; ++i) {
         Quad q = {{0, 0, 0, 0}};
-        if (i < V / 4 || shift != 0) q = stream.quad((first >> 2) + i);
+        if (i < N / 4 || shift != 0) q = stream.quad((first >> 2) + i);
 #pragma unroll
         for (int j = 0; j < 4; ++j) word[4 * i + j] = q.word[j];
     }
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
+    for (int i = 0; i < N; ++i) {
         out[i] = unit_interval(pick(word[i], word[i + 1], word[i + 2], word[i + 3], shift));
     }
 }
