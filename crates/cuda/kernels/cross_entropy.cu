@@ -9,7 +9,8 @@
 // blocks of 512 threads hold two rows of 50,304 at a time and one's exponentials hide behind the
 // other's accesses. With UNITS = SHARED = 0 rows are walked: once for the sums (running maximum and
 // sum), once more for the gradient. GIVEN log-sum-exps (of a vocabulary that is cut over ranks) need
-// no sums. The rest of a row's last unit, beyond vocab, is not looked at; its gradient is 0.
+// no sums. What is left of a row after its whole units, fewer than V logits, is one logit each for as
+// many threads; beyond vocab nothing is looked at, and the gradient is 0 up to a multiple of V.
 //
 // The vocabulary may be a piece of a longer one that targets count along. A target beyond the whole
 // one makes NaN.
@@ -61,7 +62,7 @@ static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the
 
 struct Params {
     const void* logits;
-    void* gradient;            // may be the logits, in rows of as many bytes or more
+    void* gradient;            // may be the logits; of another type only where rows are held
     // One number for each row of the batch; null where the op has none. They are addressed by
     // `rows`, and read or written for rows first .. first + count.
     const u32* targets;
@@ -99,7 +100,7 @@ struct Softmax {
     __device__ __forceinline__ void add(const Unit& x) {
         f32 higher = top;
 #pragma unroll
-        for (int i = 0; i < V; ++i) higher = math::max(higher, get(x, i));
+        for (int i = 0; i < V; ++i) higher = Max::join(higher, get(x, i));
         if (higher == -math::infinity()) return;
         f32 part = 0.0f, less = prepared(higher);
 #pragma unroll
@@ -120,22 +121,18 @@ __device__ __forceinline__ Unit nothing() {
 // The row of a group of threads.
 struct Row {
     const Params& p;
-    u32 lane, row, units;    // units: 0 of a row that does not exist
+    u32 lane, row, units;    // whole units: 0 of a row that does not exist
     i64 start;               // elements to its first logit
 
-    // A unit of it; -infinity beyond the vocabulary.
+    // A unit of it, or nothing beyond the last.
     __device__ __forceinline__ Unit unit(u32 unit) const {
-        if (unit >= units) return nothing();
-        Unit x = load<LOGITS, V>(p.logits, start + i64(unit) * V);
-        if (unit + 1 == units) {
-            f32 values[V];
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
-                values[i] = unit * V + i < p.vocab ? get(x, i) : -math::infinity();
-            }
-            x = rounded<LOGITS, V>(values);
-        }
-        return x;
+        return unit < units ? load<LOGITS, V>(p.logits, start + i64(unit) * V) : nothing();
+    }
+
+    // The logit that the thread has of the rest.
+    __device__ __forceinline__ f32 rest() const {
+        if (units * V + lane >= p.vocab || row >= p.count) return -math::infinity();
+        return get(load<LOGITS, 1>(p.logits, start + units * V + lane), 0);
     }
 
     // Calls f(x, unit) for the thread's units, which are read from memory.
@@ -163,11 +160,11 @@ struct Held {
 #pragma unroll
         for (int u = UNITS; u < HELD; ++u) {
             u32 unit = u * LANES + row.lane;
-            if (unit + 1 < row.units) {
+            if (unit < row.units) {
                 const LOGITS* from = static_cast<const LOGITS*>(row.p.logits);
                 copy_async(slot(u), from + row.start + i64(unit) * V);
             } else {
-                write<16>(slot(u), row.unit(unit).w);
+                write<16>(slot(u), nothing().w);
             }
         }
 #pragma unroll
@@ -203,7 +200,7 @@ struct Known {
 
     __device__ __forceinline__ Known(const Params& p, const Row& row) : at{} {
         target = 0xffffffffu, weight = 1.0f, hit = 0.0f;
-        if (row.units == 0) return;
+        if (row.row >= p.count) return;
         p.rows.walk(p.first + row.row, at);
         u32 id = p.targets[at[TARGETS]], own = id - p.first_row;  // wraps before the piece
         if (p.weights != nullptr) weight = p.weights[at[WEIGHTS]];
@@ -229,10 +226,11 @@ cross_entropy(const __grid_constant__ Params p) {
     __shared__ f32 folds[LANES > 32 ? LANES / 32 : 1];
     u32 number = blockIdx.x * GROUPS + threadIdx.x / LANES;
     bool live = number < p.count;
-    Row row = {p, threadIdx.x % LANES, number, live ? (p.vocab + V - 1) / V : 0,
+    Row row = {p, threadIdx.x % LANES, number, live ? p.vocab / V : 0,
                live ? number * p.ld : 0};
     Held held(row, memory);
     Known known(p, row);
+    f32 rest = row.rest();
     f32 top[1] = {-math::infinity()}, sum[1] = {0.0f}, lse;
     if (GIVEN) {
         lse = top[0] = live ? p.given[known.at[LSE_GIVEN]] : 0.0f;
@@ -240,10 +238,12 @@ cross_entropy(const __grid_constant__ Params p) {
     } else if (HELD > 0) {
         held.each(row, [&](const Unit& x, u32) {
 #pragma unroll
-            for (int i = 0; i < V; ++i) top[0] = math::max(top[0], get(x, i));
+            for (int i = 0; i < V; ++i) top[0] = Max::join(top[0], get(x, i));
         });
+        top[0] = Max::join(top[0], rest);
         fold_group<Max, LANES>(top, folds);
         f32 less = prepared(top[0]);
+        sum[0] = exponential(rest, less);
         held.each(row, [&](const Unit& x, u32) {
             f32 part = 0.0f;
 #pragma unroll
@@ -254,6 +254,11 @@ cross_entropy(const __grid_constant__ Params p) {
     } else {
         Softmax part = {-math::infinity(), 0.0f};
         row.walk([&](const Unit& x, u32) { part.add(x); });
+        if (rest > -math::infinity() || math::is_nan(rest)) {
+            Unit last = nothing();
+            last.w[0] = rounded<LOGITS, 2>({rest, -math::infinity()}).w[0];
+            part.add(last);
+        }
         top[0] = part.top;
         fold_group<Max, LANES>(top, folds);
         // A thread without logits has the sum 0 over a maximum that cannot be subtracted.
@@ -285,6 +290,12 @@ cross_entropy(const __grid_constant__ Params p) {
         held.each(row, write_gradient);
     } else {
         row.walk(write_gradient);
+    }
+    u32 last = row.units * V + row.lane;
+    if (live && row.lane < V && last / V * V < p.vocab) {
+        f32 y[1] = {exponential(rest, less) * factor - (last == known.target ? known.weight : 0.0f)};
+        if (last >= p.vocab) y[0] = 0.0f;
+        store<GRADIENT, 1>(p.gradient, number * p.gradient_ld + last, y);
     }
 #endif
 }

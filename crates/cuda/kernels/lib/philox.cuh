@@ -71,25 +71,31 @@ __device__ __forceinline__ void draw_strided(const Stream& stream, u64 first, i6
     for (int i = 0; i < N; ++i) out[i] = draw(stream, first + u64(i * stride));
 }
 
-// The draws of N consecutive elements. Of a first element that is a multiple of 4, which is the
-// rule, no word is thrown away.
+// The draws of N consecutive elements. The first is a multiple of 4 as a rule: then no word is thrown
+// away and none is moved.
 template <int N>
 __device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (&out)[N]) {
+    u32 shift = u32(first) & 3;
     if constexpr (N < 4) {
         draw_strided<N>(stream, first, 1, out);
-        return;
-    }
-    u32 shift = u32(first) & 3;
-    u32 word[N + 4];
+    } else if (shift == 0) {
 #pragma unroll
-    for (int i = 0; i < N / 4 + 1; ++i) {
-        Quad q = {{0, 0, 0, 0}};
-        if (i < N / 4 || shift != 0) q = stream.quad((first >> 2) + i);
+        for (int i = 0; i < N; i += 4) {
+            Quad q = stream.quad((first + i) >> 2);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) word[4 * i + j] = q.word[j];
-    }
+            for (int j = 0; j < 4; ++j) out[i + j] = unit_interval(q.word[j]);
+        }
+    } else {
+        u32 word[N + 4];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        out[i] = unit_interval(pick(word[i], word[i + 1], word[i + 2], word[i + 3], shift));
+        for (int i = 0; i < N + 4; i += 4) {
+            Quad q = stream.quad((first + i) >> 2);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) word[i + j] = q.word[j];
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            out[i] = unit_interval(pick(word[i], word[i + 1], word[i + 2], word[i + 3], shift));
+        }
     }
 }

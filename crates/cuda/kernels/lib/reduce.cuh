@@ -13,6 +13,11 @@ struct Sum {
 // NaN if any value is.
 struct Max {
     static __device__ __forceinline__ f32 zero() { return -math::infinity(); }
+    static __device__ __forceinline__ f32 join(f32 a, f32 b) {
+        f32 y;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+        return y;
+    }
     template <class F>
     static __device__ __forceinline__ F join(F a, F b) {
         return a > b || a != a ? a : b;
