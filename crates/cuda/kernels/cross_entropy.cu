@@ -18,7 +18,8 @@
 // Constants: LOGITS (f32 or bf16), GRADIENT (a type; absent where none is wanted), LANES, UNITS,
 // SHARED, THREADS, AXES (of the rows of the whole batch), GIVEN (0 or 1). ld and gradient_ld are
 // multiples of V = 16 bytes of logits. In f32 the exponential is that of lib/math.cuh, in bf16 the
-// hardware's. Grid: ceil(rows / (THREADS / LANES)); dynamic shared memory: SHARED * LANES * 16.
+// hardware's. Grid: ceil(rows / (THREADS / LANES)); dynamic shared memory: SHARED * THREADS * 16
+// bytes.
 #include "lib/reduce.cuh"
 #include "lib/strided.cuh"
 #include "lib/vec.cuh"
@@ -30,10 +31,10 @@
 #define LANES 512
 #endif
 #ifndef UNITS
-#define UNITS 6
+#define UNITS 3
 #endif
 #ifndef SHARED
-#define SHARED 7
+#define SHARED 10
 #endif
 #ifndef THREADS
 #define THREADS 512
@@ -56,7 +57,7 @@ constexpr int V = 16 / sizeof(LOGITS);
 constexpr int GROUPS = THREADS / LANES;
 constexpr int HELD = UNITS + SHARED;
 // Blocks that a multiprocessor should hold: 64 registers a thread, where the units leave room.
-constexpr int BLOCKS = UNITS <= 4 ? 1024 / THREADS : 1;
+constexpr int BLOCKS = UNITS <= 3 ? 1024 / THREADS : 1;
 typedef Vec<LOGITS, V> Unit;
 static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the whole block");
 

@@ -106,7 +106,7 @@ __device__ __forceinline__ void one(const Site<ALL>& site) {
     Program::run<N>(site, loads, none, result);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 map(const __grid_constant__ Params p) {
     u32 first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
     Site<ALL> site[UNROLL];

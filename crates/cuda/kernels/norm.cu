@@ -136,7 +136,7 @@ __device__ __forceinline__ f32 sum_of(const f32 (&x)[UNITS][V]) {
     return sum[0];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_rows(const __grid_constant__ Params p) {
     __shared__ f32 shared[LANES > 32 ? LANES / 32 : 1];
     u32 lane = threadIdx.x % LANES;

@@ -180,7 +180,7 @@ __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_grad(const __grid_constant__ Params p) {
     __shared__ f32 folds[LANES > 32 ? 2 * LANES / 32 : 1];
     __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];

@@ -151,7 +151,7 @@ __device__ __forceinline__ void store_one(const Params& p, i64 at, f32 value) {
 }
 
 #if COLUMNS
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 reduce(const __grid_constant__ Params p) {
     __shared__ f32 shared[GROUPS][LANES * V];
     u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
@@ -197,7 +197,7 @@ reduce_finish(const __grid_constant__ Params p) {
     store_one(p, place.at[ALL] + column % V * p.inner.lane[ALL], f32(total));
 }
 #else
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 reduce(const __grid_constant__ Params p) {
     __shared__ f32 shared[LANES > 32 ? LANES / 32 : 1];
     u32 lane = threadIdx.x % LANES;

@@ -6,6 +6,14 @@
 #pragma once
 #include "lib/clock.cuh"
 
+// The compiler gives up registers for occupancy, and now and then spills a few of them. A generated
+// kernel that does is compiled again with MIN_BLOCKS=1, which lets it have all that there are.
+#ifdef MIN_BLOCKS
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, MIN_BLOCKS)
+#else
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#endif
+
 // Division by a number that the host knows, of dividends under 2^31:
 // shift = ceil(log2(divisor)), multiplier = floor(2^32 * (2^shift - divisor) / divisor) + 1.
 // (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994.)
