@@ -5,13 +5,14 @@
 // As in norm.cu LANES threads have a row in registers, x and dy as they were loaded. Three generated
 // programs stand around it: SourceX and SourceDy give x and dy, the Epilogue gets dx as its product
 // (adds the gradient of the residual, stores). All are loaded before the statistics; none may store
-// what another one reads, and the sources are run twice, so they must not store at all.
+// what another one reads, and the sources are run several times, so they must not store at all.
 //
 // A block takes `chunk` consecutive rows, its groups every so-manieth of them, and keeps its share
 // of dgain and dbias in registers; the groups are added in order, and the block writes a row of
 // partials [blocks][2][width] f32. `norm_grad_finish` (1024 threads, grid (ceil(width / 32), 2))
-// folds these in f64. chunk = ceil(rows / 264) rounded up to a multiple of the groups, a function of
-// shapes alone; grid: ceil(rows / chunk). Scratch: 8 * blocks * width bytes.
+// folds these in f64. chunk = ceil(rows / B) rounded up to a multiple of the groups, with a number B
+// of the variant: the blocks that 132 multiprocessors hold at once (by registers), so that the order
+// of the sums is the same on every device. Grid: ceil(rows / chunk). Scratch: 8 * blocks * width.
 //
 // Constants: as in norm.cu (no BIAS), and SUMS (0: no dgain nor dbias is wanted).
 #include "lib/philox.cuh"
@@ -157,9 +158,10 @@ __device__ __forceinline__ void gain_of(const Params& p, u32 unit, f32 (&out)[V]
 #endif
 }
 
-// What the block's groups have summed, group after group, to its row of partials.
+// What the block's groups have summed, group after group, to its row of partials. In shared memory
+// the lanes lie side by side.
 __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group, int part,
-                                           const f32 (&sum)[UNITS][V], f32* shared) {
+                                           f32 (&sum)[UNITS][V], f32* shared) {
     f32* to = p.partials + (u64(blockIdx.x) * 2 + part) * p.width;
 #pragma unroll 1
     for (int g = 0; g < GROUPS; ++g) {
@@ -167,16 +169,16 @@ __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group,
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
-                for (int i = 0; i < V; ++i) {
-                    u32 column = (u * LANES + lane) * V + i;
-                    f32 total = sum[u][i];
-                    if (GROUPS > 1 && g > 0) total += shared[column];
-                    if (GROUPS > 1 && g < GROUPS - 1) shared[column] = total;
-                    if (g == GROUPS - 1 && column < p.width) to[column] = total;
+                for (int i = 0; i < V && GROUPS > 1; ++i) {
+                    f32& total = shared[(u * V + i) * LANES + lane];
+                    if (g > 0) sum[u][i] += total;
+                    total = sum[u][i];
                 }
+                u32 unit = u * LANES + lane;
+                if (g == GROUPS - 1 && unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
             }
         }
-        __syncthreads();
+        if (GROUPS > 1) __syncthreads();
     }
 }
 

@@ -82,11 +82,11 @@ for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16
         build(f"norm_{d}{what}", "norm.cu", programs, V=8, LANES=lanes, UNITS=units, THREADS=threads, GAIN="f32",
               BIAS="f32", CENTER=int(d != 8192))
 # Blocks that all multiprocessors of an H100 hold at once: a number of the variant, not of the device.
-BLOCKS = {"grad_64": 528, "grad_256": 528, "grad_256x": 528, "grad_768": 264, "grad_1600": 660, "grad_8192": 264, "grad_f32": 528}
+BLOCKS = {"grad_64": 528, "grad_256": 528, "grad_256x": 528, "grad_768": 264, "grad_1600": 660, "grad_8192": 132, "grad_f32": 528}
 for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16, 2, 256), (768, 32, 3, 256),
-                                 (1600, 128, 2, 128), (8192, 256, 4, 256)]:
+                                 (1600, 128, 2, 128), (8192, 512, 2, 512)]:
     build(f"grad_{d}", "norm_grad.cu", GRAD if d == 768 else GRAD_PLAIN, V=8, LANES=lanes, UNITS=units,
-          THREADS=threads, GAIN="f32", CENTER=int(d != 8192))
+          THREADS=threads, GAIN="f32")
 build("norm_f32", "norm.cu", PLAIN32, V=4, LANES=32, UNITS=2, AXES=2, GAIN="f32")
 build("grad_f32", "norm_grad.cu", GRAD32, V=4, LANES=32, UNITS=2, AXES=2)
 build("gather", "gather.cu", V=8)

@@ -97,6 +97,12 @@ __device__ __forceinline__ f32 get(const Vec<u32, N>& x, int i) {
     return f32(x.w[i]);
 }
 
+template <class T>
+constexpr bool is_u32 = false;
+template <>
+constexpr bool is_u32<u32> = true;
+
+// To bf16 the nearest, ties to even; to u32 towards zero, within its range.
 template <class T, int N>
 __device__ __forceinline__ Vec<T, N> rounded(const f32 (&x)[N]) {
     Vec<T, N> y;
@@ -105,7 +111,13 @@ __device__ __forceinline__ Vec<T, N> rounded(const f32 (&x)[N]) {
         for (int i = 0; i < N; i += 2) y.w[i / 2] = pack(x[i], i + 1 < N ? x[i + 1] : 0.0f);
     } else {
 #pragma unroll
-        for (int i = 0; i < N; ++i) y.w[i] = __float_as_uint(x[i]);
+        for (int i = 0; i < N; ++i) {
+            if constexpr (is_u32<T>) {
+                y.w[i] = u32(x[i]);
+            } else {
+                y.w[i] = __float_as_uint(x[i]);
+            }
+        }
     }
     return y;
 }
