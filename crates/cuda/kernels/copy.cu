@@ -2,9 +2,9 @@
 //
 //   copy            both are contiguous along one axis: units of V elements, UNROLL a thread; grid
 //                   ceil(units / (THREADS * UNROLL)). Axes in the order of the target.
-//   copy_transpose  the source is contiguous along axis a, the target along axis b: tiles of 64 by 64
-//                   elements go through shared memory, 256 threads each; grid (tiles of a * tiles
-//                   of b, outer positions up to 65535).
+//   copy_transpose  the source is contiguous along axis a, the target along axis b: tiles of 64 by
+//                   64 elements go through shared memory, 256 threads each; grid (tiles of a *
+//                   tiles of b, outer positions up to 65535).
 //
 // Where V divides neither size nor address it is 1. Casts are maps.
 //

@@ -1,16 +1,18 @@
 // Softmax and cross entropy over a chunk of logits [rows, vocab], row by row: log-sum-exp, loss,
 // the target's logit, and the gradient of the logits in place.
 //
-//   ce = weight * (lse - logit of the target)        gradient = weight * (exp(logit - lse) - [target])
+//   ce = weight * (lse - logit of the target)
+//   gradient = weight * (exp(logit - lse) - [target])
 //
-// LANES threads (to 32, or THREADS) have a row; unit u of a thread is number u * LANES + lane of the
-// row, of V elements (16 bytes). Rows are held on the chip and read once: units below UNITS in
+// LANES threads (to 32, or THREADS) have a row; unit u of a thread is number u * LANES + lane of
+// the row, of V elements (16 bytes). Rows are held on the chip and read once: units below UNITS in
 // registers, the SHARED next ones in shared memory, where a thread meets only its own, so that two
 // blocks of 512 threads hold two rows of 50,304 at a time and one's exponentials hide behind the
 // other's accesses. With UNITS = SHARED = 0 rows are walked: once for the sums (running maximum and
-// sum), once more for the gradient. GIVEN log-sum-exps (of a vocabulary that is cut over ranks) need
-// no sums. What is left of a row after its whole units, fewer than V logits, is one logit each for as
-// many threads; beyond vocab nothing is looked at, and the gradient is 0 up to a multiple of V.
+// sum), once more for the gradient. GIVEN log-sum-exps (of a vocabulary that is cut over ranks)
+// need no sums. What is left of a row after its whole units, fewer than V logits, is one logit each
+// for as many threads; beyond vocab nothing is looked at, and the gradient is 0 up to a multiple of
+// V.
 //
 // The vocabulary may be a piece of a longer one that targets count along. A target beyond the whole
 // one makes NaN.
@@ -294,7 +296,8 @@ cross_entropy(const __grid_constant__ Params p) {
     }
     u32 last = row.units * V + row.lane;
     if (live && row.lane < V && last / V * V < p.vocab) {
-        f32 y[1] = {exponential(rest, less) * factor - (last == known.target ? known.weight : 0.0f)};
+        f32 hot = last == known.target ? known.weight : 0.0f;
+        f32 y[1] = {exponential(rest, less) * factor - hot};
         if (last >= p.vocab) y[0] = 0.0f;
         store<GRADIENT, 1>(p.gradient, number * p.gradient_ld + last, y);
     }

@@ -1,18 +1,22 @@
 // The gradient of a layer or RMS norm over the innermost axis. With u = (x - mean) / deviation and
-// g = dy * gain:  dx = (g - mean(g) - u * mean(g * u)) / deviation,  dgain = sum over rows of dy * u,
-// dbias = sum over rows of dy;  RMS has neither mean. Statistics are computed again.
+// g = dy * gain:
+//   dx = (g - mean(g) - u * mean(g * u)) / deviation
+//   dgain = sum over rows of dy * u,  dbias = sum over rows of dy
+// RMS subtracts neither mean(x) nor mean(g). Statistics are computed again.
 //
-// As in norm.cu LANES threads have a row in registers, x and dy as they were loaded. Three generated
-// programs stand around it: SourceX and SourceDy give x and dy, the Epilogue gets dx as its product
-// (adds the gradient of the residual, stores). All are loaded before the statistics; none may store
-// what another one reads, and the sources are run several times, so they must not store at all.
+// As in norm.cu LANES threads have a row in registers, x and dy as they were loaded. Three
+// generated programs stand around it: SourceX and SourceDy give x and dy, the Epilogue gets dx as
+// its product (adds the gradient of the residual, stores). All are loaded before the statistics;
+// none may store what another one reads, and the sources are run several times, so they must not
+// store at all.
 //
 // A block takes `chunk` consecutive rows, its groups every so-manieth of them, and keeps its share
 // of dgain and dbias in registers; the groups are added in order, and the block writes a row of
 // partials [blocks][2][width] f32. `norm_grad_finish` (1024 threads, grid (ceil(width / 32), 2))
-// folds these in f64. chunk = ceil(rows / B) rounded up to a multiple of the groups, with a number B
-// of the variant: the blocks that 132 multiprocessors hold at once (by registers), so that the order
-// of the sums is the same on every device. Grid: ceil(rows / chunk). Scratch: 8 * blocks * width.
+// folds these in f64. chunk = ceil(rows / B) rounded up to a multiple of the groups, with a number
+// B of the variant: the blocks that 132 multiprocessors hold at once (by registers), so that the
+// order of the sums is the same on every device. Grid: ceil(rows / chunk). Scratch: 8 * blocks *
+// width.
 //
 // Constants: as in norm.cu (no BIAS), and SUMS (0: no dgain nor dbias is wanted).
 #include "lib/philox.cuh"

@@ -10,8 +10,9 @@
 //                        of its chunk; grid: (ceil(inner units / LANES), chunks).
 //
 // A block has THREADS / LANES groups. With more than one chunk the results are partials
-// [chunks][kept] in f32, and `reduce_finish` (1024 threads, grid ceil(kept / 32)) folds them in f64.
-// How many chunks, is a function of shapes alone, so that the sum has one order on every device:
+// [chunks][kept] in f32, and `reduce_finish` (1024 threads, grid ceil(kept / 32)) folds them in
+// f64. How many chunks, is a function of shapes alone, so that the sum has one order on every
+// device:
 //   rows     chunks = clamp(ceil(1024 / outer), 1, max(1, units / (LANES * UNROLL * 4)))
 //   columns  chunks = clamp(ceil(1024 / ceil(units / LANES)), 1, ceil(outer / (8 * groups)))
 //   chunk = ceil(length / chunks); chunks = ceil(length / chunk), at least 1

@@ -82,8 +82,8 @@ __device__ __forceinline__ u32 digit_of(const Params& p, u32 key) {
     return key >> (8 * p.pass) & 255;
 }
 
-// For each of a thread's items (of tile position warp * 512 + item * 32 + lane) its key and how many
-// equal digits precede it in its warp; and how many of each digit every warp has.
+// For each of a thread's items (of tile position warp * 512 + item * 32 + lane) its key and how
+// many equal digits precede it in its warp; and how many of each digit every warp has.
 struct Tile {
     u32 key[ITEMS];
     u32 rank[ITEMS];
@@ -277,7 +277,8 @@ scatter_add(const __grid_constant__ Params p) {
     store<f32, V>(p.table, at, sum);
 }
 
-// Rows replace what the table holds; the ids are distinct. Grid: (ceil(count / 8), slices, batches).
+// Rows replace what the table holds; the ids are distinct. Grid: (ceil(count / 8), slices,
+// batches).
 extern "C" __global__ void __launch_bounds__(256)
 scatter_set(const __grid_constant__ Params p) {
     u32 i = blockIdx.x * 8 + threadIdx.x / 32;

@@ -71,8 +71,8 @@ __device__ __forceinline__ void draw_strided(const Stream& stream, u64 first, i6
     for (int i = 0; i < N; ++i) out[i] = draw(stream, first + u64(i * stride));
 }
 
-// The draws of N consecutive elements. The first is a multiple of 4 as a rule: then no word is thrown
-// away and none is moved.
+// The draws of N consecutive elements. The first is a multiple of 4 as a rule: then no word is
+// thrown away and none is moved.
 template <int N>
 __device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (&out)[N]) {
     u32 shift = u32(first) & 3;

@@ -1,8 +1,8 @@
 // Spaces of axes with a stride for each operand, and what a generated program sees of a position.
 //
-// The innermost axis is walked in units of V lanes: V consecutive positions, which a thread works on
-// together. So a space counts units, and its strides say how far an operand goes from one step of
-// an axis to the next; `lane` says how far from lane to lane.
+// The innermost axis is walked in units of V lanes: V consecutive positions, which a thread works
+// on together. So a space counts units, and its strides say how far an operand goes from one step
+// of an axis to the next; `lane` says how far from lane to lane.
 #pragma once
 #include "lib/clock.cuh"
 
