@@ -9,6 +9,17 @@ from rows_element import *
 from rows_table import *
 
 
+def check_unaligned_draws(dev):
+    """Draws whose first element is no multiple of 4."""
+    first = CLOCK["first"]
+    try:
+        for shift in (1, 2, 3):
+            CLOCK["first"] = first + shift
+            check_map(dev, "dropout", [333])
+    finally:
+        CLOCK["first"] = first
+
+
 def check(dev, small=False):
     """Every build; `small` leaves the large shapes out."""
     tests = [(check_function, (f,), {}) for f in FUNCTIONS]
@@ -19,6 +30,7 @@ def check(dev, small=False):
         add(check_adamw, n)
     for name in ("gelu", "gelu_grad", "add", "cast", "dropout"):
         [add(check_map, name, [n]) for n in (5003, 7, 8)]
+    add(check_unaligned_draws)
     add(check_map, "bias", [37, 72])
     add(check_map, "every", [3, 5, 4, 14])
     add(check_map, "every", [2, 3, 33, 6])
