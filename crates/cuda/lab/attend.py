@@ -1,0 +1,462 @@
+"""Attention kernels on a GPU: against float64, then beside PyTorch.
+
+    python3 attend.py CUBINS [--only check|time] [--arch sm_90a]
+
+CUBINS is the folder that build_attend.sh filled. Every check draws random operands in a layout of its
+own, poisons outputs, their surroundings and the workspace with NaN, runs twice and wants equal bits.
+"""
+
+import argparse
+import ctypes
+import itertools
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+
+from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, Pattern, PerHead, Shifted, Union, lists, units
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_uint64), ("batch", ctypes.c_int64 * 3)] + [
+        (n, ctypes.c_int64) for n in "kv group column row width".split()]
+
+
+OPERANDS = "q k v o lse dout dlse dq dk dv".split()
+
+
+class Params(ctypes.Structure):
+    _fields_ = ([(n, Operand) for n in OPERANDS]
+                + [(n, ctypes.c_uint64) for n in "stats first entries order masks".split()]
+                + [("batch", ctypes.c_uint32 * 3)]
+                + [(n, ctypes.c_uint32) for n in (
+                    "kv group queries keys query_length key_length query_magic key_magic query_step "
+                    "key_step query_units tiles kinds section key_width value_width").split()]
+                + [("scale", ctypes.c_float), ("scale_log2", ctypes.c_float)])
+
+
+class Driver:
+    """Kernels of the cubins, through the driver API and torch's context."""
+
+    device = "cuda"
+
+    def __init__(self, folder):
+        self.folder, self.cuda, self.functions = folder, ctypes.CDLL("libcuda.so.1"), {}
+        torch.zeros(1, device="cuda")
+
+    def check(self, status, what):
+        if status:
+            raise SystemExit(f"{what}: CUDA error {status}")
+
+    def function(self, file, entry, options, shared):
+        name = "_".join([file, *(f"{k}{v}" for k, v in options.items())])
+        if (name, entry) not in self.functions:
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            with open(f"{self.folder}/{name}.cubin", "rb") as f:
+                image = f.read()
+            self.check(self.cuda.cuModuleLoadData(ctypes.byref(module), image), name)
+            self.check(self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry.encode()), entry)
+            # 8: MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self.check(self.cuda.cuFuncSetAttribute(function, 8, shared), f"{name}: {shared} bytes")
+            self.functions[name, entry] = function
+        return self.functions[name, entry]
+
+    def launch(self, file, entry, options, params, grid, threads, shared):
+        function = self.function(file, entry, options, shared)
+        args = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self.check(self.cuda.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, args, None),
+                   f"{entry} {options} {grid}")
+
+
+def magic(length):
+    """x // length = x * magic >> 32, for x * length < 2**32."""
+    return min(-(-2**32 // length), 2**32 - 1)
+
+
+class Side:
+    """Row or column lists of a launch, on the device."""
+
+    def __init__(self, device, kept, count, other, per_tile, transposed):
+        *arrays, self.tiles = lists(kept, count, other, per_tile, transposed)
+        self.first, self.entries, self.order = (
+            torch.from_numpy(a.view(np.int32)).to(device) for a in arrays)
+
+
+class Attention:
+    """Operands as views [b0, b1, b2, kv, group, column, row, width], and the launches over them."""
+
+    def __init__(self, driver, views, pattern, tiles, pack=None, plain=False, section=1 << 20):
+        self.driver, self.v, self.pattern, self.plain = driver, views, pattern, plain
+        q, k, v = (views[n] for n in "qkv")
+        *batch, kv, group, columns, rows, dq = q.shape
+        key_rows, dv = k.shape[6], v.shape[7]
+        self.rows, self.dq, self.dv, self.kv, self.group = rows, dq, dv, kv, group
+        self.tiles, self.pack = tiles, int(pack is not None)
+        steps = pack or (UNIT, UNIT)
+        inner = Packed(pattern, rows, key_rows) if pack else pattern
+        assert pack or columns == 1
+        queries, keys = rows * columns, key_rows * columns
+        self.outer, self.kinds = math.prod(batch) * kv, pattern.kinds
+        query_units, key_units = -(-queries // steps[0]), -(-keys // steps[1])
+        masks = Masks()
+        kept = [units(inner, h, queries, keys, steps, masks) for h in range(self.kinds)]
+        self.kept = kept
+        device = driver.device
+        self.by_row = {n: Side(device, kept, query_units, key_units, n, False)
+                       for n in {self.tile("fwd"), self.tile("dq")}}
+        self.by_column = {self.tile("dkv"): Side(device, kept, key_units, query_units,
+                                                 self.tile("dkv"), True)}
+        self.masks = torch.from_numpy(masks.table().view(np.int32)).to(device)
+        self.stats = torch.full((self.outer * group * query_units + 1, UNIT, 2), math.nan, device=device)
+        p = self.params = Params()
+        p.batch[:] = batch
+        p.kv, p.group, p.queries, p.keys = kv, group, queries, keys
+        p.query_length, p.key_length = rows, key_rows
+        p.query_magic, p.key_magic = magic(rows), magic(key_rows)
+        p.query_step, p.key_step = steps
+        p.query_units, p.kinds, p.section = query_units, self.kinds, section
+        p.key_width, p.value_width = dq, dv
+        p.scale = 1 / math.sqrt(dq)
+        p.scale_log2 = p.scale * math.log2(math.e)
+        p.stats, p.masks = self.stats.data_ptr(), self.masks.data_ptr()
+        for name, view in views.items():
+            s = view.stride()
+            operand = Operand(view.data_ptr(), s[:3], s[3], s[4], s[5], s[6], s[7] if view.dim() == 8 else 0)
+            setattr(p, name, operand)
+
+    def tile(self, kernel):
+        return self.tiles.get(kernel, {}).get("ROW_TILES", 1)
+
+    def start(self, file, entry, options, grid, threads, shared, side=None):
+        p = Params.from_buffer_copy(self.params)
+        if side is not None:
+            p.first, p.entries, p.order = (x.data_ptr() for x in (side.first, side.entries, side.order))
+            p.tiles = side.tiles
+            p.section = min(p.section, grid[0] // side.tiles)
+        self.driver.launch(file, entry, options, p, grid, threads, shared)
+
+    def options(self, kernel, *extra):
+        of = {"STAGES": 2, "BLOCKS": 1, **self.tiles[kernel]}
+        names = ["ROW_TILES", "STAGES", "BLOCKS"]
+        return {"DQ": self.dq, "DV": self.dv, **{n: of[n] for n in names}, "PACK": self.pack,
+                **{n: of[n] for n in extra}}
+
+    def forward(self):
+        side = self.by_row[self.tile("fwd")]
+        heads, width = self.outer * self.group, self.dq + self.dv
+        if self.plain:
+            grid = (heads * side.tiles, 16)
+            return self.start("attend_plain", "attend_plain_fwd", self.plain_options(), grid, 128,
+                              16 * width, side)
+        o = self.options("fwd")
+        mt, stages = o["ROW_TILES"], o["STAGES"]
+        shared = 2 * (64 * mt * self.dq + stages * 64 * width)
+        self.start("attend_fwd", "attend_fwd", o, (heads * side.tiles, 1), 128, shared, side)
+
+    def plain_options(self):
+        return {"BF16": int(self.v["q"].dtype == torch.bfloat16), "PACK": self.pack}
+
+    def backward(self):
+        heads, width, p = self.outer * self.group, self.dq + self.dv, self.params
+        rows, columns = self.by_row[self.tile("dq")], self.by_column[self.tile("dkv")]
+        if self.plain:
+            o = self.plain_options()
+            self.start("attend_plain", "attend_plain_stats", o, (heads * p.query_units, 16), 128, 0)
+            self.start("attend_plain", "attend_plain_dq", o, (heads * rows.tiles, 16), 128,
+                       16 * (self.dq + width), rows)
+            return self.start("attend_plain", "attend_plain_dkv", o, (self.outer * columns.tiles, 16),
+                              128, 32 * width, columns)
+        self.start("attend_stats", "attend_stats", {"DV": self.dv, "PACK": self.pack},
+                   (heads * p.query_units, 1), 256, 0)
+        o = self.options("dkv", "FUSED")
+        mt, stages, fused = o["ROW_TILES"], o["STAGES"], o["FUSED"]
+        shared = (2 * (64 * mt + stages * 64) * width + 16384 * mt + 512 * stages + 8192 * fused)
+        self.start("attend_dkv", "attend_dkv", o, (self.outer * columns.tiles, 1), 256, shared, columns)
+        if fused:
+            return None
+        o = self.options("dq", "CHUNK")
+        shared = 2 * (64 * o["ROW_TILES"] + o["STAGES"] * o["CHUNK"]) * width
+        return self.start("attend_dq", "attend_dq", o, (heads * rows.tiles, 1), 128, shared, rows)
+
+    def flops(self):
+        """Of the pairs kept: forward, and backward as it is counted for everybody (5 products)."""
+        pairs, unit = 0, np.arange(UNIT)
+        for h, kept in enumerate(self.kept):
+            pairs += sum(UNIT * UNIT if code == FULL else 0 for code in kept.values())
+            words = self.masks[:, :128].cpu().numpy().view(np.uint8)
+            bits = np.unpackbits(words, axis=-1).reshape(len(words), -1).sum(-1)
+            pairs += sum(int(bits[code]) for code in kept.values() if code not in (FULL, EMPTY))
+        pairs = pairs * self.outer * self.group // self.kinds
+        return 2 * pairs * (self.dq + self.dv), 2 * pairs * (3 * self.dq + 2 * self.dv)
+
+
+def reference(views, pattern):
+    """o, lse, dq, dk, dv in float64."""
+    q, k, v = (views[n].double() for n in "qkv")
+    s = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
+    i, j = (np.arange(n) for n in s.shape[-2:])
+    heads = s.shape[3] * s.shape[4]
+    seen = np.stack([np.broadcast_to(pattern.allows(h, i[:, None], j[None, :]), (len(i), len(j)))
+                     for h in range(heads)])
+    seen = torch.from_numpy(seen).to(s.device).view(s.shape[3], s.shape[4], 1, len(i), len(j))
+    s = s.masked_fill(~seen, -math.inf)
+    lse = torch.logsumexp(s, -1)
+    p = torch.exp(s - lse.masked_fill(lse == -math.inf, 0)[..., None])
+    o = torch.einsum("...ij,...jw->...iw", p, v)
+    dout = views["dout"].double()
+    d = (dout * o).sum(-1) - (views["dlse"].double() if "dlse" in views else 0)
+    ds = p * (torch.einsum("...iw,...jw->...ij", dout, v) - d[..., None]) / math.sqrt(q.shape[-1])
+    ds = ds.masked_fill(~seen, 0)
+    dq = torch.einsum("...ij,...jd->...id", ds, k)
+    dk = torch.einsum("...ij,...id->...jd", ds, q).sum(4, keepdim=True)
+    dv = torch.einsum("...ij,...iw->...jw", p, dout).sum(4, keepdim=True)
+    return {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+
+
+AXES = "b0 b1 b2 kv group column row width".split()
+
+
+class Arena:
+    """Tensors of one storage order each, inside buffers of NaN."""
+
+    def __init__(self, device, generator):
+        self.device, self.generator, self.guarded = device, generator, []
+
+    def make(self, sizes, order, dtype, random, pad=8):
+        """`order`: axes, outermost first in memory; the row of the innermost is padded by `pad`."""
+        present = [sizes[a] for a in order]
+        stride, strides = 1, {}
+        for axis, size in reversed(list(zip(order, present))):
+            strides[axis] = stride
+            stride *= size
+            if axis == order[-1]:
+                stride += pad
+        total = stride + 4096
+        flat = torch.full((total,), math.nan, dtype=dtype, device=self.device)
+        axes = [a for a in AXES if a in sizes]
+        view = flat.as_strided([sizes[a] for a in axes], [strides.get(a, 0) for a in axes], 2048)
+        if random:
+            view.copy_(torch.randn(view.shape, generator=self.generator).to(self.device, dtype))
+        else:
+            self.guarded.append((flat, view))
+        return view
+
+    def check(self):
+        """Whether all of the outputs was written, and nothing around them."""
+        for flat, view in self.guarded:
+            if torch.isnan(view).any():
+                return "NaN in an output"
+            inside = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+            inside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
+            if not torch.isnan(flat[~inside]).all():
+                return "an output was written outside"
+        return ""
+
+
+def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse):
+    """Random operands and poisoned outputs; `order` as in Arena.make, width last."""
+    arena = Arena(device, torch.Generator().manual_seed(seed))
+    sizes = {"b0": batch[0], "b1": batch[1], "b2": batch[2], "kv": kv, "group": group,
+             "column": columns, "row": queries, "width": dq}
+    shared = {**sizes, "group": 1, "row": keys}
+
+    def wide(x, width, random):
+        return arena.make({**x, "width": width}, order, dtype, random)
+
+    def narrow(random):
+        x = {a: n for a, n in sizes.items() if a != "width"}
+        return arena.make(x, [a for a in order if a != "width"], torch.float32, random, pad=0)
+
+    def spread(x):
+        return x.expand(*x.shape[:4], group, *x.shape[5:])
+
+    views = {"q": wide(sizes, dq, True), "k": spread(wide(shared, dq, True)),
+             "v": spread(wide(shared, dv, True)), "dout": wide(sizes, dv, True)}
+    if dlse:
+        views["dlse"] = narrow(True)
+    views.update(o=wide(sizes, dv, False), lse=narrow(False), dq=wide(sizes, dq, False),
+                 dk=wide(shared, dq, False), dv=wide(shared, dv, False))
+    return arena, views
+
+
+def tiles_of(dq, dv, rows, pack=False, fused=False):
+    """The variant of each kernel, as variants.attend.txt has them."""
+    if pack:
+        blocks = 3 if dv == 128 else 4
+        return {"fwd": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": blocks},
+                "dq": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": blocks, "CHUNK": 32},
+                "dkv": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": 2 if fused and dv * dq < 16384 else 1,
+                        "FUSED": int(fused)}}
+    if rows == 1:
+        blocks = 2 if dv == 128 or dv == 96 else 3 if dv == 64 else 4
+        return {"fwd": {"ROW_TILES": 1, "BLOCKS": blocks}, "dq": {"ROW_TILES": 1, "BLOCKS": blocks, "CHUNK": 32},
+                "dkv": {"ROW_TILES": 1, "BLOCKS": 2 if dv <= 64 else 1, "FUSED": 0}}
+    return {"fwd": {"ROW_TILES": 2, "BLOCKS": 2}, "dq": {"ROW_TILES": 2, "BLOCKS": 2, "CHUNK": 32},
+            "dkv": {"ROW_TILES": 2, "FUSED": 0}}
+
+
+BTHD = "b0 b1 b2 row column kv group width".split()
+BHTD = "b0 b1 b2 kv group column row width".split()
+MIXED = "b1 kv b0 group row b2 column width".split()
+P = Pattern
+# name, pattern, batch, kv, group, columns, queries, keys, dq, dv, order, rows of a tile, pack steps, fused
+CASES = [
+    ("causal ragged", P("causal"), (1, 2, 1), 2, 1, 1, 333, 333, 128, 128, BTHD, 2, None, 0),
+    ("causal ragged", P("causal"), (1, 2, 1), 2, 1, 1, 333, 333, 64, 64, BTHD, 1, None, 0),
+    ("full, lengths differ", P("full"), (2, 1, 2), 1, 2, 1, 100, 210, 64, 128, MIXED, 2, None, 0),
+    ("full, lengths differ", P("full"), (2, 1, 2), 1, 3, 1, 210, 100, 32, 32, BHTD, 2, None, 0),
+    ("before: empty row", P("before"), (1, 1, 2), 2, 1, 1, 200, 200, 64, 64, BTHD, 2, None, 0),
+    ("local 50", P("local", 50), (1, 1, 2), 2, 2, 1, 300, 300, 64, 128, MIXED, 1, None, 0),
+    ("local 128", P("local", 128), (1, 1, 1), 1, 2, 1, 500, 500, 128, 128, BHTD, 2, None, 0),
+    ("strided 9", P("strided", 9), (1, 1, 1), 2, 1, 1, 190, 190, 32, 32, BTHD, 1, None, 0),
+    ("block 40", P("block", 40), (1, 1, 1), 2, 1, 1, 250, 250, 64, 64, BTHD, 2, None, 0),
+    ("summary 40 3", P("summary", 40, 3), (1, 1, 1), 2, 1, 1, 250, 250, 64, 64, BTHD, 2, None, 0),
+    ("columns 40 8", P("columns", 40, 8), (1, 1, 1), 2, 1, 1, 280, 56, 64, 64, BTHD, 2, None, 0),
+    ("columns strict", P("columns_strict", 40, 8), (1, 1, 1), 1, 2, 1, 280, 56, 128, 128, BTHD, 2, None, 0),
+    ("union", Union(P("local", 30), P("strided", 25)), (1, 1, 1), 2, 1, 1, 300, 300, 64, 64, BTHD, 2, None, 0),
+    ("per head", PerHead(P("local", 30), P("block", 64), P("causal")), (1, 1, 2), 3, 2, 1, 260, 260, 32, 32, MIXED, 2, None, 0),
+    ("offset 77", Shifted(P("local", 60), 77), (1, 1, 1), 2, 1, 1, 130, 210, 64, 64, BTHD, 2, None, 0),
+    ("width 96", P("causal"), (1, 1, 1), 2, 1, 1, 200, 200, 96, 96, BTHD, 1, None, 0),
+    ("packed 2 x 32", P("causal"), (1, 2, 1), 2, 1, 7, 32, 32, 64, 128, BTHD, 1, (64, 64), 1),
+    ("packed 2 x 32, two kernels", P("causal"), (1, 2, 1), 2, 1, 7, 32, 32, 64, 128, BTHD, 1, (64, 64), 0),
+    ("packed 2 x 24", P("causal"), (1, 2, 1), 2, 1, 7, 24, 24, 128, 128, BTHD, 1, (48, 48), 1),
+    ("packed 96, before", P("before"), (1, 2, 1), 2, 1, 5, 96, 96, 32, 32, BTHD, 1, (64, 64), 0),
+    ("packed 4 x 16, group", P("causal"), (2, 1, 1), 2, 2, 9, 16, 16, 64, 64, MIXED, 1, (64, 64), 0),
+    ("plain f32", Union(P("local", 30), P("strided", 25)), (1, 1, 2), 2, 2, 1, 150, 150, 20, 44, MIXED, 1, None, -1),
+    ("plain f32 packed", P("before"), (1, 1, 1), 2, 1, 5, 24, 24, 16, 16, BTHD, 1, (48, 48), -1),
+    ("plain bf16", P("causal"), (1, 1, 1), 2, 1, 1, 70, 130, 24, 8, BTHD, 1, None, -2),
+]
+RESULTS = ["o", "lse", "dq", "dk", "dv"]
+
+
+def check_case(driver, case, seed):
+    name, pattern, batch, kv, group, columns, queries, keys, dq, dv, order, rows, pack, fused = case
+    dtype = torch.float32 if fused == -1 else torch.bfloat16
+    arena, views = problem(driver.device, seed, batch, kv, group, columns, queries, keys, dq, dv, order,
+                           dtype, seed % 2 == 0)
+    tiles = tiles_of(dq, dv, rows, pack is not None, fused == 1) if fused >= 0 else {}
+    x = Attention(driver, views, pattern, tiles, pack, fused < 0, section=1 + seed % 3)
+    runs = []
+    for _ in range(2):
+        for flat, _ in arena.guarded:
+            flat.fill_(math.nan)
+        x.stats.fill_(math.nan)
+        x.forward()
+        x.backward()
+        runs.append({n: views[n].clone() for n in RESULTS})
+    wrong = arena.check()
+    if not all(torch.equal(runs[0][n].nan_to_num(), runs[1][n].nan_to_num()) for n in RESULTS):
+        wrong = wrong or "two runs differ"
+    want, errors = reference(views, pattern), []
+    for n in RESULTS:
+        got, ref = views[n].double(), want[n]
+        if n == "lse":
+            if not torch.equal(got == -math.inf, ref == -math.inf):
+                wrong = wrong or "lse is -inf elsewhere"
+            got, ref = got.clamp(min=-1e9), ref.clamp(min=-1e9)
+            errors.append(((got - ref).abs().max()).item())
+        else:
+            errors.append(((got - ref).norm() / ref.norm()).item())
+    limits = [1e-5, 1e-5, 1e-5, 1e-5, 1e-5] if fused == -1 else [5e-3, 1e-4, 8e-3, 8e-3, 6e-3]
+    bad = [n for n, e, limit in zip(RESULTS, errors, limits) if not e < limit]
+    verdict = wrong or ("wrong: " + " ".join(bad) if bad else "ok")
+    print(f"{name:28s} {dq:3d} {dv:3d} {verdict:24s} " + " ".join(f"{n} {e:.1e}" for n, e in zip(RESULTS, errors)),
+          flush=True)
+    return verdict == "ok"
+
+
+def median_ms(run, repeats=15):
+    for _ in range(3):
+        run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for a, b in events:
+        a.record()
+        run()
+        b.record()
+    torch.cuda.synchronize()
+    return float(np.median([a.elapsed_time(b) for a, b in events]))
+
+
+# T, D, heads, window and stride; then README's figures for other kernels: flash, cudnn, local, strided
+PEERS = {(3072, 128, 32): (1.206, 0.650, 0.918, 1.562), (12288, 32, 64): (10.8, 9.40, 0.656, 1.341),
+         (16384, 128, 8): (6.27, 3.32, 0.990, 1.362), (4096, 64, 64): (2.05, 1.26, 0.977, 1.100)}
+
+
+def timed(driver, label, pattern, tiles, shape, pack=None, order=BHTD, peer=""):
+    kv, columns, rows, dq, dv = shape
+    _, views = problem(driver.device, 1, (1, 1, 1), kv, 1, columns, rows, rows, dq, dv, order,
+                       torch.bfloat16, False)
+    section = max(1, (24 << 20) // (columns * rows * (dq + dv) * 2))
+    x = Attention(driver, views, pattern, tiles, pack, section=section)
+    fwd, bwd = median_ms(x.forward), median_ms(x.backward)
+    flops = x.flops()
+    moved = kv * columns * rows * 2 * (dq + dv)  # q, k, v, o
+    print(f"{label:46s} {fwd:7.3f} {bwd:7.3f} {fwd + bwd:7.3f} {flops[0] / fwd / 1e9:6.0f} {flops[1] / bwd / 1e9:6.0f} "
+          f"{sum(flops) / (fwd + bwd) / 1e9:6.0f} {2 * moved / fwd / 1e9:6.2f} {peer}", flush=True)
+
+
+def sdpa(t, d, heads):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    q, k, v = (torch.randn(1, heads, t, d, device="cuda", dtype=torch.bfloat16).requires_grad_()
+               for _ in range(3))
+    g, out = torch.randn_like(q), []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        def run():
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).backward(g)
+            q.grad = k.grad = v.grad = None
+        try:
+            with sdpa_kernel(backend):
+                out.append(f"{median_ms(run, 7):.3f}")
+        except RuntimeError as e:
+            out.append(type(e).__name__)
+    return "measured: flash {}, cudnn {}".format(*out)
+
+
+def timings(driver):
+    print(f"{'case':46s} {'fwd':>7s} {'bwd':>7s} {'ms':>7s} {'TF fwd':>6s} {'bwd':>6s} {'both':>6s} {'TB/s':>6s} peer, ms")
+    causal = P("causal")
+    for (t, d, heads), (flash, cudnn, local, strided) in PEERS.items():
+        head = f"{t} x {d} x {heads}"
+        timed(driver, f"{head} causal", causal, tiles_of(d, d, 2), (heads, 1, t, d, d),
+              peer=f"flash {flash} cudnn {cudnn}; " + sdpa(t, d, heads))
+        length = 256 if t > 12288 else 128
+        for rows, window in itertools.product((2, 1), dict.fromkeys((length, 256))):
+            timed(driver, f"{head} local {window}, {64 * rows} rows", P("local", window),
+                  tiles_of(d, d, rows), (heads, 1, t, d, d),
+                  peer=f"flex {local}" if window == length else "")
+        n = t // length
+        step = max(n, 64 // n * n) if n <= 64 else 64
+        timed(driver, f"{head} columns, stride {length}", causal,
+              tiles_of(d, d, 1, True, n <= 64), (heads, length, n, d, d), (step, step),
+              "b0 b1 b2 kv group row column width".split(), f"flex {strided}")
+    for heads in (32, 128):
+        for rows in (2, 1):
+            timed(driver, f"flagship 3072 x (64, 128) x {heads} local, {64 * rows} rows", P("local", 128),
+                  tiles_of(64, 128, rows), (heads, 1, 3072, 64, 128), None, BTHD)
+        for stride, fused in ((96, 1), (96, 0), (128, 1)):
+            n = 3072 // stride
+            timed(driver, f"flagship 3072 x (64, 128) x {heads} columns {stride} fused {fused}", causal,
+                  tiles_of(64, 128, 1, True, fused == 1), (heads, stride, n, 64, 128),
+                  (64 // n * n,) * 2, BTHD)
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__)
+    a.add_argument("cubins")
+    a.add_argument("--only", choices=["check", "time"])
+    a = a.parse_args()
+    driver, start, good = Driver(a.cubins), time.time(), True
+    if a.only != "time":
+        good = all([check_case(driver, case, seed) for seed, case in enumerate(CASES)])
+        print("all right" if good else "SOMETHING IS WRONG", f"{time.time() - start:.1f} s")
+    if a.only != "check":
+        timings(driver)
+    print(f"{time.time() - start:.1f} s")
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()
