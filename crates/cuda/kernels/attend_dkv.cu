@@ -14,9 +14,10 @@
 //   shared memory   k [64 MT][DQ], v [64 MT][DV] | exchange: 8 warps [2 (p, ds)][MT][2][32 lanes] of
 //                   16 bytes | stage 0: q [64][DQ], do [64][DV], (lse, D) [64] | stage 1 ...
 //
-// FUSED=1 adds dq for launches in which every tile of queries sees one tile of keys and the other
-// way round (packed columns): ds^T goes through shared memory, dq = scale ds k, and no second
-// kernel reads the operands again. Needs MT = 1 and group = 1.
+// FUSED=1 is the whole backward of launches in which every tile of queries sees one tile of keys
+// and the other way round (packed columns): D is made here from o and do, which saves attend_stats;
+// ds^T goes through shared memory, dq = scale ds k, and no second kernel reads the operands again.
+// Needs MT = 1, STAGES = 1 and group = 1.
 //
 // Where several query heads share keys, a block sums over them in their order: one owner, fixed
 // order, no atomics.
@@ -36,7 +37,9 @@ constexpr u32 Q_BYTES = UNIT * DQ * 2;
 constexpr u32 TILES_BYTES = UNIT * (DQ + DV) * 2;
 constexpr u32 STAGE_BYTES = TILES_BYTES + UNIT * 8;
 constexpr u32 STAGES_AT = OWN_BYTES + 8 * WARP_BYTES;
-constexpr u32 SCORES_AT = STAGES_AT + STAGES * STAGE_BYTES;  // FUSED: ds^T [64 keys][64 queries]
+#if FUSED
+constexpr u32 SCORES_AT = STAGES_AT + STAGES * STAGE_BYTES;  // ds^T [64 keys][64 queries]
+#endif
 constexpr u32 NONE = ~0u;
 
 /// The units of queries of all query heads that share the keys, one after another.
@@ -182,6 +185,45 @@ __device__ __forceinline__ void unit(const Params& p, u32 code, u32 row, u32 hal
 }
 
 #if FUSED
+/// Four threads of a query: their share of its row of o, asked for while tiles are under way.
+struct OutRow {
+    uint4 word[DV / 32];
+    float lse, dlse;
+};
+
+__device__ __forceinline__ OutRow read_out(const Params& p, const Work& w, u32 query_unit) {
+    OutRow row{};
+    const u32 first = query_unit * p.query_step, x = first + threadIdx.x / 4;
+    row.lse = -infinity();
+    if (x >= min(p.queries, first + p.query_step)) return row;
+    const bf16* o = reinterpret_cast<const bf16*>(p.o.address) + head_at(p.o, w, 0) +
+                    query_positions(p, p.o).at(x);
+#pragma unroll
+    for (int i = 0; i < DV / 32; ++i)
+        row.word[i] = __ldg(reinterpret_cast<const uint4*>(o) + threadIdx.x % 4 + 4 * i);
+    row.lse = __ldg(reinterpret_cast<const float*>(p.lse.address) + head_at(p.lse, w, 0) +
+                    query_positions(p, p.lse).at(x));
+    if (p.dlse.address != 0)
+        row.dlse = __ldg(reinterpret_cast<const float*>(p.dlse.address) + head_at(p.dlse, w, 0) +
+                         query_positions(p, p.dlse).at(x));
+    return row;
+}
+
+/// lse and D of the unit's queries, once do is there.
+__device__ __forceinline__ void make_stats(const OutRow& row, unsigned char* stage) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < DV / 32; ++i) {
+        const u32 at = Q_BYTES + chunk_at<DV>(threadIdx.x / 4, threadIdx.x % 4 + 4 * i);
+        sum += dot_bf16(row.word[i], *reinterpret_cast<const uint4*>(stage + at));
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if (threadIdx.x % 4 == 0)
+        reinterpret_cast<float2*>(stage + TILES_BYTES)[threadIdx.x / 4] =
+            stats_of(row.lse, sum, row.dlse);
+}
+
 /// dq of the unit's queries: a pair of warps has 16 of them, a warp half of the columns.
 __device__ __forceinline__ void finish_dq(const Params& p, const Work& w, u32 query_unit, u32 row,
                                           u32 half, unsigned char* shared, u32 base, u32 at) {
@@ -245,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         const u32 at = base + STAGES_AT + stage * STAGE_BYTES;
         load_rows<UNIT, DQ, THREADS>(at, q + step.group * p.q.group, qx, from, to);
         load_rows<UNIT, DV, THREADS>(at + Q_BYTES, out + step.group * p.dout.group, ox, from, to);
-        if (threadIdx.x < UNIT / 2) {
+        if (!FUSED && threadIdx.x < UNIT / 2) {
             const float2* stats = row_stats(p, w.outer * p.group + step.group, step.unit);
             copy_async(at + TILES_BYTES + threadIdx.x * 16, stats + 2 * threadIdx.x, true);
         }
@@ -259,21 +301,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     walk.open(p, w);
     Step now = take(p, w, walk, row / UNIT);
     if (now.unit != NONE) load(now, 0);
-    Step next = take(p, w, walk, row / UNIT);
+    Step next = FUSED ? Step{NONE, EMPTY, 0} : take(p, w, walk, row / UNIT);
     Sums sums;
     clear(sums.dk), clear(sums.dv);
 #if FUSED
+    static_assert(MT == 1 && STAGES == 1, "a fused block has one unit of either side");
     const u32 query_unit = now.unit;
+    const OutRow out_row = read_out(p, w, query_unit);
 #endif
 
     u32 stage = 0;
     while (now.unit != NONE) {
         copy_wait<0>();
         __syncthreads();
+#if FUSED
+        make_stats(out_row, shared + STAGES_AT);
+        __syncthreads();
+#endif
         if (STAGES == 2 && next.unit != NONE) load(next, stage ^ 1);
         const u32 code = now.code;
         now = next;
-        next = take(p, w, walk, row / UNIT);
+        if (!FUSED) next = take(p, w, walk, row / UNIT);
         if (code != EMPTY)
             unit(p, code, row, half, shared, base,
                  STAGES_AT + stage * STAGE_BYTES, sums);
@@ -282,6 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             load(now, 0);
         }
         stage ^= STAGES - 1;
+        if (FUSED) break;
     }
 
     copy_wait<0>();

@@ -21,6 +21,7 @@ constexpr u32 Q_BYTES = ROWS * DQ * 2;
 constexpr u32 OWN_BYTES = ROWS * (DQ + DV) * 2;
 constexpr u32 K_BYTES = CHUNK * DQ * 2;
 constexpr u32 STAGE_BYTES = CHUNK * (DQ + DV) * 2;
+static_assert(STAGES == 1 || UNIT / CHUNK == 2, "the part of a unit names its stage");
 
 /// lse log2(e) and D of rows g and g + 8 of each m.
 struct Rows {
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             rows.lse[m][r] = own.x, rows.d[m][r] = own.y;
         }
 
-    u32 stage = 0, part = 0;
+    u32 part = 0;  // of the unit; two parts alternate as two stages do
     while (e < last) {
         copy_wait<0>();
         __syncthreads();
@@ -117,10 +118,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             now = next;
             if (e + 1 < last) next = read_entry(p, e + 1, row / UNIT);
         }
-        const u32 at = base + OWN_BYTES + stage * STAGE_BYTES, own = part;
+        const u32 own = part, at = base + OWN_BYTES + (STAGES == 2 ? own * STAGE_BYTES : 0);
         part = (part + 1) % (UNIT / CHUNK);
         if (part == 0) ++e;
-        if (STAGES == 2 && e < last) load(part == 0 ? next.unit : now.unit, part, stage ^ 1);
+        if (STAGES == 2 && e < last) load(part == 0 ? next.unit : now.unit, part, part);
         if (now.code != EMPTY) {
             const u32* words = mask_row(p, now.code, false, row % UNIT) + own * (CHUNK / 32);
             chunk(p, now.code == FULL ? nullptr : words, base + row * (DQ * 2),
@@ -130,7 +131,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             __syncthreads();
             load(part == 0 ? next.unit : now.unit, part, 0);
         }
-        stage ^= STAGES - 1;
     }
 
     copy_wait<0>();

@@ -97,7 +97,7 @@ __device__ __forceinline__ List list_of(const Params& p, u32 list) {
     return {__ldg(first), __ldg(first + 1)};
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_fwd(const __grid_constant__ Params p) {
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, p.group);
@@ -138,13 +138,13 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 /// lse log2(e) and D, as attend_stats makes them.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_stats(const __grid_constant__ Params p) {
     const u32 unit = blockIdx.x % p.query_units;
     const Work w = head_of(p, blockIdx.x / p.query_units, p.group);
     const u32 row = blockIdx.y * WARPS + threadIdx.x / 32, i = unit * p.query_step + row;
     const bool there = row < p.query_step && i < p.queries;
-    float log = -infinity(), d = 0.0f;
+    float log = -infinity(), d = 0.0f, slope = 0.0f;
     if (there) {
         const Rows o = rows_of(p.o, query_positions(p, p.o), w, w.group);
         const Rows dout = rows_of(p.dout, query_positions(p, p.dout), w, w.group);
@@ -154,16 +154,15 @@ extern "C" __global__ void __launch_bounds__(128)
         log = lse[head_at(p.lse, w, w.group) + query_positions(p, p.lse).at(i)];
     }
     d = warp_sum(d);
-    if (log != -infinity() && p.dlse.address != 0) {
+    if (there && p.dlse.address != 0) {
         const float* dlse = reinterpret_cast<const float*>(p.dlse.address);
-        d -= dlse[head_at(p.dlse, w, w.group) + query_positions(p, p.dlse).at(i)];
+        slope = dlse[head_at(p.dlse, w, w.group) + query_positions(p, p.dlse).at(i)];
     }
     if (threadIdx.x % 32 == 0)
-        const_cast<float2*>(row_stats(p, w.outer, unit))[row] =
-            log == -infinity() ? make_float2(infinity(), 0.0f) : make_float2(log * LOG2_E, d);
+        const_cast<float2*>(row_stats(p, w.outer, unit))[row] = stats_of(log, d, slope);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_dq(const __grid_constant__ Params p) {
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, p.group);
@@ -195,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(128)
     write_row(rows_of(p.dq, query_positions(p, p.dq), w, w.group), i, dq, p.key_width, p.scale);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_dkv(const __grid_constant__ Params p) {
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, 1);

@@ -1,9 +1,6 @@
 // Attention backward, first of all: what a query's row of the score matrix needs besides its
 // operands, lse log2(e) and D = rowsum(do o) - dlse, next to each other and in the order of units.
 //
-// A query without keys gets lse = +inf here, and D = 0: its probabilities 2^(score - lse) are 0
-// without a test for it. So do the rows that fill up a unit.
-//
 // -D: DV (a multiple of 32), PACK. Grid: batch * kv * group * query_units blocks of 256.
 #include "lib/attend_tile.cuh"
 
@@ -11,17 +8,6 @@ constexpr u32 THREADS = 256;
 constexpr u32 CHUNKS = DV / 8;
 constexpr u32 LANES = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : 16;  // of a row
 static_assert(CHUNKS <= LANES, "16 lanes take rows of up to 128");
-
-__device__ __forceinline__ float dot(uint4 a, uint4 b) {
-    const u32 x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        sum = fmaf(low_bf16(x[i]), low_bf16(y[i]), sum);
-        sum = fmaf(high_bf16(x[i]), high_bf16(y[i]), sum);
-    }
-    return sum;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     attend_stats(const __grid_constant__ Params p) {
@@ -39,21 +25,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u32 x = first + row;
         float sum = 0.0f;
         if (x < end && chunk < CHUNKS)
-            sum = dot(__ldg(reinterpret_cast<const uint4*>(o + query_positions(p, p.o).at(x)) + chunk),
-                      __ldg(reinterpret_cast<const uint4*>(dout + query_positions(p, p.dout).at(x)) +
-                            chunk));
+            sum = dot_bf16(
+                __ldg(reinterpret_cast<const uint4*>(o + query_positions(p, p.o).at(x)) + chunk),
+                __ldg(reinterpret_cast<const uint4*>(dout + query_positions(p, p.dout).at(x)) +
+                      chunk));
 #pragma unroll
         for (u32 apart = LANES / 2; apart > 0; apart /= 2)
             sum += __shfl_xor_sync(~0u, sum, apart);
         if (chunk == 0) {
             const float log = x < end ? lse[query_positions(p, p.lse).at(x)] : -infinity();
-            if (log == -infinity()) {
-                to[row] = make_float2(infinity(), 0.0f);
-            } else {
-                if (dlse != nullptr)
-                    sum -= dlse[head_at(p.dlse, w, w.group) + query_positions(p, p.dlse).at(x)];
-                to[row] = make_float2(log * LOG2_E, sum);
-            }
+            const float slope = x < end && dlse != nullptr
+                                    ? dlse[head_at(p.dlse, w, w.group) +
+                                           query_positions(p, p.dlse).at(x)]
+                                    : 0.0f;
+            to[row] = stats_of(log, sum, slope);
         }
     }
 }

@@ -1,6 +1,6 @@
 """Attention kernels on a GPU: against float64, then beside PyTorch.
 
-    python3 attend.py CUBINS [--only check|time] [--arch sm_90a]
+    python3 attend.py CUBINS [--only check|time]
 
 CUBINS is the folder that build_attend.sh filled. Every check draws random operands in a layout of its
 own, poisons outputs, their surroundings and the workspace with NaN, runs twice and wants equal bits.
@@ -8,7 +8,6 @@ own, poisons outputs, their surroundings and the workspace with NaN, runs twice 
 
 import argparse
 import ctypes
-import itertools
 import math
 import sys
 import time
@@ -37,6 +36,12 @@ class Params(ctypes.Structure):
                 + [("scale", ctypes.c_float), ("scale_log2", ctypes.c_float)])
 
 
+def read_variants(path):
+    """The lines of variants.attend.txt as (file, options)."""
+    lines = [line.split() for line in open(path) if not line.startswith("#")]
+    return [(w[0], {n: int(v) for n, v in (d[2:].split("=") for d in w[3:])}) for w in lines]
+
+
 class Driver:
     """Kernels of the cubins, through the driver API and torch's context."""
 
@@ -44,6 +49,7 @@ class Driver:
 
     def __init__(self, folder):
         self.folder, self.cuda, self.functions = folder, ctypes.CDLL("libcuda.so.1"), {}
+        self.variants = read_variants(f"{folder}/variants.attend.txt")
         torch.zeros(1, device="cuda")
 
     def check(self, status, what):
@@ -86,100 +92,109 @@ class Side:
 
 
 class Attention:
-    """Operands as views [b0, b1, b2, kv, group, column, row, width], and the launches over them."""
+    """Operands as views [b0, b1, b2, kv, group, column, row, width], and the launches over them.
 
-    def __init__(self, driver, views, pattern, tiles, pack=None, plain=False, section=1 << 20):
-        self.driver, self.v, self.pattern, self.plain = driver, views, pattern, plain
+    `tile` is the units of a tile; `pack` the steps of packed columns, None for one column.
+    """
+
+    def __init__(self, driver, views, pattern, tile=1, pack=None, fused=False, plain=False, section=1 << 20):
+        self.driver, self.v, self.pattern, self.plain, self.fused = driver, views, pattern, plain, fused
         q, k, v = (views[n] for n in "qkv")
         *batch, kv, group, columns, rows, dq = q.shape
         key_rows, dv = k.shape[6], v.shape[7]
-        self.rows, self.dq, self.dv, self.kv, self.group = rows, dq, dv, kv, group
-        self.tiles, self.pack = tiles, int(pack is not None)
+        self.dq, self.dv, self.kv, self.group = dq, dv, kv, group
+        self.tile, self.pack = tile, int(pack is not None)
         steps = pack or (UNIT, UNIT)
         inner = Packed(pattern, rows, key_rows) if pack else pattern
-        assert pack or columns == 1
+        assert (pack or columns == 1) and (tile == 1 or not pack)
         queries, keys = rows * columns, key_rows * columns
         self.outer, self.kinds = math.prod(batch) * kv, pattern.kinds
         query_units, key_units = -(-queries // steps[0]), -(-keys // steps[1])
         masks = Masks()
         kept = [units(inner, h, queries, keys, steps, masks) for h in range(self.kinds)]
-        self.kept = kept
-        device = driver.device
-        self.by_row = {n: Side(device, kept, query_units, key_units, n, False)
-                       for n in {self.tile("fwd"), self.tile("dq")}}
-        self.by_column = {self.tile("dkv"): Side(device, kept, key_units, query_units,
-                                                 self.tile("dkv"), True)}
+        self.kept, device = kept, driver.device
+        self.by_row = Side(device, kept, query_units, key_units, tile, False)
+        self.by_column = Side(device, kept, key_units, query_units, tile, True)
+        if fused:
+            assert tile == 1 and group == 1 and all(
+                len(of) == query_units == key_units == len({q for q, _ in of}) == len({k for _, k in of})
+                for of in kept), "fused: tiles see one another in pairs"
         self.masks = torch.from_numpy(masks.table().view(np.int32)).to(device)
-        self.stats = torch.full((self.outer * group * query_units + 1, UNIT, 2), math.nan, device=device)
+        self.stats_rows = torch.full((self.outer * group * query_units + 1, UNIT, 2), math.nan, device=device)
         p = self.params = Params()
         p.batch[:] = batch
         p.kv, p.group, p.queries, p.keys = kv, group, queries, keys
         p.query_length, p.key_length = rows, key_rows
         p.query_magic, p.key_magic = magic(rows), magic(key_rows)
+        assert not pack or max(queries * rows, keys * key_rows) < 1 << 32
         p.query_step, p.key_step = steps
         p.query_units, p.kinds, p.section = query_units, self.kinds, section
         p.key_width, p.value_width = dq, dv
         p.scale = 1 / math.sqrt(dq)
         p.scale_log2 = p.scale * math.log2(math.e)
-        p.stats, p.masks = self.stats.data_ptr(), self.masks.data_ptr()
+        p.stats, p.masks = self.stats_rows.data_ptr(), self.masks.data_ptr()
         for name, view in views.items():
             s = view.stride()
             operand = Operand(view.data_ptr(), s[:3], s[3], s[4], s[5], s[6], s[7] if view.dim() == 8 else 0)
             setattr(p, name, operand)
 
-    def tile(self, kernel):
-        return self.tiles.get(kernel, {}).get("ROW_TILES", 1)
-
-    def start(self, file, entry, options, grid, threads, shared, side=None):
+    def start(self, entry, options, grid, threads, shared, side=None):
         p = Params.from_buffer_copy(self.params)
         if side is not None:
             p.first, p.entries, p.order = (x.data_ptr() for x in (side.first, side.entries, side.order))
             p.tiles = side.tiles
             p.section = min(p.section, grid[0] // side.tiles)
+        file = "attend_plain" if self.plain else entry
         self.driver.launch(file, entry, options, p, grid, threads, shared)
 
-    def options(self, kernel, *extra):
-        of = {"STAGES": 2, "BLOCKS": 1, **self.tiles[kernel]}
-        names = ["ROW_TILES", "STAGES", "BLOCKS"]
-        return {"DQ": self.dq, "DV": self.dv, **{n: of[n] for n in names}, "PACK": self.pack,
-                **{n: of[n] for n in extra}}
+    def variant(self, file, **more):
+        """The first line of the list that fits."""
+        wanted = {"DQ": self.dq, "DV": self.dv, "ROW_TILES": self.tile, "PACK": self.pack, **more}
+        if self.plain:
+            wanted = {"BF16": int(self.v["q"].dtype == torch.bfloat16), "PACK": self.pack}
+            file = "attend_plain"
+        for name, options in self.driver.variants:
+            if name == file and all(wanted.get(n, v) == v for n, v in options.items()):
+                return options
+        raise SystemExit(f"no variant of {file} for {wanted}")
 
     def forward(self):
-        side = self.by_row[self.tile("fwd")]
-        heads, width = self.outer * self.group, self.dq + self.dv
+        o, width, heads = self.variant("attend_fwd"), self.dq + self.dv, self.outer * self.group
         if self.plain:
-            grid = (heads * side.tiles, 16)
-            return self.start("attend_plain", "attend_plain_fwd", self.plain_options(), grid, 128,
-                              16 * width, side)
-        o = self.options("fwd")
-        mt, stages = o["ROW_TILES"], o["STAGES"]
-        shared = 2 * (64 * mt * self.dq + stages * 64 * width)
-        self.start("attend_fwd", "attend_fwd", o, (heads * side.tiles, 1), 128, shared, side)
+            return self.start("attend_plain_fwd", o, (heads * self.by_row.tiles, 16), 128, 16 * width, self.by_row)
+        shared = 2 * (64 * self.tile * self.dq + o["STAGES"] * 64 * width)
+        return self.start("attend_fwd", o, (heads * self.by_row.tiles, 1), 128, shared, self.by_row)
 
-    def plain_options(self):
-        return {"BF16": int(self.v["q"].dtype == torch.bfloat16), "PACK": self.pack}
+    def stats(self):
+        o, blocks = self.variant("attend_stats"), self.outer * self.group * self.params.query_units
+        if self.plain:
+            return self.start("attend_plain_stats", o, (blocks, 16), 128, 0)
+        return self.start("attend_stats", o, (blocks, 1), 256, 0)
+
+    def dkv(self):
+        o, width = self.variant("attend_dkv", FUSED=int(self.fused)), self.dq + self.dv
+        blocks = self.outer * self.by_column.tiles
+        if self.plain:
+            return self.start("attend_plain_dkv", o, (blocks, 16), 128, 32 * width, self.by_column)
+        shared = (2 * (64 * self.tile + o["STAGES"] * 64) * width + 16384 * self.tile + 512 * o["STAGES"]
+                  + 8192 * self.fused)
+        return self.start("attend_dkv", o, (blocks, 1), 256, shared, self.by_column)
+
+    def grad_q(self):
+        o, width = self.variant("attend_dq"), self.dq + self.dv
+        blocks = self.outer * self.group * self.by_row.tiles
+        if self.plain:
+            return self.start("attend_plain_dq", o, (blocks, 16), 128, 16 * (self.dq + width), self.by_row)
+        shared = 2 * (64 * self.tile + o["STAGES"] * o["CHUNK"]) * width
+        return self.start("attend_dq", o, (blocks, 1), 128, shared, self.by_row)
+
+    def parts(self):
+        """The launches of a backward."""
+        return [self.dkv] if self.fused else [self.stats, self.dkv, self.grad_q]
 
     def backward(self):
-        heads, width, p = self.outer * self.group, self.dq + self.dv, self.params
-        rows, columns = self.by_row[self.tile("dq")], self.by_column[self.tile("dkv")]
-        if self.plain:
-            o = self.plain_options()
-            self.start("attend_plain", "attend_plain_stats", o, (heads * p.query_units, 16), 128, 0)
-            self.start("attend_plain", "attend_plain_dq", o, (heads * rows.tiles, 16), 128,
-                       16 * (self.dq + width), rows)
-            return self.start("attend_plain", "attend_plain_dkv", o, (self.outer * columns.tiles, 16),
-                              128, 32 * width, columns)
-        self.start("attend_stats", "attend_stats", {"DV": self.dv, "PACK": self.pack},
-                   (heads * p.query_units, 1), 256, 0)
-        o = self.options("dkv", "FUSED")
-        mt, stages, fused = o["ROW_TILES"], o["STAGES"], o["FUSED"]
-        shared = (2 * (64 * mt + stages * 64) * width + 16384 * mt + 512 * stages + 8192 * fused)
-        self.start("attend_dkv", "attend_dkv", o, (self.outer * columns.tiles, 1), 256, shared, columns)
-        if fused:
-            return None
-        o = self.options("dq", "CHUNK")
-        shared = 2 * (64 * o["ROW_TILES"] + o["STAGES"] * o["CHUNK"]) * width
-        return self.start("attend_dq", "attend_dq", o, (heads * rows.tiles, 1), 128, shared, rows)
+        for part in self.parts():
+            part()
 
     def flops(self):
         """Of the pairs kept: forward, and backward as it is counted for everybody (5 products)."""
@@ -256,7 +271,7 @@ class Arena:
         return ""
 
 
-def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse):
+def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse, pad=8):
     """Random operands and poisoned outputs; `order` as in Arena.make, width last."""
     arena = Arena(device, torch.Generator().manual_seed(seed))
     sizes = {"b0": batch[0], "b1": batch[1], "b2": batch[2], "kv": kv, "group": group,
@@ -264,7 +279,7 @@ def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, orde
     shared = {**sizes, "group": 1, "row": keys}
 
     def wide(x, width, random):
-        return arena.make({**x, "width": width}, order, dtype, random)
+        return arena.make({**x, "width": width}, order, dtype, random, pad)
 
     def narrow(random):
         x = {a: n for a, n in sizes.items() if a != "width"}
@@ -280,22 +295,6 @@ def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, orde
     views.update(o=wide(sizes, dv, False), lse=narrow(False), dq=wide(sizes, dq, False),
                  dk=wide(shared, dq, False), dv=wide(shared, dv, False))
     return arena, views
-
-
-def tiles_of(dq, dv, rows, pack=False, fused=False):
-    """The variant of each kernel, as variants.attend.txt has them."""
-    if pack:
-        blocks = 3 if dv == 128 else 4
-        return {"fwd": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": blocks},
-                "dq": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": blocks, "CHUNK": 32},
-                "dkv": {"ROW_TILES": 1, "STAGES": 1, "BLOCKS": 2 if fused and dv * dq < 16384 else 1,
-                        "FUSED": int(fused)}}
-    if rows == 1:
-        blocks = 2 if dv == 128 or dv == 96 else 3 if dv == 64 else 4
-        return {"fwd": {"ROW_TILES": 1, "BLOCKS": blocks}, "dq": {"ROW_TILES": 1, "BLOCKS": blocks, "CHUNK": 32},
-                "dkv": {"ROW_TILES": 1, "BLOCKS": 2 if dv <= 64 else 1, "FUSED": 0}}
-    return {"fwd": {"ROW_TILES": 2, "BLOCKS": 2}, "dq": {"ROW_TILES": 2, "BLOCKS": 2, "CHUNK": 32},
-            "dkv": {"ROW_TILES": 2, "FUSED": 0}}
 
 
 BTHD = "b0 b1 b2 row column kv group width".split()
@@ -337,13 +336,12 @@ def check_case(driver, case, seed):
     dtype = torch.float32 if fused == -1 else torch.bfloat16
     arena, views = problem(driver.device, seed, batch, kv, group, columns, queries, keys, dq, dv, order,
                            dtype, seed % 2 == 0)
-    tiles = tiles_of(dq, dv, rows, pack is not None, fused == 1) if fused >= 0 else {}
-    x = Attention(driver, views, pattern, tiles, pack, fused < 0, section=1 + seed % 3)
+    x = Attention(driver, views, pattern, rows, pack, fused == 1, fused < 0, section=1 + seed % 3)
     runs = []
     for _ in range(2):
         for flat, _ in arena.guarded:
             flat.fill_(math.nan)
-        x.stats.fill_(math.nan)
+        x.stats_rows.fill_(math.nan)
         x.forward()
         x.backward()
         runs.append({n: views[n].clone() for n in RESULTS})
@@ -385,17 +383,18 @@ PEERS = {(3072, 128, 32): (1.206, 0.650, 0.918, 1.562), (12288, 32, 64): (10.8, 
          (16384, 128, 8): (6.27, 3.32, 0.990, 1.362), (4096, 64, 64): (2.05, 1.26, 0.977, 1.100)}
 
 
-def timed(driver, label, pattern, tiles, shape, pack=None, order=BHTD, peer=""):
+def timed(driver, label, pattern, tile, shape, pack=None, fused=False, order=BHTD, peer="", batch=1):
     kv, columns, rows, dq, dv = shape
-    _, views = problem(driver.device, 1, (1, 1, 1), kv, 1, columns, rows, rows, dq, dv, order,
-                       torch.bfloat16, False)
+    _, views = problem(driver.device, 1, (1, 1, batch), kv, 1, columns, rows, rows, dq, dv, order,
+                       torch.bfloat16, False, pad=0)
     section = max(1, (24 << 20) // (columns * rows * (dq + dv) * 2))
-    x = Attention(driver, views, pattern, tiles, pack, section=section)
+    x = Attention(driver, views, pattern, tile, pack, fused, section=section)
     fwd, bwd = median_ms(x.forward), median_ms(x.backward)
+    each = " ".join(f"{median_ms(part):.3f}" for part in x.parts())
     flops = x.flops()
-    moved = kv * columns * rows * 2 * (dq + dv)  # q, k, v, o
-    print(f"{label:46s} {fwd:7.3f} {bwd:7.3f} {fwd + bwd:7.3f} {flops[0] / fwd / 1e9:6.0f} {flops[1] / bwd / 1e9:6.0f} "
-          f"{sum(flops) / (fwd + bwd) / 1e9:6.0f} {2 * moved / fwd / 1e9:6.2f} {peer}", flush=True)
+    moved = batch * kv * columns * rows * 4 * (dq + dv)  # q, k, v, o, once each
+    print(f"{label:52s} {fwd:7.3f} {bwd:7.3f} {fwd + bwd:7.3f} {flops[0] / fwd / 1e9:5.0f} {flops[1] / bwd / 1e9:5.0f} "
+          f"{sum(flops) / (fwd + bwd) / 1e9:5.0f} {moved / fwd / 1e9:5.2f}  {each:20s} {peer}", flush=True)
 
 
 def sdpa(t, d, heads):
@@ -416,31 +415,32 @@ def sdpa(t, d, heads):
 
 
 def timings(driver):
-    print(f"{'case':46s} {'fwd':>7s} {'bwd':>7s} {'ms':>7s} {'TF fwd':>6s} {'bwd':>6s} {'both':>6s} {'TB/s':>6s} peer, ms")
+    print("TF: of the pairs kept, backward 5 products; TB/s: q, k, v, o of the forward, once each; parts: stats dkv dq")
+    print(f"{'case':52s} {'fwd ms':>7s} {'bwd':>7s} {'both':>7s} {'TF':>5s} {'TF':>5s} {'TF':>5s} {'TB/s':>5s}  parts; peer, ms")
     causal = P("causal")
     for (t, d, heads), (flash, cudnn, local, strided) in PEERS.items():
         head = f"{t} x {d} x {heads}"
-        timed(driver, f"{head} causal", causal, tiles_of(d, d, 2), (heads, 1, t, d, d),
-              peer=f"flash {flash} cudnn {cudnn}; " + sdpa(t, d, heads))
+        peer = f"flash {flash} cudnn {cudnn}; " + sdpa(t, d, heads)
         length = 256 if t > 12288 else 128
-        for rows, window in itertools.product((2, 1), dict.fromkeys((length, 256))):
-            timed(driver, f"{head} local {window}, {64 * rows} rows", P("local", window),
-                  tiles_of(d, d, rows), (heads, 1, t, d, d),
-                  peer=f"flex {local}" if window == length else "")
+        for tile in (2, 1):
+            rows = f"{64 * tile} rows"
+            timed(driver, f"{head} causal, {rows}", causal, tile, (heads, 1, t, d, d), peer=peer)
+            for window in dict.fromkeys((length, 256)):
+                timed(driver, f"{head} local {window}, {rows}", P("local", window), tile, (heads, 1, t, d, d),
+                      peer=f"flex {local}" if window == length else "")
         n = t // length
-        step = max(n, 64 // n * n) if n <= 64 else 64
-        timed(driver, f"{head} columns, stride {length}", causal,
-              tiles_of(d, d, 1, True, n <= 64), (heads, length, n, d, d), (step, step),
-              "b0 b1 b2 kv group row column width".split(), f"flex {strided}")
-    for heads in (32, 128):
-        for rows in (2, 1):
-            timed(driver, f"flagship 3072 x (64, 128) x {heads} local, {64 * rows} rows", P("local", 128),
-                  tiles_of(64, 128, rows), (heads, 1, 3072, 64, 128), None, BTHD)
-        for stride, fused in ((96, 1), (96, 0), (128, 1)):
+        step = 64 // n * n if n <= 64 else 64
+        timed(driver, f"{head} columns, stride {length}", causal, 1, (heads, length, n, d, d), (step, step),
+              n <= 64, "b0 b1 b2 kv group row column width".split(), f"flex {strided}")
+    for batch in (16, 64):  # images of two heads
+        head = f"flagship {batch} x 3072 x 2 x (64, 128)"
+        for tile in (2, 1):
+            timed(driver, f"{head} local 128, {64 * tile} rows", P("local", 128), tile, (2, 1, 3072, 64, 128),
+                  order=BTHD, batch=batch)
+        for stride, fused in ((96, True), (96, False), (128, True)):
             n = 3072 // stride
-            timed(driver, f"flagship 3072 x (64, 128) x {heads} columns {stride} fused {fused}", causal,
-                  tiles_of(64, 128, 1, True, fused == 1), (heads, stride, n, 64, 128),
-                  (64 // n * n,) * 2, BTHD)
+            timed(driver, f"{head} columns {stride}, {'fused' if fused else '3 kernels'}", causal, 1,
+                  (2, stride, n, 64, 128), (64 // n * n,) * 2, fused, BTHD, batch=batch)
 
 
 def main():

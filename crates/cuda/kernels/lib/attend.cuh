@@ -134,6 +134,13 @@ __device__ __forceinline__ const float2* row_stats(const Params& p, u32 head, u3
     return reinterpret_cast<const float2*>(p.stats) + (u64(head) * p.query_units + unit) * UNIT;
 }
 
+/// The two. A query without keys gets lse = +inf, and D = 0: its probabilities 2^(score - lse) are
+/// then 0 without a test. So do the rows that fill up a unit.
+__device__ __forceinline__ float2 stats_of(float lse, float along, float dlse) {
+    return lse == -infinity() ? make_float2(infinity(), 0.0f)
+                              : make_float2(lse * LOG2_E, along - dlse);
+}
+
 /// Positions of one side: where a position lies, in elements from the head's first.
 struct Positions {
     u32 count, step;     // all of them; from unit to unit

@@ -72,3 +72,15 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 
 __device__ __forceinline__ float low_bf16(u32 word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ float high_bf16(u32 word) { return __uint_as_float(word & 0xffff0000u); }
+
+/// The sum of the products of eight pairs.
+__device__ __forceinline__ float dot_bf16(uint4 a, uint4 b) {
+    const u32 x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        sum = fmaf(low_bf16(x[i]), low_bf16(y[i]), sum);
+        sum = fmaf(high_bf16(x[i]), high_bf16(y[i]), sum);
+    }
+    return sum;
+}
