@@ -143,6 +143,13 @@ __device__ __forceinline__ void add(Sums& sums, const u32 (&pa)[2][MT][4],
     for (int j = 0; j < 2; ++j) multiply_depth16<MT, DQ / 2, 4>(sums.dk, da[j], q, 16 * j);
 }
 
+__device__ __forceinline__ void wait_for_partner(u32 pair) {
+    if (pair == 0) barrier<1>(64);
+    if (pair == 1) barrier<2>(64);
+    if (pair == 2) barrier<3>(64);
+    if (pair == 3) barrier<4>(64);
+}
+
 /// One unit of queries: scores, exchange, sums.
 __device__ __forceinline__ void unit(const Params& p, u32 code, u32 row, u32 half,
                                      unsigned char* shared, u32 base, u32 at, Sums& sums) {
@@ -171,7 +178,7 @@ __device__ __forceinline__ void unit(const Params& p, u32 code, u32 row, u32 hal
         }
 #endif
     add(sums, pa, da, base + at, half, half);
-    barrier(1 + warp / 2, 64);
+    wait_for_partner(warp / 2);
     const uint4* other = reinterpret_cast<uint4*>(shared + OWN_BYTES + (warp ^ 1) * WARP_BYTES) + lane;
 #pragma unroll
     for (int j = 0; j < 2; ++j)

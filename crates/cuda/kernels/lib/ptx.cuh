@@ -45,9 +45,11 @@ __device__ __forceinline__ void ldmatrix_trans(u32 (&to)[4], u32 from) {
                  : "r"(from));
 }
 
-/// Waits for the `threads` threads that share barrier `id` (0 is that of __syncthreads).
-__device__ __forceinline__ void barrier(u32 id, u32 threads) {
-    asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+/// Waits for the `threads` threads that share barrier ID (0 is that of __syncthreads). The number
+/// is a constant, or a block would hold all 16.
+template <u32 ID>
+__device__ __forceinline__ void barrier(u32 threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"n"(ID), "r"(threads) : "memory");
 }
 
 /// 2^x; of -inf exactly 0.
