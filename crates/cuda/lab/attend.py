@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, Pattern, PerHead, Shifted, Union, lists, units
+from attend_operands import problem, reference
 
 
 class Operand(ctypes.Structure):
@@ -28,7 +29,7 @@ OPERANDS = "q k v o lse dout dlse dq dk dv".split()
 
 class Params(ctypes.Structure):
     _fields_ = ([(n, Operand) for n in OPERANDS]
-                + [(n, ctypes.c_uint64) for n in "stats first entries order masks".split()]
+                + [(n, ctypes.c_uint64) for n in "stats first entries order masks position".split()]
                 + [("batch", ctypes.c_uint32 * 3)]
                 + [(n, ctypes.c_uint32) for n in (
                     "kv group queries keys query_length key_length query_magic key_magic query_step "
@@ -64,8 +65,9 @@ class Driver:
                 image = f.read()
             self.check(self.cuda.cuModuleLoadData(ctypes.byref(module), image), name)
             self.check(self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry.encode()), entry)
-            # 8: MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self.check(self.cuda.cuFuncSetAttribute(function, 8, shared), f"{name}: {shared} bytes")
+            # Dynamic shared memory, and all of L1 for it, so that as many blocks fit as were meant to.
+            self.check(self.cuda.cuFuncSetAttribute(function, 8, max(shared, 48 << 10)), f"{name}: {shared} bytes")
+            self.check(self.cuda.cuFuncSetAttribute(function, 9, 100), f"{name}: carve-out")
             self.functions[name, entry] = function
         return self.functions[name, entry]
 
@@ -208,95 +210,6 @@ class Attention:
         return 2 * pairs * (self.dq + self.dv), 2 * pairs * (3 * self.dq + 2 * self.dv)
 
 
-def reference(views, pattern):
-    """o, lse, dq, dk, dv in float64."""
-    q, k, v = (views[n].double() for n in "qkv")
-    s = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
-    i, j = (np.arange(n) for n in s.shape[-2:])
-    heads = s.shape[3] * s.shape[4]
-    seen = np.stack([np.broadcast_to(pattern.allows(h, i[:, None], j[None, :]), (len(i), len(j)))
-                     for h in range(heads)])
-    seen = torch.from_numpy(seen).to(s.device).view(s.shape[3], s.shape[4], 1, len(i), len(j))
-    s = s.masked_fill(~seen, -math.inf)
-    lse = torch.logsumexp(s, -1)
-    p = torch.exp(s - lse.masked_fill(lse == -math.inf, 0)[..., None])
-    o = torch.einsum("...ij,...jw->...iw", p, v)
-    dout = views["dout"].double()
-    d = (dout * o).sum(-1) - (views["dlse"].double() if "dlse" in views else 0)
-    ds = p * (torch.einsum("...iw,...jw->...ij", dout, v) - d[..., None]) / math.sqrt(q.shape[-1])
-    ds = ds.masked_fill(~seen, 0)
-    dq = torch.einsum("...ij,...jd->...id", ds, k)
-    dk = torch.einsum("...ij,...id->...jd", ds, q).sum(4, keepdim=True)
-    dv = torch.einsum("...ij,...iw->...jw", p, dout).sum(4, keepdim=True)
-    return {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-
-
-AXES = "b0 b1 b2 kv group column row width".split()
-
-
-class Arena:
-    """Tensors of one storage order each, inside buffers of NaN."""
-
-    def __init__(self, device, generator):
-        self.device, self.generator, self.guarded = device, generator, []
-
-    def make(self, sizes, order, dtype, random, pad=8):
-        """`order`: axes, outermost first in memory; the row of the innermost is padded by `pad`."""
-        present = [sizes[a] for a in order]
-        stride, strides = 1, {}
-        for axis, size in reversed(list(zip(order, present))):
-            strides[axis] = stride
-            stride *= size
-            if axis == order[-1]:
-                stride += pad
-        total = stride + 4096
-        flat = torch.full((total,), math.nan, dtype=dtype, device=self.device)
-        axes = [a for a in AXES if a in sizes]
-        view = flat.as_strided([sizes[a] for a in axes], [strides.get(a, 0) for a in axes], 2048)
-        if random:
-            view.copy_(torch.randn(view.shape, generator=self.generator).to(self.device, dtype))
-        else:
-            self.guarded.append((flat, view))
-        return view
-
-    def check(self):
-        """Whether all of the outputs was written, and nothing around them."""
-        for flat, view in self.guarded:
-            if torch.isnan(view).any():
-                return "NaN in an output"
-            inside = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-            inside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
-            if not torch.isnan(flat[~inside]).all():
-                return "an output was written outside"
-        return ""
-
-
-def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse, pad=8):
-    """Random operands and poisoned outputs; `order` as in Arena.make, width last."""
-    arena = Arena(device, torch.Generator().manual_seed(seed))
-    sizes = {"b0": batch[0], "b1": batch[1], "b2": batch[2], "kv": kv, "group": group,
-             "column": columns, "row": queries, "width": dq}
-    shared = {**sizes, "group": 1, "row": keys}
-
-    def wide(x, width, random):
-        return arena.make({**x, "width": width}, order, dtype, random, pad)
-
-    def narrow(random):
-        x = {a: n for a, n in sizes.items() if a != "width"}
-        return arena.make(x, [a for a in order if a != "width"], torch.float32, random, pad=0)
-
-    def spread(x):
-        return x.expand(*x.shape[:4], group, *x.shape[5:])
-
-    views = {"q": wide(sizes, dq, True), "k": spread(wide(shared, dq, True)),
-             "v": spread(wide(shared, dv, True)), "dout": wide(sizes, dv, True)}
-    if dlse:
-        views["dlse"] = narrow(True)
-    views.update(o=wide(sizes, dv, False), lse=narrow(False), dq=wide(sizes, dq, False),
-                 dk=wide(shared, dq, False), dv=wide(shared, dv, False))
-    return arena, views
-
-
 BTHD = "b0 b1 b2 row column kv group width".split()
 BHTD = "b0 b1 b2 kv group column row width".split()
 MIXED = "b1 kv b0 group row b2 column width".split()
@@ -318,12 +231,14 @@ CASES = [
     ("union", Union(P("local", 30), P("strided", 25)), (1, 1, 1), 2, 1, 1, 300, 300, 64, 64, BTHD, 2, None, 0),
     ("per head", PerHead(P("local", 30), P("block", 64), P("causal")), (1, 1, 2), 3, 2, 1, 260, 260, 32, 32, MIXED, 2, None, 0),
     ("offset 77", Shifted(P("local", 60), 77), (1, 1, 1), 2, 1, 1, 130, 210, 64, 64, BTHD, 2, None, 0),
+    ("interleaved q, k, v", P("causal"), (1, 2, 1), 3, 1, 1, 190, 190, 64, 64, "interleaved", 2, None, 0),
     ("width 96", P("causal"), (1, 1, 1), 2, 1, 1, 200, 200, 96, 96, BTHD, 1, None, 0),
     ("packed 2 x 32", P("causal"), (1, 2, 1), 2, 1, 7, 32, 32, 64, 128, BTHD, 1, (64, 64), 1),
     ("packed 2 x 32, two kernels", P("causal"), (1, 2, 1), 2, 1, 7, 32, 32, 64, 128, BTHD, 1, (64, 64), 0),
     ("packed 2 x 24", P("causal"), (1, 2, 1), 2, 1, 7, 24, 24, 128, 128, BTHD, 1, (48, 48), 1),
     ("packed 96, before", P("before"), (1, 2, 1), 2, 1, 5, 96, 96, 32, 32, BTHD, 1, (64, 64), 0),
     ("packed 4 x 16, group", P("causal"), (2, 1, 1), 2, 2, 9, 16, 16, 64, 64, MIXED, 1, (64, 64), 0),
+    ("packed 16 of 24", P("columns", 3, 2), (1, 1, 1), 2, 1, 5, 16, 24, 32, 64, BTHD, 1, (32, 48), 1),
     ("plain f32", Union(P("local", 30), P("strided", 25)), (1, 1, 2), 2, 2, 1, 150, 150, 20, 44, MIXED, 1, None, -1),
     ("plain f32 packed", P("before"), (1, 1, 1), 2, 1, 5, 24, 24, 16, 16, BTHD, 1, (48, 48), -1),
     ("plain bf16", P("causal"), (1, 1, 1), 2, 1, 1, 70, 130, 24, 8, BTHD, 1, None, -2),
@@ -364,6 +279,44 @@ def check_case(driver, case, seed):
     print(f"{name:28s} {dq:3d} {dv:3d} {verdict:24s} " + " ".join(f"{n} {e:.1e}" for n, e in zip(RESULTS, errors)),
           flush=True)
     return verdict == "ok"
+
+
+TERMS = "full causal before local strided block summary columns columns_strict".split()
+
+
+def terms_of(pattern):
+    """A pattern as lists of terms, one for each kind of head."""
+    if isinstance(pattern, PerHead):
+        return [terms_of(part)[0] for part in pattern.parts]
+    if isinstance(pattern, Union):
+        return [sum((terms_of(part)[0] for part in pattern.parts), [])]
+    return [[(TERMS.index(pattern.name), *pattern.numbers, *(0,) * (3 - len(pattern.numbers)))]]
+
+
+def check_decode(driver, pattern, position, dtype, seed):
+    device, order = driver.device, "b2 kv row group column b0 b1 width".split()
+    arena, views = problem(device, seed, (1, 1, 2), 3, 2, 1, 2, 150, 20, 44, order, dtype, False)
+    x = Attention(driver, views, Shifted(pattern, position), plain=True)
+    of = terms_of(pattern)
+    first = torch.tensor(np.cumsum([0] + [len(t) for t in of]), dtype=torch.int32, device=device)
+    terms = torch.tensor(sum(of, []), dtype=torch.int32, device=device)
+    at = torch.tensor([position], dtype=torch.int32, device=device)
+    p = Params.from_buffer_copy(x.params)
+    p.first, p.entries, p.position = (t.data_ptr() for t in (first, terms, at))
+    driver.launch("attend_decode", "attend_decode", {"BF16": int(dtype == torch.bfloat16), "PACK": 0}, p,
+                  (x.outer * 2 * 2, 1), 256, 4 * (20 + 8 * 46))
+    want = reference(views, Shifted(pattern, position))
+    o, lse = ((views[n].double().clamp(min=-1e9) - want[n].clamp(min=-1e9)).abs().max().item() for n in ("o", "lse"))
+    arena.guarded = [(flat, view) for flat, view in arena.guarded if view is views["o"] or view is views["lse"]]
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    verdict = arena.check() or ("ok" if o < limit and lse < 1e-4 else "wrong")
+    print(f"{'decode at ' + str(position):28s}  20  44 {verdict:24s} o {o:.1e} lse {lse:.1e}", flush=True)
+    return verdict == "ok"
+
+
+DECODED = [(P("causal"), 0), (P("before"), 0), (Union(P("local", 30), P("strided", 25)), 148), (P("full"), 3),
+           (PerHead(P("block", 40), P("summary", 40, 3), P("local", 5)), 101), (P("columns", 20, 8), 77),
+           (P("columns_strict", 20, 8), 77)]
 
 
 def median_ms(run, repeats=15):
@@ -451,6 +404,8 @@ def main():
     driver, start, good = Driver(a.cubins), time.time(), True
     if a.only != "time":
         good = all([check_case(driver, case, seed) for seed, case in enumerate(CASES)])
+        for seed, (pattern, position) in enumerate(DECODED):
+            good &= check_decode(driver, pattern, position, (torch.float32, torch.bfloat16)[seed % 2], seed)
         print("all right" if good else "SOMETHING IS WRONG", f"{time.time() - start:.1f} s")
     if a.only != "check":
         timings(driver)

@@ -47,6 +47,7 @@ struct Params {
     u64 entries;                         // Entry[], 16-byte aligned
     u64 order;                           // u32[kinds][tiles]: tiles, longest list first
     u64 masks;                           // u32[masks][MASK_WORDS]
+    u64 position;                        // u32: of the first query; attend_decode alone
     u32 batch[3];                        // sizes
     u32 kv, group;                       // sizes
     u32 queries, keys;                   // positions, of all packed columns
