@@ -1,4 +1,5 @@
-// Attention of few queries over a cache of keys, the first query's position known on the device only.
+// Attention of few queries over a cache of keys; the first query's position is known on the device
+// alone.
 //
 // No list can be made ahead, so the predicate is evaluated here: a head's pattern is a union of
 // terms. A block of 8 warps owns one query; warp w takes the 32 keys of chunks w, w + 8, ... and
@@ -61,7 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     for (u32 from = 32 * warp; from < p.keys; from += THREADS) {
         const u32 j = from + lane;
         bool seen = false;
-        for (u32 t = first[0]; t < first[1]; ++t) seen = seen || (j < p.keys && sees(terms[t], i, j));
+        for (u32 t = first[0]; t < first[1]; ++t)
+            seen = seen || (j < p.keys && sees(terms[t], i, j));
         if (!__any_sync(~0u, seen)) continue;
         const float s = seen ? dot(q, k, j, p.key_width) * p.scale_log2 : -infinity();
         const float before = top;

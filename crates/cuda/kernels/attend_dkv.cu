@@ -11,8 +11,9 @@
 // memory, as registers (what a lane writes, the same lane of the partner reads), and multiplies
 // its own while it waits.
 //
-//   shared memory   k [64 MT][DQ], v [64 MT][DV] | exchange: 8 warps [2 (p, ds)][MT][2][32 lanes] of
-//                   16 bytes | stage 0: q [64][DQ], do [64][DV], (lse, D) [64] | stage 1 ...
+//   shared memory   k [64 MT][DQ], v [64 MT][DV]
+//                   exchange: 8 warps [2 (p, ds)][2][MT][32 lanes] of 16 bytes
+//                   stage 0: q [64][DQ], do [64][DV], (lse, D) [64] | stage 1 ...
 //
 // FUSED=1 is the whole backward of launches in which every tile of queries sees one tile of keys
 // and the other way round (packed columns): D is made here from o and do, which saves attend_stats;
@@ -179,7 +180,8 @@ __device__ __forceinline__ void unit(const Params& p, u32 code, u32 row, u32 hal
 #endif
     add(sums, pa, da, base + at, half, half);
     wait_for_partner(warp / 2);
-    const uint4* other = reinterpret_cast<uint4*>(shared + OWN_BYTES + (warp ^ 1) * WARP_BYTES) + lane;
+    const uint4* other =
+        reinterpret_cast<uint4*>(shared + OWN_BYTES + (warp ^ 1) * WARP_BYTES) + lane;
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -231,34 +233,9 @@ __device__ __forceinline__ void make_stats(const OutRow& row, unsigned char* sta
             stats_of(row.lse, sum, row.dlse);
 }
 
-/// dq of the unit's queries: a pair of warps has 16 of them, a warp half of the columns.
-__device__ __forceinline__ void finish_dq(const Params& p, const Work& w, u32 query_unit, u32 row,
-                                          u32 half, unsigned char* shared, u32 base, u32 at) {
-    const u32 lane = lane_anew();
-    float dq[1][DQ / 16][4];
-    clear(dq);
-    // A = ds from [key][query] transposed: 16 keys of depth, queries from `row` on.
-    const u32 from = base + SCORES_AT + chunk_at<64>((lane & 7) + ((lane >> 4) << 3),
-                                                     row / 8 + ((lane >> 3) & 1));
-    const auto k = rows_first<DQ>(base, lane).half(half);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        u32 a[1][4];
-        ldmatrix_trans(a[0], from + 16 * j * 128);
-        multiply_depth16<1, DQ / 2, 4>(dq, a, k, 16 * j);
-    }
-    __syncthreads();
-    const float factor[1][2] = {{p.scale, p.scale}};
-    stage_rows<1, DQ / 16, 4, DQ>(shared + at, dq, factor, row, 2 * half, lane);
-    __syncthreads();
-    bf16* to = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, w, 0);
-    const u32 first = query_unit * p.query_step;
-    store_rows<UNIT, DQ, THREADS>(shared + at, to, query_positions(p, p.dq), first,
-                                  min(p.queries, first + p.query_step));
-}
 #endif
 
-/// Writes dk and dv over k and v in shared memory, and from there.
+/// Writes dk and dv to `shared`, over tiles that are no longer needed, and from there.
 __device__ __forceinline__ void finish(const Params& p, const Work& w, u32 row, u32 half,
                                        unsigned char* shared, const Sums& sums) {
     const u32 lane = lane_anew();
@@ -277,6 +254,34 @@ __device__ __forceinline__ void finish(const Params& p, const Work& w, u32 row, 
     store_rows<ROWS, DQ, THREADS>(shared, dk, key_positions(p, p.dk), first, end);
     store_rows<ROWS, DV, THREADS>(shared + K_BYTES, dv, key_positions(p, p.dv), first, end);
 }
+
+#if FUSED
+/// dq of the unit's queries: a pair of warps has 16 of them, a warp half of the columns. It leaves
+/// through the room of the exchange.
+__device__ __forceinline__ void finish_dq(const Params& p, const Work& w, u32 query_unit, u32 row,
+                                          u32 half, unsigned char* shared, u32 base) {
+    const u32 lane = lane_anew();
+    float dq[1][DQ / 16][4];
+    clear(dq);
+    // A = ds from [key][query] transposed: 16 keys of depth, queries from `row` on.
+    const u32 from = base + SCORES_AT + chunk_at<64>((lane & 7) + ((lane >> 4) << 3),
+                                                     row / 8 + ((lane >> 3) & 1));
+    const auto k = rows_first<DQ>(base, lane).half(half);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        u32 a[1][4];
+        ldmatrix_trans(a[0], from + 16 * j * 128);
+        multiply_depth16<1, DQ / 2, 4>(dq, a, k, 16 * j);
+    }
+    const float factor[1][2] = {{p.scale, p.scale}};
+    stage_rows<1, DQ / 16, 4, DQ>(shared + OWN_BYTES, dq, factor, row, 2 * half, lane);
+    __syncthreads();
+    bf16* to = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, w, 0);
+    const u32 first = query_unit * p.query_step;
+    store_rows<UNIT, DQ, THREADS>(shared + OWN_BYTES, to, query_positions(p, p.dq), first,
+                                  min(p.queries, first + p.query_step));
+}
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_dkv(const __grid_constant__ Params p) {
@@ -344,9 +349,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     __syncthreads();
     const Work again = place(p, block_anew(), 1);
 #if FUSED
-    if (query_unit != NONE)
-        finish_dq(p, again, query_unit, row, half, shared, base, STAGES_AT);
-    __syncthreads();
-#endif
+    finish(p, again, row, half, shared + STAGES_AT, sums);
+    if (query_unit != NONE) finish_dq(p, again, query_unit, row, half, shared, base);
+#else
     finish(p, again, row, half, shared, sums);
+#endif
 }

@@ -12,8 +12,8 @@
 // A of the second. They are rounded to bf16 there; their sum is of the unrounded ones. The output
 // is rescaled only when the maximum of some row of the warp has risen (Dao 2023, FlashAttention-2).
 //
-// -D: DQ, DV (multiples of 32), ROW_TILES (MT) 1|2, STAGES 1|2, BLOCKS (blocks of an SM that registers must
-// allow), PACK 0|1. Grid: heads * tiles blocks of 128; dynamic shared memory: 2 bytes *
+// -D: DQ, DV (multiples of 32), ROW_TILES (MT) 1|2, STAGES 1|2, BLOCKS (of an SM, which registers
+// must allow), PACK 0|1. Grid: heads * tiles blocks of 128; dynamic shared memory: 2 bytes *
 // (64 MT DQ + STAGES 64 (DQ + DV)).
 #include "lib/attend_tile.cuh"
 

@@ -13,7 +13,7 @@
 
 constexpr u32 WARPS = 4;
 
-/// Whether the pair of this warp's row and lane's position may be, of 32 positions `part` of a unit.
+/// Whether the pair of this warp's row and this lane's position, of 32 of a unit, may be.
 __device__ __forceinline__ bool allowed(const Params& p, u32 code, bool by_key, u32 row, u32 part) {
     if (code == FULL || code == EMPTY) return code == FULL;
     return __ldg(mask_row(p, code, by_key, row) + part) >> (threadIdx.x % 32) & 1;

@@ -12,7 +12,7 @@ FULL, EMPTY = 0xFFFFFFFF, 0xFFFFFFFE
 
 
 class Pattern:
-    """A predicate of (head, query, key) positions, and what it keeps of ranges [q0, q1) x [k0, k1)."""
+    """A predicate of head, query and key, and what it keeps of ranges [q0, q1) x [k0, k1)."""
 
     kinds = 1
 
@@ -39,7 +39,7 @@ class Pattern:
         return key // n[0] < i // n[0] if self.name == "columns_strict" else key <= i
 
     def coverage(self, head, q, k):
-        """"empty" and "full" are certain; "partial" may be cautious."""
+        """ "empty" and "full" are certain; "partial" may be cautious."""
         n, (q0, q1), (k0, k1) = self.numbers, (q[0], q[1] - 1), (k[0], k[1] - 1)
 
         def band(some, every):
@@ -56,8 +56,10 @@ class Pattern:
         if self.name == "strided":
             return band(k0 <= q1, n[0] == 1 and k1 <= q0)
         if self.name == "block":
-            return band(k0 <= q1 and q0 // n[0] <= k1 // n[0] and k0 // n[0] <= q1 // n[0],
-                        k1 <= q0 and k0 // n[0] == q1 // n[0] and q0 // n[0] == k1 // n[0])
+            return band(
+                k0 <= q1 and q0 // n[0] <= k1 // n[0] and k0 // n[0] <= q1 // n[0],
+                k1 <= q0 and k0 // n[0] == q1 // n[0] and q0 // n[0] == k1 // n[0],
+            )
         if self.name == "summary":
             first = n[0] - n[1]
             some = k1 - k0 + 1 >= n[0] or any(j % n[0] >= first for j in range(k0, k1 + 1))
@@ -103,7 +105,7 @@ class Shifted:
 
 
 class Packed:
-    """Columns of a pattern next to each other: position x is position x % length of column x // length."""
+    """Columns of a pattern next to each other: x is position x % length of column x // length."""
 
     def __init__(self, part, queries, keys):
         self.part, self.queries, self.keys, self.kinds = part, queries, keys, part.kinds
@@ -113,8 +115,10 @@ class Packed:
         return own & self.part.allows(head, i % self.queries, j % self.keys)
 
     def coverage(self, head, q, k):
-        some = (q[0] // self.queries <= (k[1] - 1) // self.keys
-                and k[0] // self.keys <= (q[1] - 1) // self.queries)
+        some = (
+            q[0] // self.queries <= (k[1] - 1) // self.keys
+            and k[0] // self.keys <= (q[1] - 1) // self.queries
+        )
         return "partial" if some else "empty"
 
 
@@ -159,8 +163,8 @@ def units(pattern, head, queries, keys, steps, masks):
         else:
             allowed = np.zeros((UNIT, UNIT), bool)
             i, j = np.arange(*q)[:, None], np.arange(*k)[None, :]
-            allowed[:i.size, :j.size] = pattern.allows(head, i, j)
-            if allowed[:i.size].all():
+            allowed[: i.size, : j.size] = pattern.allows(head, i, j)
+            if allowed[: i.size].all():
                 out[u, first] = FULL
             elif allowed.any():
                 out[u, first] = masks.number(allowed)
@@ -171,8 +175,10 @@ def units(pattern, head, queries, keys, steps, masks):
 
 
 def lists(kept, count, other, per_tile, transposed):
-    """`first`, `entries` and `order` of a launch whose tiles are `per_tile` units of one side, which
-    has `count`. `kept` is one dict of `units` for each kind of head."""
+    """`first`, `entries` and `order` of a launch whose tiles are `per_tile` units of one side.
+
+    That side has `count` units; `kept` is one dict of `units` for each kind of head.
+    """
     tiles = -(-count // per_tile)
     first, entries, order = [0], [], []
     for of in kept:

@@ -12,8 +12,12 @@ def reference(views, pattern):
     s = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
     i, j = (np.arange(n) for n in s.shape[-2:])
     heads = s.shape[3] * s.shape[4]
-    seen = np.stack([np.broadcast_to(pattern.allows(h, i[:, None], j[None, :]), (len(i), len(j)))
-                     for h in range(heads)])
+    seen = np.stack(
+        [
+            np.broadcast_to(pattern.allows(h, i[:, None], j[None, :]), (len(i), len(j)))
+            for h in range(heads)
+        ]
+    )
     seen = torch.from_numpy(seen).to(s.device).view(s.shape[3], s.shape[4], 1, len(i), len(j))
     s = s.masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(s, -1)
@@ -79,11 +83,21 @@ class Arena:
         return ""
 
 
-def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse, pad=8):
-    """Random operands and poisoned outputs; `order` as in Arena.make, width last, or "interleaved"."""
+def problem(
+    device, seed, batch, kv, group, columns, queries, keys, dq, dv, order, dtype, dlse, pad=8
+):
+    """Random operands, poisoned outputs; `order` as in Arena.make, width last, or "interleaved"."""
     arena = Arena(device, torch.Generator(device).manual_seed(seed))
-    sizes = {"b0": batch[0], "b1": batch[1], "b2": batch[2], "kv": kv, "group": group,
-             "column": columns, "row": queries, "width": dq}
+    sizes = {
+        "b0": batch[0],
+        "b1": batch[1],
+        "b2": batch[2],
+        "kv": kv,
+        "group": group,
+        "column": columns,
+        "row": queries,
+        "width": dq,
+    }
     shared = {**sizes, "group": 1, "row": keys}
 
     def wide(x, width, random):
@@ -100,12 +114,23 @@ def problem(device, seed, batch, kv, group, columns, queries, keys, dq, dv, orde
         order = "b0 b1 b2 row column kv group width".split()
         views = arena.interleaved((*batch, queries, 3, kv, dq), dtype, "q k v".split(), True)
         views.update(dout=wide(sizes, dv, True), o=wide(sizes, dv, False), lse=narrow(False))
-        views.update(arena.interleaved((*batch, queries, 3, kv, dq), dtype, "dq dk dv".split(), False))
+        views.update(
+            arena.interleaved((*batch, queries, 3, kv, dq), dtype, "dq dk dv".split(), False)
+        )
         return arena, views
-    views = {"q": wide(sizes, dq, True), "k": spread(wide(shared, dq, True)),
-             "v": spread(wide(shared, dv, True)), "dout": wide(sizes, dv, True)}
+    views = {
+        "q": wide(sizes, dq, True),
+        "k": spread(wide(shared, dq, True)),
+        "v": spread(wide(shared, dv, True)),
+        "dout": wide(sizes, dv, True),
+    }
     if dlse:
         views["dlse"] = narrow(True)
-    views.update(o=wide(sizes, dv, False), lse=narrow(False), dq=wide(sizes, dq, False),
-                 dk=wide(shared, dq, False), dv=wide(shared, dv, False))
+    views.update(
+        o=wide(sizes, dv, False),
+        lse=narrow(False),
+        dq=wide(sizes, dq, False),
+        dk=wide(shared, dq, False),
+        dv=wide(shared, dv, False),
+    )
     return arena, views

@@ -1,4 +1,4 @@
-// Rows of any element type, width and stride, one warp at a time: for attention without tensor cores.
+// Rows of any element type, width and stride, a warp at a time: attention without tensor cores.
 #pragma once
 #include "lib/attend.cuh"
 

@@ -22,7 +22,9 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid)
                  : "memory");
 }
 
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
 
 /// Waits until at most `PENDING` groups of this thread's copies are under way.
 template <int PENDING>
