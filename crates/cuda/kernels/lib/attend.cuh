@@ -10,6 +10,17 @@
 // Packing (-DPACK=1): many short sequences lie next to each other in a unit. Positions are then
 // x = column * length + position, where `column` is a batch axis that the host folded in, and the
 // mask keeps columns apart. A unit starts every `step` <= 64 positions, so that whole columns fit.
+//
+// What the host sees to:
+// - Tensor-core kernels: q, k, v, o, do, dq, dk, dv are bf16, `width` strides are 1, every address
+//   is a multiple of 16 bytes and every other stride of 8 elements (0 included); scale > 0.
+// - A pair of positions is in some mask or a full unit only if both exist: a unit that sticks out
+//   past the last key is never full. Units without a pair are left out of the lists; a half tile
+//   without one, or past the end, is EMPTY.
+// - kinds = 1, or the heads follow kv * group + group modulo it. section >= 1, and about as many
+//   heads as have their keys and values (columns: queries and do) in half of L2.
+// - step != 64 only for tiles of one unit. Packing: length >= 2, positions * length < 2^32.
+// - Full lists name each unit once, in rising order: the order of sums.
 #pragma once
 #include "lib/ptx.cuh"
 
