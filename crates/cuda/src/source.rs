@@ -16,6 +16,10 @@ macro_rules! texts {
 
 /// Headers that kernels include, by the names that they include them by.
 pub(crate) const HEADERS: &[(&str, &str)] = texts![
+    "lib/attend.cuh",
+    "lib/attend_plain.cuh",
+    "lib/attend_tile.cuh",
+    "lib/clock.cuh",
     "lib/gemm_bias_gelu.cuh",
     "lib/gemm_epilogue.cuh",
     "lib/gemm_gelu.cuh",
@@ -25,16 +29,44 @@ pub(crate) const HEADERS: &[(&str, &str)] = texts![
     "lib/gemm_sm90.cuh",
     "lib/gemm_split.cuh",
     "lib/gemm_store.cuh",
+    "lib/math.cuh",
+    "lib/mma.cuh",
     "lib/mma_gemm.cuh",
+    "lib/philox.cuh",
+    "lib/ptx.cuh",
+    "lib/reduce.cuh",
+    "lib/strided.cuh",
     "lib/tma.cuh",
+    "lib/types.cuh",
+    "lib/vec.cuh",
     "lib/wgmma.cuh",
 ];
 
 /// Kernels.
-const FILES: &[(&str, &str)] = texts!["gemm.cu", "gemm_resident_sm90.cu", "gemm_sm90.cu"];
+const FILES: &[(&str, &str)] = texts![
+    "attend_decode.cu",
+    "attend_dkv.cu",
+    "attend_dq.cu",
+    "attend_fwd.cu",
+    "attend_plain.cu",
+    "attend_stats.cu",
+    "copy.cu",
+    "cross_entropy.cu",
+    "fill.cu",
+    "gather.cu",
+    "gemm.cu",
+    "gemm_resident_sm90.cu",
+    "gemm_sm90.cu",
+    "map.cu",
+    "norm.cu",
+    "norm_grad.cu",
+    "reduce.cu",
+    "scatter.cu",
+];
 
 /// Lists of variants.
-const VARIANTS: &[(&str, &str)] = texts!["variants.gemm.txt"];
+const VARIANTS: &[(&str, &str)] =
+    texts!["variants.attend.txt", "variants.gemm.txt", "variants.rows.txt",];
 
 /// The name that a generated header is included by.
 pub(crate) const GENERATED: &str = "lib/generated.cuh";
