@@ -1,5 +1,8 @@
 //! What can go wrong between this program and a GPU.
 
+use cudarc::driver::result::DriverError;
+use std::ffi::CStr;
+
 /// A library that is loaded at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
@@ -80,4 +83,15 @@ pub enum CudaError {
         /// What the compiler said.
         log: String,
     },
+}
+
+/// Turns the driver's answer into ours.
+pub(crate) fn ok<T>(call: &'static str, answer: Result<T, DriverError>) -> Result<T, CudaError> {
+    answer.map_err(|e| {
+        let text = |found: Result<&CStr, DriverError>| {
+            found.map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned())
+        };
+        let reason = format!("{}, {}", text(e.error_name()), text(e.error_string()));
+        CudaError::Call { call, reason }
+    })
 }

@@ -5,18 +5,20 @@
 //! [`CudaError::Missing`] says which and where it was looked for. Read [`Context`] first: one GPU,
 //! one stream, memory that is allocated when a program is loaded and never after.
 //!
-//! `unsafe` stands in `context.rs` and `nvrtc.rs`, where the libraries are called.
+//! `unsafe` stands where the libraries are called: `gpu.rs`, `handles.rs`, `context.rs`, `nvrtc.rs`.
 
 mod cache;
 mod context;
 mod error;
 mod gpu;
+mod handles;
 mod nvrtc;
 mod source;
 
 pub use cache::{Cache, Cubins};
-pub use context::{Context, Event, Function, Graph, Memory, Module, Pinned};
+pub use context::Context;
 pub use error::{CudaError, Library};
 pub use gpu::{Architecture, Gpu};
+pub use handles::{Event, Function, Graph, Memory, Module, Pinned};
 pub use nvrtc::{Compiled, Usage, compile, version};
 pub use source::{Source, Variant};
