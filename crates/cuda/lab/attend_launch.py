@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, lists, units
+from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, band, lists, units
 
 
 class Operand(ctypes.Structure):
@@ -68,23 +68,32 @@ class Driver:
             self.check(
                 self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry.encode()), entry
             )
-            # Dynamic shared memory, and all of L1 for it, so that the blocks meant to fit do.
-            self.check(
-                self.cuda.cuFuncSetAttribute(function, 8, max(shared, 48 << 10)),
-                f"{name}: {shared} bytes",
-            )
+            # All of L1 for shared memory, so that the blocks meant to fit do.
             self.check(self.cuda.cuFuncSetAttribute(function, 9, 100), f"{name}: carve-out")
-            self.functions[name, entry] = function
-        return self.functions[name, entry]
+            self.functions[name, entry] = function, 48 << 10
+        function, most = self.functions[name, entry]
+        if shared > most:
+            self.check(self.cuda.cuFuncSetAttribute(function, 8, shared), f"{name}: {shared} bytes")
+            self.functions[name, entry] = function, shared
+        return function
 
     def launch(self, file, entry, options, params, grid, threads, shared):
+        self.prepare(file, entry, options, params, grid, threads, shared)()
+
+    def prepare(self, file, entry, options, params, grid, threads, shared):
+        """A launch that costs the host little: kernels of 20 us are timed behind it."""
         function = self.function(file, entry, options, shared)
         args = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self.check(
-            self.cuda.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, args, None),
-            f"{entry} {options} {grid}",
-        )
+        launch, what = self.cuda.cuLaunchKernel, f"{entry} {options} {grid}"
+
+        def run():
+            self.check(
+                launch(function, *grid, 1, threads, 1, 1, shared, stream, args, None), what
+            )
+
+        run.keeps = params
+        return run
 
 
 def magic(length):
@@ -93,24 +102,49 @@ def magic(length):
 
 
 class Side:
-    """Row or column lists of a launch, on the device."""
+    """Lists of a launch, on the device: first, entries, order, and how many tiles they are of."""
 
-    def __init__(self, device, kept, count, other, per_tile, transposed):
-        *arrays, self.tiles = lists(kept, count, other, per_tile, transposed)
+    def __init__(self, device, first, entries, order, tiles):
         self.first, self.entries, self.order = (
-            torch.from_numpy(a.view(np.int32)).to(device) for a in arrays
+            torch.from_numpy(a.view(np.int32)).to(device) for a in (first, entries, order)
         )
+        self.tiles = tiles
+
+
+def prepared(make):
+    """A method that returns a launch: made once, then only launched."""
+
+    def run(self):
+        if make.__name__ not in self.ready:
+            self.ready[make.__name__] = make(self)
+        self.ready[make.__name__]()
+
+    run.__name__ = make.__name__
+    return run
 
 
 class Attention:
     """Operands as views [b0, b1, b2, kv, group, column, row, width], and the launches over them.
 
-    `tile` is the units of a tile; `pack` the steps of packed columns, None for one column.
+    `tile` is the units of a tile; `pack` the steps of packed columns, None for one column; `band`
+    the units of a stretch of attend_band, 0 for the backward in two kernels; `options` narrow the
+    choice of its variants.
     """
 
     def __init__(
-        self, driver, views, pattern, tile=1, pack=None, fused=False, plain=False, section=1 << 20
+        self,
+        driver,
+        views,
+        pattern,
+        tile=1,
+        pack=None,
+        fused=False,
+        plain=False,
+        section=1 << 20,
+        band_units=0,
+        options=None,
     ):
+        self.ready, self.band_units, self.options = {}, band_units, options or {}
         self.driver, self.v, self.pattern, self.plain, self.fused = (
             driver,
             views,
@@ -132,8 +166,12 @@ class Attention:
         masks = Masks()
         kept = [units(inner, h, queries, keys, steps, masks) for h in range(self.kinds)]
         self.kept, device = kept, driver.device
-        self.by_row = Side(device, kept, query_units, key_units, tile, False)
-        self.by_column = Side(device, kept, key_units, query_units, tile, True)
+        self.by_row = Side(device, *lists(kept, query_units, key_units, tile, False))
+        self.by_column = Side(device, *lists(kept, key_units, query_units, tile, True))
+        if band_units:
+            assert group == 1, "attend_band: no shared keys"
+            *of, self.slots = band(kept, query_units, key_units, band_units)
+            self.by_band = Side(device, *of)
         if fused:
             assert (
                 tile == 1
@@ -179,7 +217,7 @@ class Attention:
             p.tiles = side.tiles
             p.section = min(p.section, grid[0] // side.tiles)
         file = "attend_plain" if self.plain else entry
-        self.driver.launch(file, entry, options, p, grid, threads, shared)
+        return self.driver.prepare(file, entry, options, p, grid, threads, shared)
 
     def variant(self, file, **more):
         """The first line of the list that fits."""
@@ -192,6 +230,7 @@ class Attention:
                 return options
         raise SystemExit(f"no variant of {file} for {wanted}")
 
+    @prepared
     def forward(self):
         o, width, heads = self.variant("attend_fwd"), self.dq + self.dv, self.outer * self.group
         if self.plain:
@@ -201,12 +240,17 @@ class Attention:
         shared = 2 * (64 * self.tile * self.dq + o["STAGES"] * 64 * width)
         return self.start("attend_fwd", o, (heads * self.by_row.tiles, 1), 128, shared, self.by_row)
 
+    @prepared
     def stats(self):
-        o, blocks = self.variant("attend_stats"), self.outer * self.group * self.params.query_units
+        o, units = self.variant("attend_stats"), self.params.query_units
         if self.plain:
+            blocks = self.outer * self.group * units
             return self.start("attend_plain_stats", o, (blocks, 16), 128, 0)
+        per_block = {32: 4, 64: 2}.get(self.dv, 1)
+        blocks = self.outer * self.group * -(-units // per_block)
         return self.start("attend_stats", o, (blocks, 1), 256, 0)
 
+    @prepared
     def dkv(self):
         o, width = self.variant("attend_dkv", FUSED=int(self.fused)), self.dq + self.dv
         blocks = self.outer * self.by_column.tiles
@@ -220,6 +264,7 @@ class Attention:
         )
         return self.start("attend_dkv", o, (blocks, 1), 256, shared, self.by_column)
 
+    @prepared
     def grad_q(self):
         o, width = self.variant("attend_dq"), self.dq + self.dv
         blocks = self.outer * self.group * self.by_row.tiles
@@ -230,8 +275,17 @@ class Attention:
         shared = 2 * (64 * self.tile + o["STAGES"] * o["CHUNK"]) * width
         return self.start("attend_dq", o, (blocks, 1), 128, shared, self.by_row)
 
+    @prepared
+    def grad_band(self):
+        o, width = self.variant("attend_band", **self.options), self.dq + self.dv
+        shared = (o["KEY_STAGES"] + 2) * 128 * width + 9216 + self.slots * 256 * self.dq
+        blocks = self.outer * self.by_band.tiles
+        return self.start("attend_band", o, (blocks, 1), 128, shared, self.by_band)
+
     def parts(self):
         """The launches of a backward."""
+        if self.band_units:
+            return [self.stats, self.grad_band]
         return [self.dkv] if self.fused else [self.stats, self.dkv, self.grad_q]
 
     def backward(self):
