@@ -95,11 +95,19 @@ CASES = [
      BTHD, 1, None, "bf16"),
 ]
 # fmt: on
+# The same on Hopper's own forward.
+CASES += [
+    (*case[:9], "hopper")
+    for case in CASES
+    if case[9] == "mma" and case[5] in ((64, 64), (64, 128), (128, 128)) and case[8] is None
+]
 RESULTS = ["o", "lse", "dq", "dk", "dv"]
 
 
 def check_case(driver, case, seed):
     name, pattern, batch, heads, lengths, (dq, dv), order, tile, pack, kind = case
+    if kind == "hopper":
+        name, tile = f"hopper: {name}", 2
     dtype = torch.float32 if kind == "f32" else torch.bfloat16
     arena, views = problem(
         driver.device, seed, batch, *heads, *lengths, dq, dv, order, dtype, dlse=seed % 2 == 0
@@ -114,6 +122,7 @@ def check_case(driver, case, seed):
         kind in ("f32", "bf16"),
         section=1 + seed % 3,
         band_units=3 if kind == "band" else 0,
+        hopper=kind == "hopper",
     )
     runs = []
     for _ in range(2):
@@ -332,6 +341,17 @@ def timings(driver):
                     band_units=units,
                     options=options,
                 )
+        for pattern in (causal, P("local", 256)) if d >= 64 else ():
+            words = " ".join(map(str, (pattern.name, *pattern.numbers)))
+            timed(
+                driver,
+                f"{head} {words}, hopper forward",
+                pattern,
+                2,
+                (heads, 1, t, d, d),
+                peer=peer if pattern is causal else "",
+                hopper=True,
+            )
         n = t // length
         step = 64 // n * n if n <= 64 else 64
         timed(
@@ -357,6 +377,16 @@ def timings(driver):
                 order=BTHD,
                 batch=batch,
             )
+        timed(
+            driver,
+            f"{head} local 128, hopper forward",
+            P("local", 128),
+            2,
+            (2, 1, 3072, 64, 128),
+            order=BTHD,
+            batch=batch,
+            hopper=True,
+        )
         for units in (6, 12):
             timed(
                 driver,

@@ -2,10 +2,12 @@
 
 import ctypes
 import math
+import struct
 
 import numpy as np
 import torch
 
+import gemm_host
 from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, band, lists, units
 
 
@@ -48,6 +50,7 @@ class Driver:
     """Kernels of the cubins, through the driver API and torch's context."""
 
     device = "cuda"
+    tensor_map = staticmethod(gemm_host.tensor_map)
 
     def __init__(self, folder):
         self.folder, self.cuda, self.functions = folder, ctypes.CDLL("libcuda.so.1"), {}
@@ -128,7 +131,7 @@ class Attention:
 
     `tile` is the units of a tile; `pack` the steps of packed columns, None for one column; `band`
     the units of a stretch of attend_band, 0 for the backward in two kernels; `options` narrow the
-    choice of its variants.
+    choice of its variants; `hopper` takes attend_fwd_sm90 for the forward.
     """
 
     def __init__(
@@ -143,8 +146,10 @@ class Attention:
         section=1 << 20,
         band_units=0,
         options=None,
+        hopper=False,
     ):
         self.ready, self.band_units, self.options = {}, band_units, options or {}
+        self.hopper = hopper
         self.driver, self.v, self.pattern, self.plain, self.fused = (
             driver,
             views,
@@ -208,15 +213,47 @@ class Attention:
             )
             setattr(p, name, operand)
 
-    def start(self, entry, options, grid, threads, shared, side=None):
+    def head_map(self, name):
+        """Tensor map of an operand, and which axes of the head its last three are (5: none)."""
+        x = self.v[name]
+        sizes, strides = x.shape, x.stride()
+        some = sizes[7]  # a legal stride, where an axis has size 1
+        axes = [a for a in range(5) if sizes[a] > 1 and strides[a] > 0]
+        assert len(axes) <= 3 and strides[7] == 1, "no map of this operand"
+        rows = (sizes[6], strides[6] if sizes[6] > 1 else some)
+        of = [(sizes[7], 1), rows, *((sizes[a], strides[a]) for a in axes)]
+        of += [(1, some)] * (5 - len(of))
+        made = self.driver.tensor_map(
+            x.data_ptr(), [a for a, _ in of], [b for _, b in of], [UNIT, UNIT, 1, 1, 1]
+        )
+        return made, [*axes, 5, 5, 5][:3]
+
+    @prepared
+    def forward_hopper(self):
+        assert self.tile == 2 and not self.pack
+        o, width = self.variant("attend_fwd_sm90"), self.dq + self.dv
+        p = self.params_of(self.by_row, self.outer * self.group * self.by_row.tiles)
+        maps, axes = zip(*(self.head_map(n) for n in "qkv"))
+        image = b"".join(maps) + bytes(p) + struct.pack("<9I", *sum(axes, []))
+        image = ctypes.create_string_buffer(image, -(-len(image) // 64) * 64)
+        grid = (self.outer * self.group * self.by_row.tiles, 1)
+        shared = 1024 + 256 * self.dq + 2 * 256 * width
+        return self.driver.prepare(
+            "attend_fwd_sm90", "attend_fwd_sm90", o, image, grid, 384, shared
+        )
+
+    def params_of(self, side, blocks):
         p = Params.from_buffer_copy(self.params)
         if side is not None:
             p.first, p.entries, p.order = (
                 x.data_ptr() for x in (side.first, side.entries, side.order)
             )
             p.tiles = side.tiles
-            p.section = min(p.section, grid[0] // side.tiles)
-        file = "attend_plain" if self.plain else entry
+            p.section = min(p.section, blocks // side.tiles)
+        return p
+
+    def start(self, entry, options, grid, threads, shared, side=None):
+        file, p = "attend_plain" if self.plain else entry, self.params_of(side, grid[0])
         return self.driver.prepare(file, entry, options, p, grid, threads, shared)
 
     def variant(self, file, **more):
@@ -230,8 +267,11 @@ class Attention:
                 return options
         raise SystemExit(f"no variant of {file} for {wanted}")
 
-    @prepared
     def forward(self):
+        (self.forward_hopper if self.hopper else self.forward_mma)()
+
+    @prepared
+    def forward_mma(self):
         o, width, heads = self.variant("attend_fwd"), self.dq + self.dv, self.outer * self.group
         if self.plain:
             return self.start(
