@@ -17,68 +17,19 @@
 // -D: DQ, DV 64|128. Grid: heads * tiles blocks of 384; dynamic shared memory: 1024 + 256 DQ +
 // STAGES 256 (DQ + DV) bytes, STAGES = 2. Lists of tiles of two units; PACK is 0.
 #define PACK 0
-#include "lib/attend.cuh"
-#include "lib/tma.cuh"
-#include "lib/wgmma_left.cuh"
+#include "lib/attend_sm90.cuh"
 
-constexpr int STAGES = 2, CONSUMERS = 2;
+constexpr int STAGES = 2;
 constexpr u32 K_SLICES = DQ / BOX, V_SLICES = DV / BOX;
 constexpr u32 Q_BYTES = K_SLICES * BOX_BYTES;  // of one warpgroup
 constexpr u32 K_BYTES = 2 * K_SLICES * BOX_BYTES, V_BYTES = 2 * V_SLICES * BOX_BYTES;
 constexpr u32 STAGE_BYTES = K_BYTES + V_BYTES;
-
-/// Tensor maps: bf16, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
-/// Axes, innermost first: width, positions, then up to three axes of the head that the operand
-/// has; axis[i] says which: 0, 1, 2 batch, 3 kv, 4 group, 5 none (the map's size is 1).
-struct Heads {
-    u32 axis[3];
-};
-
-struct HopperParams {
-    TensorMap q, k, v;
-    Params p;
-    Heads q_heads, k_heads, v_heads;
-};
-
-/// A head's place in a map.
-struct Place {
-    int c[3];
-};
-
-__device__ __forceinline__ Place place_of(const Work& w, const Heads& heads) {
-    Place at;
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-        const u32 a = heads.axis[i];
-        at.c[i] = a == 0   ? w.batch[0]
-                  : a == 1 ? w.batch[1]
-                  : a == 2 ? w.batch[2]
-                  : a == 3 ? w.kv
-                  : a == 4 ? w.group
-                           : 0;
-    }
-    return at;
-}
-
-__device__ __forceinline__ void copy_unit(u32 to, const TensorMap& map, u32 bar, u32 slice,
-                                          u32 position, const Place& at) {
-    copy_box(to, map, bar, slice * BOX, position, at.c[0], at.c[1], at.c[2]);
-}
 
 struct Memory {
     u32 q, stages, q_full, k_full, k_empty, v_full, v_empty;
 
     __device__ __forceinline__ u32 k(u32 stage) const { return stages + stage * STAGE_BYTES; }
     __device__ __forceinline__ u32 v(u32 stage) const { return k(stage) + K_BYTES; }
-};
-
-/// A place in the ring. Its barriers change phase each time around.
-struct Slot {
-    u32 index = 0, phase = 0;
-
-    __device__ __forceinline__ void next() {
-        if (++index == STAGES) index = 0, phase ^= 1;
-    }
 };
 
 __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m) {
@@ -90,25 +41,22 @@ __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m) 
     const Place q = place_of(w, h.q_heads), k = place_of(w, h.k_heads), v = place_of(w, h.v_heads);
     barrier_expect(m.q_full, CONSUMERS * Q_BYTES);
     for (u32 half = 0; half < CONSUMERS; ++half)
-        for (u32 slice = 0; slice < K_SLICES; ++slice)
-            copy_unit(m.q + half * Q_BYTES + slice * BOX_BYTES, h.q, m.q_full, slice,
+        copy_unit<DQ>(m.q + half * Q_BYTES, BOX_BYTES, h.q, m.q_full,
                       (w.tile * CONSUMERS + half) * UNIT, q);
-    Slot slot;
+    Slot<STAGES> slot;
     for (u32 e = begin; e < last; e += 2, slot.next()) {
         const u32 s = slot.index;
         const u32 one = read_entry(p, e, 0).unit, two = read_entry(p, min(e + 1, last - 1), 0).unit;
         barrier_wait(m.k_empty + 8 * s, slot.phase ^ 1);
         barrier_expect(m.k_full + 8 * s, K_BYTES);
-        for (u32 slice = 0; slice < K_SLICES; ++slice)
-            for (u32 unit = 0; unit < 2; ++unit)
-                copy_unit(m.k(s) + (2 * slice + unit) * BOX_BYTES, h.k, m.k_full + 8 * s, slice,
+        for (u32 unit = 0; unit < 2; ++unit)
+            copy_unit<DQ>(m.k(s) + unit * BOX_BYTES, 2 * BOX_BYTES, h.k, m.k_full + 8 * s,
                           (unit == 0 ? one : two) * UNIT, k);
         barrier_wait(m.v_empty + 8 * s, slot.phase ^ 1);
         barrier_expect(m.v_full + 8 * s, V_BYTES);
         for (u32 unit = 0; unit < 2; ++unit)
-            for (u32 slice = 0; slice < V_SLICES; ++slice)
-                copy_unit(m.v(s) + (unit * V_SLICES + slice) * BOX_BYTES, h.v, m.v_full + 8 * s,
-                          slice, (unit == 0 ? one : two) * UNIT, v);
+            copy_unit<DV>(m.v(s) + unit * V_SLICES * BOX_BYTES, BOX_BYTES, h.v, m.v_full + 8 * s,
+                          (unit == 0 ? one : two) * UNIT, v);
     }
 }
 
@@ -121,7 +69,7 @@ struct Rows {
 /// What a warpgroup does with a pair of units.
 struct Pair {
     u32 code[2];
-    uint2 bits[2][2];  // [unit][row g, g + 8]: of partial units, which pairs are kept
+    Bits bits[2];
 };
 
 __device__ __forceinline__ Pair read_pair(const Params& p, u32 e, u32 last, u32 half, u32 row) {
@@ -129,32 +77,13 @@ __device__ __forceinline__ Pair read_pair(const Params& p, u32 e, u32 last, u32 
     pair.code[0] = read_entry(p, e, half).code;
     pair.code[1] = e + 1 < last ? read_entry(p, e + 1, half).code : EMPTY;
 #pragma unroll
-    for (int u = 0; u < 2; ++u)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            pair.bits[u][r] = {0, 0};
-            if (pair.code[u] < EMPTY)
-                pair.bits[u][r] = __ldg(reinterpret_cast<const uint2*>(
-                    mask_row(p, pair.code[u], false, row + 8 * r)));
-        }
+    for (int u = 0; u < 2; ++u) pair.bits[u] = read_bits(p, pair.code[u], false, row);
     return pair;
 }
 
 __device__ __forceinline__ void mask(float (&s)[64], const Pair& pair, u32 lane) {
-#pragma unroll
-    for (int u = 0; u < 2; ++u)
-        if (pair.code[u] != FULL) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r)
-#pragma unroll
-                for (int n = 0; n < 8; ++n) {
-                    const u32 word = (n < 4 ? pair.bits[u][r].x : pair.bits[u][r].y) >>
-                                     (2 * (lane & 3));
-                    const int at = 32 * u + 4 * n + 2 * r;
-                    if (!(word >> (8 * (n & 3)) & 1)) s[at] = -infinity();
-                    if (!(word >> (8 * (n & 3) + 1) & 1)) s[at + 1] = -infinity();
-                }
-        }
+    if (pair.code[0] != FULL) mask_unit<0>(s, pair.bits[0], lane);
+    if (pair.code[1] != FULL) mask_unit<32>(s, pair.bits[1], lane);
 }
 
 /// Scores become probabilities, in place; rows.factor is what earlier outputs are to be multiplied
@@ -200,25 +129,9 @@ __device__ __forceinline__ void wait_behind(const Rows& rows) {
         : "memory");
 }
 
-__device__ __forceinline__ void pack(u32 (&a)[8][4], const float (&s)[64]) {
-#pragma unroll
-    for (int k = 0; k < 8; ++k)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
-}
-
 /// Issues s = q k^T.
 __device__ __forceinline__ void issue_scores(float (&s)[64], u32 q, u32 k) {
-#pragma unroll
-    for (u32 slice = 0; slice < K_SLICES; ++slice) {
-        const u64 left = matrix_descriptor<true>(q + slice * BOX_BYTES);
-        const u64 right = matrix_descriptor<true>(k + slice * 2 * BOX_BYTES);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            multiply_m64k16<0, 0>(s, left + i * descriptor_step<true>(),
-                                  right + i * descriptor_step<true>(), slice + i > 0);
-    }
-    products_commit();
+    issue_rows<DQ>(s, q, k, 2 * BOX_BYTES);
 }
 
 /// Issues o += p v.
@@ -231,11 +144,6 @@ __device__ __forceinline__ void issue_outputs(float (&o)[DV / 2], const u32 (&a)
     products_commit();
 }
 
-/// One warp is done with a slot.
-__device__ __forceinline__ void release(u32 bar) {
-    if (threadIdx.x % 32 == 0) barrier_arrive(bar);
-}
-
 /// The warpgroups' turns: waiting for one's own, and giving the other's.
 __device__ __forceinline__ void turn_wait(u32 half) {
     asm volatile("bar.sync %0, 256;\n" ::"r"(1 + half) : "memory");
@@ -244,17 +152,12 @@ __device__ __forceinline__ void turn_give(u32 half) {
     asm volatile("bar.arrive %0, 256;\n" ::"r"(2 - half) : "memory");
 }
 
-/// All warps of a warpgroup.
-__device__ __forceinline__ void group_wait(u32 half) {
-    asm volatile("bar.sync %0, 128;\n" ::"r"(3 + half) : "memory");
-}
-
 /// Writes lse and o, 64 columns at a time through the warpgroup's room of q.
 __device__ __forceinline__ void finish(const Params& p, u32 half, const float (&o)[DV / 2],
                                        const Rows& rows, unsigned char* room) {
     const Work w = place(p, block_anew(), p.group);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const u32 first = (w.tile * CONSUMERS + half) * UNIT + 16 * warp;
+    const u32 first = (w.tile * CONSUMERS + half) * UNIT;
     float* lse = reinterpret_cast<float*>(p.lse.address) + head_at(p.lse, w, w.group);
     float factor[2];
 #pragma unroll
@@ -265,33 +168,12 @@ __device__ __forceinline__ void finish(const Params& p, u32 half, const float (&
         // No key: 0 and -inf. A NaN is no 0 and goes through.
         factor[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
         const float log = fmaf(rows.top[r], p.scale_log2, log2_approx(sum)) * LN_2;
-        const u32 x = first + 8 * r + lane / 4;
+        const u32 x = first + 16 * warp + 8 * r + lane / 4;
         if (lane % 4 == 0 && x < p.queries)
             lse[query_positions(p, p.lse).at(x)] = sum == 0.0f ? -infinity() : log;
     }
     bf16* out = reinterpret_cast<bf16*>(p.o.address) + head_at(p.o, w, w.group);
-    const Positions ox = query_positions(p, p.o);
-    unsigned char* own = room + warp * (16 * BOX * 2);  // [16][64], chunk c of row r at c ^ r % 8
-#pragma unroll
-    for (int slice = 0; slice < int(V_SLICES); ++slice) {
-        __syncwarp();
-#pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const u32 row = 8 * r + lane / 4, at = 32 * slice + 4 * n + 2 * r;
-                *reinterpret_cast<u32*>(own + row * 128 + ((n ^ (row & 7)) << 4) + 4 * (lane & 3)) =
-                    pack_bf16(o[at] * factor[r], o[at + 1] * factor[r]);
-            }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const u32 row = 4 * i + lane / 8, chunk = lane % 8;
-            if (first + row < p.queries)
-                *reinterpret_cast<uint4*>(out + ox.at(first + row) + slice * BOX + chunk * 8) =
-                    *reinterpret_cast<const uint4*>(own + row * 128 + ((chunk ^ (row & 7)) << 4));
-        }
-    }
+    store_group(o, factor, room, out, query_positions(p, p.o), first, p.queries);
 }
 
 __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 half,
@@ -308,7 +190,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
     if (begin < last) {
         float s[64];
         u32 a[8][4];
-        Slot k, v;
+        Slot<STAGES> k, v;
         Pair pair = read_pair(p, begin, last, half, row);
         if (half == 1) turn_give(1);
         barrier_wait(m.q_full, 0);

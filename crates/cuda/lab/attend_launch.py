@@ -228,19 +228,21 @@ class Attention:
         )
         return made, [*axes, 5, 5, 5][:3]
 
+    def start_hopper(self, entry, shared, side, heads):
+        """HopperParams: four maps, Params, the axes of each; a multiple of 64 bytes."""
+        blocks, p = heads * side.tiles, self.params_of(side, heads * side.tiles)
+        maps, axes = zip(*(self.head_map(n) for n in ("q", "k", "v", "dout")))
+        image = b"".join(maps) + bytes(p) + struct.pack("<12I", *sum(axes, []))
+        image = ctypes.create_string_buffer(image, -(-len(image) // 64) * 64)
+        return self.driver.prepare(
+            entry, entry, self.variant(entry), image, (blocks, 1), 384, 1024 + shared
+        )
+
     @prepared
     def forward_hopper(self):
         assert self.tile == 2 and not self.pack
-        o, width = self.variant("attend_fwd_sm90"), self.dq + self.dv
-        p = self.params_of(self.by_row, self.outer * self.group * self.by_row.tiles)
-        maps, axes = zip(*(self.head_map(n) for n in "qkv"))
-        image = b"".join(maps) + bytes(p) + struct.pack("<9I", *sum(axes, []))
-        image = ctypes.create_string_buffer(image, -(-len(image) // 64) * 64)
-        grid = (self.outer * self.group * self.by_row.tiles, 1)
-        shared = 1024 + 256 * self.dq + 2 * 256 * width
-        return self.driver.prepare(
-            "attend_fwd_sm90", "attend_fwd_sm90", o, image, grid, 384, shared
-        )
+        shared = 256 * self.dq + 2 * 256 * (self.dq + self.dv)
+        return self.start_hopper("attend_fwd_sm90", shared, self.by_row, self.outer * self.group)
 
     def params_of(self, side, blocks):
         p = Params.from_buffer_copy(self.params)
