@@ -116,19 +116,6 @@ __device__ __forceinline__ void softmax(const Params& p, float (&s)[64], Rows& r
         }
 }
 
-/// Waits for all products, but not before the exponentials, which are to run beside them: the
-/// assembler moves a plain wait up as far as it can. A sum of exponentials is never negative.
-__device__ __forceinline__ void wait_behind(const Rows& rows) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.lt.f32 p, %0, 0f00000000;\n"
-        "@p exit;\n"
-        "wgmma.wait_group.sync.aligned 0;\n"
-        "}" ::"f"(rows.sum[0] + rows.sum[1])
-        : "memory");
-}
-
 /// Issues s = q k^T.
 __device__ __forceinline__ void issue_scores(float (&s)[64], u32 q, u32 k) {
     issue_rows<DQ>(s, q, k, 2 * BOX_BYTES);
@@ -220,7 +207,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
             mask(s, pair, lane);
             softmax(p, s, rows);
             pin(s);
-            wait_behind(rows);
+            wait_behind(rows.sum[0] + rows.sum[1]);
             pin(o);
             release(m.v_empty + 8 * v.index);
             if (rows.risen) {

@@ -131,7 +131,8 @@ class Attention:
 
     `tile` is the units of a tile; `pack` the steps of packed columns, None for one column; `band`
     the units of a stretch of attend_band, 0 for the backward in two kernels; `options` narrow the
-    choice of its variants; `hopper` takes attend_fwd_sm90 for the forward.
+    choice of its variants; `hopper` takes the kernels of
+    Hopper alone.
     """
 
     def __init__(
@@ -244,6 +245,18 @@ class Attention:
         shared = 256 * self.dq + 2 * 256 * (self.dq + self.dv)
         return self.start_hopper("attend_fwd_sm90", shared, self.by_row, self.outer * self.group)
 
+    @prepared
+    def grad_q_hopper(self):
+        assert self.tile == 2 and not self.pack
+        shared = (256 + 4 * 128) * (self.dq + self.dv)
+        return self.start_hopper("attend_dq_sm90", shared, self.by_row, self.outer * self.group)
+
+    @prepared
+    def dkv_hopper(self):
+        assert self.tile == 2 and not self.pack
+        shared = 256 * (self.dq + self.dv) + 3 * (128 * (self.dq + self.dv) + 1024)
+        return self.start_hopper("attend_dkv_sm90", shared, self.by_column, self.outer)
+
     def params_of(self, side, blocks):
         p = Params.from_buffer_copy(self.params)
         if side is not None:
@@ -326,6 +339,8 @@ class Attention:
 
     def parts(self):
         """The launches of a backward."""
+        if self.hopper:
+            return [self.stats, self.dkv_hopper, self.grad_q_hopper]
         if self.band_units:
             return [self.stats, self.grad_band]
         return [self.dkv] if self.fused else [self.stats, self.dkv, self.grad_q]

@@ -70,6 +70,21 @@ __device__ __forceinline__ void group_wait(u32 half) {
     asm volatile("bar.sync %0, 128;\n" ::"r"(3 + half) : "memory");
 }
 
+/// Waits until PENDING groups are under way, but not before the exponentials, which are to run beside them: the
+/// assembler moves a plain wait up as far as it can. `sum` is of exponentials and never negative.
+template <int PENDING = 0>
+__device__ __forceinline__ void wait_behind(float sum) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.lt.f32 p, %0, 0f00000000;\n"
+        "@p exit;\n"
+        "wgmma.wait_group.sync.aligned %1;\n"
+        "}" ::"f"(sum),
+        "n"(PENDING)
+        : "memory");
+}
+
 /// The 64 bits of row g (and of g + 8) of a unit: which columns are kept.
 struct Bits {
     uint2 row[2];
