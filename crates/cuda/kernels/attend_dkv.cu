@@ -27,6 +27,7 @@
 // blocks of 256; dynamic shared memory: 2 bytes * (64 MT + STAGES 64) * (DQ + DV) + 16384 MT +
 // STAGES 512 + (FUSED ? 8192 : 0).
 #include "lib/attend_tile.cuh"
+#include "lib/attend_walk.cuh"
 
 constexpr int THREADS = 256;
 constexpr int MT = ROW_TILES;
@@ -41,37 +42,6 @@ constexpr u32 STAGES_AT = OWN_BYTES + 8 * WARP_BYTES;
 #if FUSED
 constexpr u32 SCORES_AT = STAGES_AT + STAGES * STAGE_BYTES;  // ds^T [64 keys][64 queries]
 #endif
-constexpr u32 NONE = ~0u;
-
-/// The units of queries of all query heads that share the keys, one after another.
-struct Walk {
-    u32 group, entry, last;
-
-    __device__ __forceinline__ void open(const Params& p, const Work& w) {
-        while (entry == last && group < p.group) {
-            const u32 list = pattern_kind(p, w.kv, group) * p.tiles + w.tile;
-            entry = __ldg(reinterpret_cast<const u32*>(p.first) + list);
-            last = __ldg(reinterpret_cast<const u32*>(p.first) + list + 1);
-            if (entry == last) ++group;
-        }
-    }
-};
-
-/// A unit of queries of one head; `unit` NONE: no more.
-struct Step {
-    u32 unit, code, group;
-};
-
-__device__ __forceinline__ Step take(const Params& p, const Work& w, Walk& walk, u32 half) {
-    if (walk.group >= p.group) return {NONE, EMPTY, 0};
-    const HalfEntry entry = read_entry(p, walk.entry, half);
-    const Step step = {entry.unit, entry.code, walk.group};
-    if (++walk.entry == walk.last) {
-        ++walk.group;
-        walk.open(p, w);
-    }
-    return step;
-}
 
 struct Sums {
     float dk[MT][DQ / 16][4], dv[MT][DV / 16][4];

@@ -73,6 +73,20 @@ CASES = [
      MIXED, 1, (64, 64), "mma"),
     ("packed 16 of 24", P("columns", 3, 2), (1, 1, 1), (2, 1, 5), (16, 24), (32, 64),
      BTHD, 1, (32, 48), "fused"),
+    ("band: causal ragged", P("causal"), (1, 2, 1), (2, 1, 1), (333, 333), (64, 64),
+     BTHD, 1, None, "band"),
+    ("band: full, lengths differ", P("full"), (2, 1, 2), (3, 1, 1), (210, 100), (32, 32),
+     BHTD, 1, None, "band"),
+    ("band: before: empty row", P("before"), (1, 1, 2), (2, 1, 1), (200, 200), (32, 32),
+     MIXED, 1, None, "band"),
+    ("band: local 128", P("local", 128), (1, 1, 2), (2, 1, 1), (1100, 1100), (32, 32),
+     BHTD, 1, None, "band"),
+    ("band: local 50", P("local", 50), (1, 1, 2), (2, 1, 1), (700, 700), (64, 128),
+     BTHD, 1, None, "band"),
+    ("band: per head", PerHead(P("local", 30), P("block", 64), P("causal")), (1, 1, 2), (3, 1, 1),
+     (260, 260), (32, 32), MIXED, 1, None, "band"),
+    ("band: offset 77", Shifted(P("local", 60), 77), (1, 1, 1), (2, 1, 1), (130, 210), (64, 64),
+     BTHD, 1, None, "band"),
     ("plain f32", Union(P("local", 30), P("strided", 25)), (1, 1, 2), (2, 2, 1), (150, 150),
      (20, 44), MIXED, 1, None, "f32"),
     ("plain f32 packed", P("before"), (1, 1, 1), (2, 1, 5), (24, 24), (16, 16),
@@ -81,11 +95,19 @@ CASES = [
      BTHD, 1, None, "bf16"),
 ]
 # fmt: on
+# The same on Hopper's own forward.
+CASES += [
+    (*case[:9], "hopper")
+    for case in CASES
+    if case[9] == "mma" and case[5] in ((64, 64), (64, 128), (128, 128)) and case[8] is None
+]
 RESULTS = ["o", "lse", "dq", "dk", "dv"]
 
 
 def check_case(driver, case, seed):
     name, pattern, batch, heads, lengths, (dq, dv), order, tile, pack, kind = case
+    if kind == "hopper":
+        name, tile = f"hopper: {name}", 2
     dtype = torch.float32 if kind == "f32" else torch.bfloat16
     arena, views = problem(
         driver.device, seed, batch, *heads, *lengths, dq, dv, order, dtype, dlse=seed % 2 == 0
@@ -99,6 +121,8 @@ def check_case(driver, case, seed):
         kind == "fused",
         kind in ("f32", "bf16"),
         section=1 + seed % 3,
+        band_units=3 if kind == "band" else 0,
+        hopper=kind == "hopper",
     )
     runs = []
     for _ in range(2):
@@ -189,10 +213,13 @@ DECODED = [
 
 
 def median_ms(run, repeats=15):
+    """Of kernels that find nothing in L2, launched while the GPU still clears a buffer."""
     for _ in range(3):
         run()
+    other = torch.empty(64 << 20, dtype=torch.float32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for a, b in events:
+        other.zero_()
         a.record()
         run()
         b.record()
@@ -210,7 +237,17 @@ PEERS = {
 
 
 def timed(
-    driver, label, pattern, tile, shape, pack=None, fused=False, order=BHTD, peer="", batch=1
+    driver,
+    label,
+    pattern,
+    tile,
+    shape,
+    pack=None,
+    fused=False,
+    order=BHTD,
+    peer="",
+    batch=1,
+    **more,
 ):
     kv, columns, rows, dq, dv = shape
     _, views = problem(
@@ -230,7 +267,7 @@ def timed(
         pad=0,
     )
     section = max(1, (24 << 20) // (columns * rows * (dq + dv) * 2))
-    x = Attention(driver, views, pattern, tile, pack, fused, section=section)
+    x = Attention(driver, views, pattern, tile, pack, fused, section=section, **more)
     fwd, bwd = median_ms(x.forward), median_ms(x.backward)
     each = " ".join(f"{median_ms(part):.3f}" for part in x.parts())
     flops = x.flops()
@@ -239,6 +276,13 @@ def timed(
     rates = " ".join(f"{w / 1e9:5.0f}" for w in work)
     times = f"{fwd:7.3f} {bwd:7.3f} {fwd + bwd:7.3f}"
     print(f"{label:52s} {times} {rates} {moved / fwd / 1e9:5.2f}  {each:20s} {peer}", flush=True)
+
+
+# Stretches of attend_band and its variants to time, by head width
+BANDS = {
+    32: [(8, {"BLOCKS": 3}), (16, {"BLOCKS": 3}), (8, {"BLOCKS": 4}), (16, {"BLOCKS": 4})],
+    64: [(8, {}), (16, {})],
+}
 
 
 def sdpa(t, d, heads):
@@ -285,6 +329,29 @@ def timings(driver):
                     (heads, 1, t, d, d),
                     peer=f"flex {local}" if window == length else "",
                 )
+        for window in dict.fromkeys((length, 256)) if d <= 64 else ():
+            for units, options in BANDS[d]:
+                words = " ".join(f"{n.lower()} {v}" for n, v in options.items())
+                timed(
+                    driver,
+                    f"{head} local {window}, band {units} {words}",
+                    P("local", window),
+                    1,
+                    (heads, 1, t, d, d),
+                    band_units=units,
+                    options=options,
+                )
+        for pattern in (causal, P("local", 256)) if d >= 64 else ():
+            words = " ".join(map(str, (pattern.name, *pattern.numbers)))
+            timed(
+                driver,
+                f"{head} {words}, hopper forward",
+                pattern,
+                2,
+                (heads, 1, t, d, d),
+                peer=peer if pattern is causal else "",
+                hopper=True,
+            )
         n = t // length
         step = 64 // n * n if n <= 64 else 64
         timed(
@@ -309,6 +376,27 @@ def timings(driver):
                 (2, 1, 3072, 64, 128),
                 order=BTHD,
                 batch=batch,
+            )
+        timed(
+            driver,
+            f"{head} local 128, hopper forward",
+            P("local", 128),
+            2,
+            (2, 1, 3072, 64, 128),
+            order=BTHD,
+            batch=batch,
+            hopper=True,
+        )
+        for units in (6, 12):
+            timed(
+                driver,
+                f"{head} local 128, band {units}",
+                P("local", 128),
+                1,
+                (2, 1, 3072, 64, 128),
+                order=BTHD,
+                batch=batch,
+                band_units=units,
             )
         for stride, fused in ((96, True), (96, False), (128, True)):
             n = 3072 // stride

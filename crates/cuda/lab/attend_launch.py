@@ -2,11 +2,13 @@
 
 import ctypes
 import math
+import struct
 
 import numpy as np
 import torch
 
-from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, lists, units
+import gemm_host
+from attend_lists import EMPTY, FULL, UNIT, Masks, Packed, band, lists, units
 
 
 class Operand(ctypes.Structure):
@@ -48,6 +50,7 @@ class Driver:
     """Kernels of the cubins, through the driver API and torch's context."""
 
     device = "cuda"
+    tensor_map = staticmethod(gemm_host.tensor_map)
 
     def __init__(self, folder):
         self.folder, self.cuda, self.functions = folder, ctypes.CDLL("libcuda.so.1"), {}
@@ -68,23 +71,32 @@ class Driver:
             self.check(
                 self.cuda.cuModuleGetFunction(ctypes.byref(function), module, entry.encode()), entry
             )
-            # Dynamic shared memory, and all of L1 for it, so that the blocks meant to fit do.
-            self.check(
-                self.cuda.cuFuncSetAttribute(function, 8, max(shared, 48 << 10)),
-                f"{name}: {shared} bytes",
-            )
+            # All of L1 for shared memory, so that the blocks meant to fit do.
             self.check(self.cuda.cuFuncSetAttribute(function, 9, 100), f"{name}: carve-out")
-            self.functions[name, entry] = function
-        return self.functions[name, entry]
+            self.functions[name, entry] = function, 48 << 10
+        function, most = self.functions[name, entry]
+        if shared > most:
+            self.check(self.cuda.cuFuncSetAttribute(function, 8, shared), f"{name}: {shared} bytes")
+            self.functions[name, entry] = function, shared
+        return function
 
     def launch(self, file, entry, options, params, grid, threads, shared):
+        self.prepare(file, entry, options, params, grid, threads, shared)()
+
+    def prepare(self, file, entry, options, params, grid, threads, shared):
+        """A launch that costs the host little: kernels of 20 us are timed behind it."""
         function = self.function(file, entry, options, shared)
         args = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self.check(
-            self.cuda.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, args, None),
-            f"{entry} {options} {grid}",
-        )
+        launch, what = self.cuda.cuLaunchKernel, f"{entry} {options} {grid}"
+
+        def run():
+            self.check(
+                launch(function, *grid, 1, threads, 1, 1, shared, stream, args, None), what
+            )
+
+        run.keeps = params
+        return run
 
 
 def magic(length):
@@ -93,24 +105,52 @@ def magic(length):
 
 
 class Side:
-    """Row or column lists of a launch, on the device."""
+    """Lists of a launch, on the device: first, entries, order, and how many tiles they are of."""
 
-    def __init__(self, device, kept, count, other, per_tile, transposed):
-        *arrays, self.tiles = lists(kept, count, other, per_tile, transposed)
+    def __init__(self, device, first, entries, order, tiles):
         self.first, self.entries, self.order = (
-            torch.from_numpy(a.view(np.int32)).to(device) for a in arrays
+            torch.from_numpy(a.view(np.int32)).to(device) for a in (first, entries, order)
         )
+        self.tiles = tiles
+
+
+def prepared(make):
+    """A method that returns a launch: made once, then only launched."""
+
+    def run(self):
+        if make.__name__ not in self.ready:
+            self.ready[make.__name__] = make(self)
+        self.ready[make.__name__]()
+
+    run.__name__ = make.__name__
+    return run
 
 
 class Attention:
     """Operands as views [b0, b1, b2, kv, group, column, row, width], and the launches over them.
 
-    `tile` is the units of a tile; `pack` the steps of packed columns, None for one column.
+    `tile` is the units of a tile; `pack` the steps of packed columns, None for one column; `band`
+    the units of a stretch of attend_band, 0 for the backward in two kernels; `options` narrow the
+    choice of its variants; `hopper` takes the kernels of
+    Hopper alone.
     """
 
     def __init__(
-        self, driver, views, pattern, tile=1, pack=None, fused=False, plain=False, section=1 << 20
+        self,
+        driver,
+        views,
+        pattern,
+        tile=1,
+        pack=None,
+        fused=False,
+        plain=False,
+        section=1 << 20,
+        band_units=0,
+        options=None,
+        hopper=False,
     ):
+        self.ready, self.band_units, self.options = {}, band_units, options or {}
+        self.hopper = hopper
         self.driver, self.v, self.pattern, self.plain, self.fused = (
             driver,
             views,
@@ -132,8 +172,12 @@ class Attention:
         masks = Masks()
         kept = [units(inner, h, queries, keys, steps, masks) for h in range(self.kinds)]
         self.kept, device = kept, driver.device
-        self.by_row = Side(device, kept, query_units, key_units, tile, False)
-        self.by_column = Side(device, kept, key_units, query_units, tile, True)
+        self.by_row = Side(device, *lists(kept, query_units, key_units, tile, False))
+        self.by_column = Side(device, *lists(kept, key_units, query_units, tile, True))
+        if band_units:
+            assert group == 1, "attend_band: no shared keys"
+            *of, self.slots = band(kept, query_units, key_units, band_units)
+            self.by_band = Side(device, *of)
         if fused:
             assert (
                 tile == 1
@@ -170,16 +214,62 @@ class Attention:
             )
             setattr(p, name, operand)
 
-    def start(self, entry, options, grid, threads, shared, side=None):
+    def head_map(self, name):
+        """Tensor map of an operand, and which axes of the head its last three are (5: none)."""
+        x = self.v[name]
+        sizes, strides = x.shape, x.stride()
+        some = sizes[7]  # a legal stride, where an axis has size 1
+        axes = [a for a in range(5) if sizes[a] > 1 and strides[a] > 0]
+        assert len(axes) <= 3 and strides[7] == 1, "no map of this operand"
+        rows = (sizes[6], strides[6] if sizes[6] > 1 else some)
+        of = [(sizes[7], 1), rows, *((sizes[a], strides[a]) for a in axes)]
+        of += [(1, some)] * (5 - len(of))
+        made = self.driver.tensor_map(
+            x.data_ptr(), [a for a, _ in of], [b for _, b in of], [UNIT, UNIT, 1, 1, 1]
+        )
+        return made, [*axes, 5, 5, 5][:3]
+
+    def start_hopper(self, entry, shared, side, heads):
+        """HopperParams: four maps, Params, the axes of each; a multiple of 64 bytes."""
+        blocks, p = heads * side.tiles, self.params_of(side, heads * side.tiles)
+        maps, axes = zip(*(self.head_map(n) for n in ("q", "k", "v", "dout")))
+        image = b"".join(maps) + bytes(p) + struct.pack("<12I", *sum(axes, []))
+        image = ctypes.create_string_buffer(image, -(-len(image) // 64) * 64)
+        return self.driver.prepare(
+            entry, entry, self.variant(entry), image, (blocks, 1), 384, 1024 + shared
+        )
+
+    @prepared
+    def forward_hopper(self):
+        assert self.tile == 2 and not self.pack
+        shared = 256 * self.dq + 2 * 256 * (self.dq + self.dv)
+        return self.start_hopper("attend_fwd_sm90", shared, self.by_row, self.outer * self.group)
+
+    @prepared
+    def grad_q_hopper(self):
+        assert self.tile == 2 and not self.pack
+        shared = (256 + 4 * 128) * (self.dq + self.dv)
+        return self.start_hopper("attend_dq_sm90", shared, self.by_row, self.outer * self.group)
+
+    @prepared
+    def dkv_hopper(self):
+        assert self.tile == 2 and not self.pack
+        shared = 256 * (self.dq + self.dv) + 3 * (128 * (self.dq + self.dv) + 1024)
+        return self.start_hopper("attend_dkv_sm90", shared, self.by_column, self.outer)
+
+    def params_of(self, side, blocks):
         p = Params.from_buffer_copy(self.params)
         if side is not None:
             p.first, p.entries, p.order = (
                 x.data_ptr() for x in (side.first, side.entries, side.order)
             )
             p.tiles = side.tiles
-            p.section = min(p.section, grid[0] // side.tiles)
-        file = "attend_plain" if self.plain else entry
-        self.driver.launch(file, entry, options, p, grid, threads, shared)
+            p.section = min(p.section, blocks // side.tiles)
+        return p
+
+    def start(self, entry, options, grid, threads, shared, side=None):
+        file, p = "attend_plain" if self.plain else entry, self.params_of(side, grid[0])
+        return self.driver.prepare(file, entry, options, p, grid, threads, shared)
 
     def variant(self, file, **more):
         """The first line of the list that fits."""
@@ -193,6 +283,10 @@ class Attention:
         raise SystemExit(f"no variant of {file} for {wanted}")
 
     def forward(self):
+        (self.forward_hopper if self.hopper else self.forward_mma)()
+
+    @prepared
+    def forward_mma(self):
         o, width, heads = self.variant("attend_fwd"), self.dq + self.dv, self.outer * self.group
         if self.plain:
             return self.start(
@@ -201,12 +295,17 @@ class Attention:
         shared = 2 * (64 * self.tile * self.dq + o["STAGES"] * 64 * width)
         return self.start("attend_fwd", o, (heads * self.by_row.tiles, 1), 128, shared, self.by_row)
 
+    @prepared
     def stats(self):
-        o, blocks = self.variant("attend_stats"), self.outer * self.group * self.params.query_units
+        o, units = self.variant("attend_stats"), self.params.query_units
         if self.plain:
+            blocks = self.outer * self.group * units
             return self.start("attend_plain_stats", o, (blocks, 16), 128, 0)
+        per_block = {32: 4, 64: 2}.get(self.dv, 1)
+        blocks = self.outer * self.group * -(-units // per_block)
         return self.start("attend_stats", o, (blocks, 1), 256, 0)
 
+    @prepared
     def dkv(self):
         o, width = self.variant("attend_dkv", FUSED=int(self.fused)), self.dq + self.dv
         blocks = self.outer * self.by_column.tiles
@@ -220,6 +319,7 @@ class Attention:
         )
         return self.start("attend_dkv", o, (blocks, 1), 256, shared, self.by_column)
 
+    @prepared
     def grad_q(self):
         o, width = self.variant("attend_dq"), self.dq + self.dv
         blocks = self.outer * self.group * self.by_row.tiles
@@ -230,8 +330,19 @@ class Attention:
         shared = 2 * (64 * self.tile + o["STAGES"] * o["CHUNK"]) * width
         return self.start("attend_dq", o, (blocks, 1), 128, shared, self.by_row)
 
+    @prepared
+    def grad_band(self):
+        o, width = self.variant("attend_band", **self.options), self.dq + self.dv
+        shared = (o["KEY_STAGES"] + 2) * 128 * width + 9216 + self.slots * 256 * self.dq
+        blocks = self.outer * self.by_band.tiles
+        return self.start("attend_band", o, (blocks, 1), 128, shared, self.by_band)
+
     def parts(self):
         """The launches of a backward."""
+        if self.hopper:
+            return [self.stats, self.dkv_hopper, self.grad_q_hopper]
+        if self.band_units:
+            return [self.stats, self.grad_band]
         return [self.dkv] if self.fused else [self.stats, self.dkv, self.grad_q]
 
     def backward(self):

@@ -196,3 +196,44 @@ def lists(kept, count, other, per_tile, transposed):
     array = np.array(entries or [(0, 0, 0, 0)], np.uint32)
     assert array[:, 0].max() < other
     return np.array(first, np.uint32), array, np.array(order, np.uint32), tiles
+
+
+# Flags of attend_band's visits
+QUERY_FIRST, QUERY_LAST, QUERY_OWN, KEY_OWN, KEY_FIRST, KEY_LAST = (1 << b for b in range(8, 14))
+
+
+def band(kept, query_units, key_units, length):
+    """Lists of attend_band for stretches of `length` units, as `lists`, and the slots it takes."""
+    tiles = -(-max(query_units, key_units) // length)
+    first, entries, order, slots = [0], [], [], 1
+    for of in kept:
+        by_query, by_key, cost = {}, {}, []
+        for (q, k), code in of.items():
+            by_query.setdefault(q, []).append((k, q, code))
+            by_key.setdefault(k, []).append((k, q, code))
+        for tile in range(tiles):
+            own = range(tile * length, (tile + 1) * length)
+            visits = set()
+            for u in own:
+                visits.update(by_query.get(u, [(0, u, EMPTY)] if u < query_units else []))
+                visits.update(by_key.get(u, [(u, 0, EMPTY)] if u < key_units else []))
+            visits, free, held = sorted(visits), list(range(256)), {}
+            last_of = {q: n for n, (_, q, _) in enumerate(visits)}
+            for n, (k, q, code) in enumerate(visits):
+                flags = KEY_OWN if k in own else 0
+                flags |= KEY_FIRST if n == 0 or visits[n - 1][0] != k else 0
+                flags |= KEY_LAST if n + 1 == len(visits) or visits[n + 1][0] != k else 0
+                if q in own:
+                    flags |= QUERY_OWN | (0 if q in held else QUERY_FIRST)
+                    slot = held.setdefault(q, free[0])
+                    free = [x for x in free if x != slot]
+                    slots, flags = max(slots, slot + 1), flags | slot
+                    if last_of[q] == n:
+                        flags |= QUERY_LAST
+                        free = sorted([*free, held.pop(q)])
+                entries.append((k, code, q, flags))
+            first.append(len(entries))
+            cost.append(len(visits))
+        order += sorted(range(tiles), key=lambda t: -cost[t])
+    arrays = (np.array(x, np.uint32) for x in (first, entries, order))
+    return (*arrays, tiles, slots)

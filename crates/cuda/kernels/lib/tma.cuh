@@ -102,3 +102,13 @@ template <int REGISTERS>
 __device__ __forceinline__ void registers_grow() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
+
+// Copies a row of bytes, a multiple of 16 from and to addresses that are.
+__device__ __forceinline__ void copy_bytes(unsigned to, const void* from, unsigned bytes,
+                                           unsigned bar) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(to),
+        "l"(from), "r"(bytes), "r"(bar)
+        : "memory");
+}
