@@ -18,7 +18,7 @@
 // one makes NaN.
 //
 // Constants: LOGITS (f32 or bf16), GRADIENT (a type; absent where none is wanted), LANES, UNITS,
-// SHARED, THREADS, AXES (of the rows of the whole batch), GIVEN (0 or 1). ld and gradient_ld are
+// SHARED, THREADS, BLOCKS, AXES (of the rows of the whole batch), GIVEN (0 or 1). ld and gradient_ld are
 // multiples of V = 16 bytes of logits. In f32 the exponential is that of lib/math.cuh, in bf16 the
 // hardware's. Grid: ceil(rows / (THREADS / LANES)); dynamic shared memory: SHARED * THREADS * 16
 // bytes.
@@ -59,7 +59,9 @@ constexpr int V = 16 / sizeof(LOGITS);
 constexpr int GROUPS = THREADS / LANES;
 constexpr int HELD = UNITS + SHARED;
 // Blocks that a multiprocessor should hold: 64 registers a thread, where the units leave room.
-constexpr int BLOCKS = UNITS <= 3 ? 1024 / THREADS : 1;
+#ifndef BLOCKS
+#define BLOCKS (UNITS <= 3 ? 1024 / THREADS : 1)
+#endif
 typedef Vec<LOGITS, V> Unit;
 static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the whole block");
 

@@ -18,7 +18,10 @@
 // order of the sums is the same on every device. Grid: ceil(rows / chunk). Scratch: 8 * blocks *
 // width.
 //
-// Constants: as in norm.cu (no BIAS), and SUMS (0: no dgain nor dbias is wanted).
+// A group's next row is under way while it works on one (AHEAD=1, where registers allow), or the
+// memory would be idle during the folds.
+//
+// Constants: as in norm.cu (no BIAS), SUMS (0: no dgain nor dbias is wanted), AHEAD (0 or 1).
 #include "lib/philox.cuh"
 #include "lib/reduce.cuh"
 #include "lib/strided.cuh"
@@ -44,6 +47,9 @@
 #endif
 #ifndef SUMS
 #define SUMS 1
+#endif
+#ifndef AHEAD
+#define AHEAD 0
 #endif
 #ifndef CONST_ALIGN
 #define CONST_ALIGN V
@@ -186,41 +192,60 @@ __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group,
     }
 }
 
+// A thread's part of a row, as it was loaded.
+struct Sources {
+    SourceX::Loads<V> x[UNITS];
+    SourceDy::Loads<V> dy[UNITS];
+};
+
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_grad(const __grid_constant__ Params p) {
-    __shared__ f32 folds[LANES > 32 ? 2 * LANES / 32 : 1];
+    // Folds take turns with two pieces, so that one may begin while another is read.
+    __shared__ f32 folds[2][LANES > 32 ? 2 * LANES / 32 : 1];
     __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];
-    u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES, turn = 0;
     u32 begin = blockIdx.x * p.chunk;
     u32 end = begin + p.chunk < p.row_count ? begin + p.chunk : p.row_count;
     f32 width = f32(p.width);
     f32 dgain[SUMS ? UNITS : 1][V] = {}, dbias[SUMS ? UNITS : 1][V] = {};
+    auto site_of = [&](const i64 (&origin)[ALL], u32 unit) {
+        Site<ALL> site = {p.ptr, p.rows.lane, p.clock, p.draws, {}};
+#pragma unroll
+        for (int k = 0; k < ALL; ++k) site.at[k] = origin[k] + i64(unit) * V * p.rows.lane[k];
+        return site;
+    };
+    auto load_row = [&](u32 row, Sources& to) {
+        u32 units = row < end ? p.width / V : 0;
+        i64 origin[ALL] = {};
+        if (row < end) p.rows.walk(row, origin);
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit < units) SourceX::load<V>(site_of(origin, unit), to.x[u]);
+            if (unit < units) SourceDy::load<V>(site_of(origin, unit), to.dy[u]);
+        }
+    };
+    Sources next;
+    if (AHEAD) load_row(begin + group, next);
     // All groups make as many turns, so that all threads take part in all folds.
     for (u32 first = begin; first < end; first += GROUPS) {
         u32 row = first + group;
         u32 units = row < end ? p.width / V : 0;
         i64 origin[ALL] = {};
         if (row < end) p.rows.walk(row, origin);
-        auto site_of = [&](u32 unit) {
-            Site<ALL> site = {p.ptr, p.rows.lane, p.clock, p.draws, {}};
-#pragma unroll
-            for (int k = 0; k < ALL; ++k) site.at[k] = origin[k] + i64(unit) * V * p.rows.lane[k];
-            return site;
-        };
-        SourceX::Loads<V> of_x[UNITS];
-        SourceDy::Loads<V> of_dy[UNITS];
+        Sources own;
+        if (AHEAD) {
+            own = next;
+        } else {
+            load_row(row, own);
+        }
         Epilogue::Loads<V> after[UNITS];
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
             u32 unit = u * LANES + lane;
-            if (unit < units) SourceX::load<V>(site_of(unit), of_x[u]);
-            if (unit < units) SourceDy::load<V>(site_of(unit), of_dy[u]);
+            if (unit < units) Epilogue::load<V>(site_of(origin, unit), after[u]);
         }
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            u32 unit = u * LANES + lane;
-            if (unit < units) Epilogue::load<V>(site_of(unit), after[u]);
-        }
+        if (AHEAD) load_row(row + GROUPS, next);
         // Calls f(u, i, x, dy, gain) for the thread's elements.
         auto each = [&](auto f) {
 #pragma unroll
@@ -228,8 +253,8 @@ norm_grad(const __grid_constant__ Params p) {
                 u32 unit = u * LANES + lane;
                 if (unit >= units) continue;
                 f32 none[V] = {}, x[V], dy[V], gain[V];
-                SourceX::run<V>(site_of(unit), of_x[u], none, x);
-                SourceDy::run<V>(site_of(unit), of_dy[u], none, dy);
+                SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
+                SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
                 gain_of(p, unit, gain);
 #pragma unroll
                 for (int i = 0; i < V; ++i) f(u, i, x[i], dy[i], gain[i]);
@@ -241,7 +266,7 @@ norm_grad(const __grid_constant__ Params p) {
                 sums[0] += x;
                 sums[1] = fmaf(dy, gain, sums[1]);
             });
-            fold_group<Sum, LANES>(sums, folds);
+            fold_group<Sum, LANES, false>(sums, folds[turn++ % 2]);
         }
         f32 mean = sums[0] / width, level = sums[1] / width;
         f32 squares[2] = {0.0f, 0.0f};
@@ -249,7 +274,7 @@ norm_grad(const __grid_constant__ Params p) {
             squares[0] = fmaf(x - mean, x - mean, squares[0]);
             squares[1] = fmaf(dy * gain, x - mean, squares[1]);
         });
-        fold_group<Sum, LANES>(squares, folds);
+        fold_group<Sum, LANES, false>(squares, folds[turn++ % 2]);
         f32 inverse = 1.0f / sqrtf(squares[0] / width + p.eps);
         f32 slope = squares[1] * inverse / width;
 #pragma unroll
@@ -257,8 +282,8 @@ norm_grad(const __grid_constant__ Params p) {
             u32 unit = u * LANES + lane;
             if (unit >= units) continue;
             f32 none[V] = {}, x[V], dy[V], gain[V], dx[V];
-            SourceX::run<V>(site_of(unit), of_x[u], none, x);
-            SourceDy::run<V>(site_of(unit), of_dy[u], none, dy);
+            SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
+            SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
             gain_of(p, unit, gain);
 #pragma unroll
             for (int i = 0; i < V; ++i) {
@@ -267,7 +292,7 @@ norm_grad(const __grid_constant__ Params p) {
                 if (SUMS) dgain[u][i] = fmaf(dy[i], unity, dgain[u][i]);
                 if (SUMS) dbias[u][i] += dy[i];
             }
-            Epilogue::run<V>(site_of(unit), after[u], dx, none);
+            Epilogue::run<V>(site_of(origin, unit), after[u], dx, none);
         }
     }
 #if SUMS
@@ -279,10 +304,11 @@ norm_grad(const __grid_constant__ Params p) {
 #if SUMS
 extern "C" __global__ void __launch_bounds__(1024)
 norm_grad_finish(const __grid_constant__ Params p) {
-    u32 column = blockIdx.x * 32 + threadIdx.x % 32;
+    u32 column = blockIdx.x * 32 + threadIdx.x / 32;
     const f32* part = p.partials + u64(blockIdx.y) * p.width;
-    f64 total = fold_partials<Sum>(part, column, p.width, p.blocks, 2 * u64(p.width));
-    if (threadIdx.x >= 32 || column >= p.width) return;
+    constexpr int W = V % 4 == 0 ? 4 : V;
+    f64 total = fold_partials<Sum, W>(part, p.width, p.blocks, 2 * u64(p.width));
+    if (threadIdx.x % 32 > 0 || column >= p.width) return;
     f32* to = blockIdx.y == 0 ? p.dgain : p.dbias;
     i64 stride = blockIdx.y == 0 ? p.dgain_stride : p.dbias_stride;
     if (to != nullptr) to[column * stride] = f32(total);

@@ -14,9 +14,16 @@
 // f64. How many chunks, is a function of shapes alone, so that the sum has one order on every
 // device:
 //   rows     chunks = clamp(ceil(1024 / outer), 1, max(1, units / (LANES * UNROLL * 4)))
-//   columns  chunks = clamp(ceil(1024 / ceil(units / LANES)), 1, ceil(outer / (8 * groups)))
+//   columns  across = ceil(units / LANES), blocks = 132 * 1024 / THREADS
+//            chunks = clamp(floor((across > 32 ? 4 : 1) * blocks / across), 1,
+//                           ceil(outer / (UNROLL * groups)))
 //   chunk = ceil(length / chunks); chunks = ceil(length / chunk), at least 1
-// Scratch: chunks > 1 ? 4 * chunks * kept bytes : 0.
+// Columns thus are the blocks that an H100 holds at once, or four times as many where these would
+// not come out even. Scratch: chunks > 1 ? 4 * chunks * kept bytes : 0.
+//
+// What fits: for rows UNROLL = min(ceil(units / LANES), 8) / turns, so that a row is in flight as a
+// whole; for columns 512 threads and, of LANES = 32, 16, 8, the one that leaves the fewest lanes
+// idle (across * LANES), the first of equals.
 //
 // Constants: COLUMNS, FOLD (Sum or Max), OUT (f32 or bf16), V, LANES, THREADS, UNROLL, OUTER and
 // INNER (axes, 1 to 6). The program between the markers is replaced.
@@ -190,9 +197,9 @@ reduce(const __grid_constant__ Params p) {
 
 extern "C" __global__ void __launch_bounds__(1024)
 reduce_finish(const __grid_constant__ Params p) {
-    u32 column = blockIdx.x * 32 + threadIdx.x % 32, columns = p.units * V;
-    f64 total = fold_partials<FOLD>(p.partials, column, columns, p.chunks, columns);
-    if (threadIdx.x >= 32 || column >= columns) return;
+    u32 column = blockIdx.x * 32 + threadIdx.x / 32, columns = p.units * V;
+    f64 total = fold_partials<FOLD, V % 4 == 0 ? 4 : V>(p.partials, columns, p.chunks, columns);
+    if (threadIdx.x % 32 > 0 || column >= columns) return;
     Place place = {};
     p.inner.walk(column / V, place.at);
     store_one(p, place.at[ALL] + column % V * p.inner.lane[ALL], f32(total));
@@ -241,9 +248,9 @@ reduce(const __grid_constant__ Params p) {
 
 extern "C" __global__ void __launch_bounds__(1024)
 reduce_finish(const __grid_constant__ Params p) {
-    u32 row = blockIdx.x * 32 + threadIdx.x % 32;
-    f64 total = fold_partials<FOLD>(p.partials, row, p.outer_count, p.chunks, p.outer_count);
-    if (threadIdx.x >= 32 || row >= p.outer_count) return;
+    u32 row = blockIdx.x * 32 + threadIdx.x / 32;
+    f64 total = fold_partials<FOLD, 1>(p.partials, p.outer_count, p.chunks, p.outer_count);
+    if (threadIdx.x % 32 > 0 || row >= p.outer_count) return;
     Place place = {};
     p.outer.walk(row, place.at);
     store_one(p, place.at[ALL], f32(total));

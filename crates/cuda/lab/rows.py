@@ -35,24 +35,32 @@ def check(dev, small=False):
     add(check_map, "every", [3, 5, 4, 14])
     add(check_map, "every", [2, 3, 33, 6])
     for n, pad in ((1003, 5), (32, 0), (7, 1)):
-        add(check_reduce, "rows_sum", [13], [n], pad + (-(n + pad)) % 4)
+        for name in ("rows_sum", "rows_sum_3", "rows_sum_6"):
+            add(check_reduce, name, [13], [n], pad + (-(n + pad)) % 4)
     add(check_reduce, "rows_max", [3, 5], [4, 48], 8)
     for n in (100003, 17):
         add(check_reduce, "rows_all", [1], [n], 0)
     add(check_reduce, "rows_all", [3], [70000], 0)
     for rows, columns in ((2000, 264), (5, 8), (300, 768)):
-        add(check_reduce, "columns_sum", [rows], [columns], 8)
+        for lanes in (8, 16, 32):
+            add(check_reduce, f"columns_{lanes}", [rows], [columns], 8)
+            add(check_reduce, f"columns_f32_{lanes}", [rows], [columns], 4)
+        add(check_reduce, "columns_256_threads", [rows], [columns], 8)
+        add(check_reduce, "columns_8_rows", [rows], [columns], 8)
+    add(check_reduce, "columns_8", [70000 if not small else 7000], [64], 0)
+    add(check_reduce, "columns_8", [33], [9000], 0)
     add(check_reduce, "columns_max", [7, 9], [3, 20], 4)
     for d, rows in ((64, 37), (256, 19), (768, 20), (1600, 9), (8192, 3)):
         for what in [f"norm_{d}", f"norm_{d}x"]:
             if what in BUILDS:
                 add(check_norm, what, [rows], d)
-        for what in [f"grad_{d}", f"grad_{d}x"]:
-            if what in BUILDS:
-                add(check_norm, what, [rows * (1 if small else 40)], d)
         if d < 8192:
             add(check_norm, f"norm_{d}", [rows], d - 8)
-            add(check_norm, f"grad_{d}", [rows], d - 8)
+    for d in GRADS:
+        width = int(d.rstrip("abc"))
+        rows = 40 + 8192 // width
+        add(check_norm, f"grad_{d}", [rows if small else 20 * rows], width)
+        add(check_norm, f"grad_{d}", [rows], width - 8)
     add(check_norm, "norm_768_residual", [21], 768)
     add(check_norm, "norm_f32", [5, 7], 236)
     add(check_norm, "grad_f32", [1, 700 if small else 7001], 236)
@@ -69,7 +77,8 @@ def check(dev, small=False):
         add(check_copy, name, [2, 3, 136, 200] if not name.endswith("1") else [2, 2, 67, 129], True)
     add(check_fill)
     for name, vocab in [("ce_32", 256), ("ce_32", 1021), ("ce_256", 16384), ("ce_256", 5001), ("ce_walk", 5001), ("ce_walk", 9),
-                        ("ce_512", 50304), ("ce_512", 50257), ("ce_1024", 131072)]:
+                        ("ce_512", 50304), ("ce_512", 50257), ("ce_1024", 131072),
+                        ("ce_1024x2", 50304), ("ce_walk_1024", 50257)]:
         add(check_ce, name, vocab, 3, 5 if vocab > 9999 else 13)
     add(check_ce, "ce_given", 4999, 3, 13, first_row=100, more=50)
     add(check_ce, "ce_lse", 4999, 3, 13, first_row=100, more=50)

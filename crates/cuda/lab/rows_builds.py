@@ -71,9 +71,15 @@ FUNCTIONS = {"exp": 110, "ln": 2, "tanh": 12, "erf": 6, "sigmoid": 80, "sin": 1e
 for f in FUNCTIONS:
     build("map_f_" + f, "map.cu", {"Program": P([("f32", U)], [("f32", U)], [("load", 0), (f, 0), ("store", 0, 1)])}, V=4, UNROLL=1)
 build("rows_sum", "reduce.cu", {"Program": SQUARE}, V=4, LANES=32, UNROLL=2)
+for unroll in (3, 6):
+    build(f"rows_sum_{unroll}", "reduce.cu", {"Program": SQUARE}, V=4, LANES=32, UNROLL=unroll)
 build("rows_max", "reduce.cu", {"Program": SUM}, V=8, LANES=8, UNROLL=2, OUTER=2, INNER=2, FOLD="Max", OUT="bf16")
 build("rows_all", "reduce.cu", {"Program": SQUARE}, V=4, LANES=256, UNROLL=4)
-build("columns_sum", "reduce.cu", {"Program": SUM}, V=8, LANES=32, UNROLL=4, COLUMNS=1)
+for lanes in (8, 16, 32):
+    build(f"columns_{lanes}", "reduce.cu", {"Program": SUM}, V=8, LANES=lanes, UNROLL=4, COLUMNS=1, THREADS=512)
+    build(f"columns_f32_{lanes}", "reduce.cu", {"Program": LOAD32}, V=4, LANES=lanes, UNROLL=4, COLUMNS=1, THREADS=512)
+build("columns_256_threads", "reduce.cu", {"Program": SUM}, V=8, LANES=32, UNROLL=4, COLUMNS=1)
+build("columns_8_rows", "reduce.cu", {"Program": SUM}, V=8, LANES=32, UNROLL=8, COLUMNS=1, THREADS=512)
 build("columns_max", "reduce.cu", {"Program": LOAD32}, V=4, LANES=8, UNROLL=2, OUTER=2, INNER=2, COLUMNS=1, FOLD="Max", OUT="bf16")
 # Widths with an x: the same shape with other lanes.
 for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16, 2, 256), (768, 32, 3, 256),
@@ -81,26 +87,30 @@ for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16
     for what, programs in [("", PLAIN), ("_residual", RESIDUAL)][: 2 if d == 768 else 1]:
         build(f"norm_{d}{what}", "norm.cu", programs, V=8, LANES=lanes, UNITS=units, THREADS=threads, GAIN="f32",
               BIAS="f32", CENTER=int(d != 8192))
-# Blocks that all multiprocessors of an H100 hold at once: a number of the variant, not of the device.
-BLOCKS = {"grad_64": 528, "grad_256": 528, "grad_256x": 528, "grad_768": 264, "grad_1600": 660, "grad_8192": 132, "grad_f32": 528}
-for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16, 2, 256), (768, 32, 3, 256),
-                                 (1600, 128, 2, 128), (8192, 512, 2, 512)]:
-    build(f"grad_{d}", "norm_grad.cu", GRAD if d == 768 else GRAD_PLAIN, V=8, LANES=lanes, UNITS=units,
-          THREADS=threads, GAIN="f32")
+# Lanes, units, threads, row ahead, and blocks: those that all multiprocessors of an H100 hold at
+# once, a number of the variant and not of the device. Letters: other variants of a width.
+GRADS = {"64": (8, 1, 256, 1, 396), "256": (32, 1, 256, 0, 528), "256a": (32, 1, 256, 1, 396), "256b": (32, 1, 128, 1, 792),
+         "512": (32, 2, 256, 1, 264), "768": (32, 3, 256, 0, 264), "768a": (32, 3, 128, 1, 396), "1024": (128, 1, 128, 1, 792),
+         "1600": (128, 2, 128, 0, 660), "1600a": (128, 2, 128, 1, 660), "1600b": (256, 1, 256, 1, 396),
+         "2048": (128, 2, 128, 1, 660), "4096": (256, 2, 256, 1, 264), "8192": (512, 2, 512, 0, 132), "8192a": (512, 2, 512, 1, 132)}
+BLOCKS = {"grad_f32": 528, **{f"grad_{d}": v[4] for d, v in GRADS.items()}}
+for d, (lanes, units, threads, ahead, _) in GRADS.items():
+    build(f"grad_{d}", "norm_grad.cu", GRAD if d[:3] == "768" else GRAD_PLAIN, V=8, LANES=lanes, UNITS=units,
+          THREADS=threads, AHEAD=ahead, GAIN="f32")
 build("norm_f32", "norm.cu", PLAIN32, V=4, LANES=32, UNITS=2, AXES=2, GAIN="f32")
 build("grad_f32", "norm_grad.cu", GRAD32, V=4, LANES=32, UNITS=2, AXES=2)
 build("gather", "gather.cu", V=8)
 build("gather_f32", "gather.cu", T="f32", V=1, AXES=3)
-for t, v in [("bf16", 8), ("f32", 4)]:
-    for first in (1, 0):
-        build(f"scatter_{t}_{first}", "scatter.cu", T=t, V=v, AXES=2 if t == "f32" else 1, FIRST=first)
+for name, t, v, axes in [("bf16", "bf16", 8, 1), ("bf16_4", "bf16", 4, 1), ("f32", "f32", 4, 2)]:
+    build(f"scatter_{name}", "scatter.cu", T=t, V=v, AXES=axes)
 for t, v in [("bf16", 8), ("u32", 4), ("bf16", 1), ("u32", 1), ("bf16", 2)]:
     build(f"copy_{t}_{v}", "copy.cu", T=t, V=v, AXES=3)
 build("fill_f32", "fill.cu", T="f32", V=4)
 build("fill_bf16", "fill.cu", T="bf16", V=2, AXES=2)
 CE = {"ce_512": dict(LANES=512, THREADS=512, UNITS=3, SHARED=10), "ce_1024": dict(LANES=1024, THREADS=1024, UNITS=3, SHARED=14),
       "ce_walk": dict(LANES=512, THREADS=512, UNITS=0, SHARED=0), "ce_32": dict(LANES=32, THREADS=256, UNITS=3, SHARED=1),
-      "ce_256": dict(LANES=256, THREADS=256, UNITS=3, SHARED=5)}
+      "ce_256": dict(LANES=256, THREADS=256, UNITS=3, SHARED=5), "ce_walk_1024": dict(LANES=1024, THREADS=1024, UNITS=0, SHARED=0),
+      "ce_1024x2": dict(LANES=1024, THREADS=1024, UNITS=0, SHARED=7, BLOCKS=2)}
 for name, constants in CE.items():
     build(name, "cross_entropy.cu", GRADIENT="bf16", **constants)
 build("ce_given", "cross_entropy.cu", GRADIENT="bf16", GIVEN=1, **CE["ce_walk"])

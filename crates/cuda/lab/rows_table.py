@@ -42,25 +42,38 @@ def scatter_params(p, pass_):
     return packed([("Q", p[k]) for k in ("table", "ids", "rows", "keys0", "keys1", "order0", "order1", "counts", "bounds", "sums")] +
                   [("q", p["table_row"])] + space(p["positions"], [0, 1], p["sizes"]) +
                   space(p["batch"], [1, 1], [p["batches"]]) +
-                  [("I", p[k]) for k in ("count", "tiles", "units", "batches", "first_row", "table_rows")] + [("I", pass_)])
+                  [("I", p[k]) for k in ("count", "tiles", "units", "batches", "first_row", "table_rows", "passes")] + [("I", pass_)])
 
 
-def scatter_launch(dev, t, p):
-    passes, stretches, slices = cdiv(p["table_rows"].bit_length(), 8), cdiv(p["count"], 128), cdiv(p["units"], 32)
-    for i in range(passes):
-        name, params = f"scatter_{t}_{int(i == 0)}", scatter_params(p, i)
-        dev.launch(name, "scatter_count", params, (p["tiles"],), 256)
-        dev.launch(name, "scatter_scan", params, (1,), 1024)
-        dev.launch(name, "scatter_place", params, (p["tiles"],), 256)
-    name, params = f"scatter_{t}_1", scatter_params(p, passes)
-    dev.launch(name, "scatter_bounds", params, (cdiv(p["table_rows"] + 1, 256),), 256)
-    dev.launch(name, "scatter_hot", params, (stretches, slices, p["batches"]), 32)
-    dev.launch(name, "scatter_add", params, (cdiv(p["table_rows"], 8), slices, p["batches"]), 256)
+def scatter_sizes(count, table_rows, width, batches):
+    """Passes, tiles, words of the counts, f32 of the sums."""
+    passes, tiles = cdiv(table_rows.bit_length(), 8), cdiv(count, 2048)
+    return passes, tiles, passes * tiles * 256, cdiv(count, 64) * 2 * width * batches
+
+
+def scatter_launches(dev, name, p):
+    """A function that launches; the parameters are made once."""
+    stretches, slices, count = cdiv(p["count"], 64), cdiv(p["units"], 32), cdiv(p["table_rows"] + 1, 256)
+    params = [scatter_params(p, i) for i in range(p["passes"])]
+    steps = [("scatter_count", params[0], (p["tiles"],))]
+    steps += [("scatter_place", own, (p["tiles"],)) for own in params]
+    steps += [("scatter_runs", params[0], (cdiv(stretches, 8) + count, slices, p["batches"])),
+              ("scatter_add", params[0], (cdiv(p["table_rows"], 32), slices, p["batches"]))]
+
+    def step(k):
+        entry, own, grid = steps[k]
+        dev.launch(name, entry, own, grid, 256)
+
+    def launch(i=0):
+        for k in range(len(steps)):
+            step(k)
+    launch.steps, launch.step = steps, step
+    return launch
 
 
 def check_scatter(dev, t, ids, sizes, batches, table_rows, first_row, width, how="add"):
     """ids over positions of `sizes`; rows [positions.., batches, width]."""
-    v, n = constants_of(f"scatter_{t}_1")["V"], len(ids)
+    v, n = constants_of(f"scatter_{t}")["V"], len(ids)
     row_strides, row_count = place(list(sizes) + [batches, width], range(len(sizes) + 2), v)
     rows = random(row_count, t)
     x = as_float(view(rows, list(sizes) + [batches, width], row_strides), t).reshape(n, batches, width)
@@ -76,18 +89,19 @@ def check_scatter(dev, t, ids, sizes, batches, table_rows, first_row, width, how
     fixed = [Buffer(dev, ids), Buffer(dev, rows)]
 
     def run():
-        table, tiles = Buffer(dev, nans(table_count, table_dtype)), cdiv(n, 4096)
-        words = [Buffer(dev, nans(k, "u32")) for k in (n, n, n, n, 256 * tiles, table_rows + 1)]
-        sums = Buffer(dev, nans(cdiv(n, 128) * 2 * width * batches, "f32"))
+        table = Buffer(dev, nans(table_count, table_dtype))
+        passes, tiles, counts, kept = scatter_sizes(n, table_rows, width, batches)
+        words = [Buffer(dev, nans(k, "u32")) for k in (n, n, n, n, counts, table_rows + 1)]
+        sums = Buffer(dev, nans(kept, "f32"))
         p = dict(zip(("keys0", "keys1", "order0", "order1", "counts", "bounds"), [w.ptr for w in words]),
                  table=table.ptr, ids=fixed[0].ptr, rows=fixed[1].ptr, sums=sums.ptr, table_row=table_strides[1],
                  positions=[place(sizes, range(len(sizes)), 0)[0], row_strides[:len(sizes)]], sizes=sizes,
-                 batch=[[table_strides[0]], [row_strides[-2]]], batches=batches, count=n, tiles=tiles,
+                 batch=[[table_strides[0]], [row_strides[-2]]], batches=batches, count=n, tiles=tiles, passes=passes,
                  units=width // v, first_row=first_row, table_rows=table_rows)
         if how == "add":
-            scatter_launch(dev, t, p)
+            scatter_launches(dev, f"scatter_{t}", p)()
         else:
-            dev.launch(f"scatter_{t}_1", "scatter_set", scatter_params(p, 0), (cdiv(n, 8), cdiv(width // v, 32), batches), 256)
+            dev.launch(f"scatter_{t}", "scatter_set", scatter_params(p, 0), (cdiv(n, 8), cdiv(width // v, 32), batches), 256)
         [w.get() for w in words + [sums]]
         return [table.get()]
     got, = twice(run)

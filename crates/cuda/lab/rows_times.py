@@ -3,16 +3,25 @@ from rows_element import *
 from rows_table import *
 
 def median_ms(torch, run, copies, repeats=15):
-    """Of run(i), i going around the copies of the buffers."""
+    """Of run(i), i going around the copies of the buffers: trains of runs, which the device finds
+    queued when it comes to them, so that no time of the host counts."""
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for i in range(3):
         run(i % copies)
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    torch.cuda.synchronize()
+    events[0][0].record()
+    run(0)
+    events[0][1].record()
+    torch.cuda.synchronize()
+    train = max(1, min(10, int(0.3 / events[0][0].elapsed_time(events[0][1]))))
+    torch.cuda._sleep(30_000_000)
     for i, (start, end) in enumerate(events):
         start.record()
-        run(i % copies)
+        for k in range(train):
+            run((i * train + k) % copies)
         end.record()
     torch.cuda.synchronize()
-    return sorted(a.elapsed_time(b) for a, b in events)[repeats // 2]
+    return sorted(a.elapsed_time(b) for a, b in events)[repeats // 2] / train
 
 
 def times(dev):
@@ -28,7 +37,7 @@ def times(dev):
         ms = median_ms(torch, run, copies)
         other = median_ms(torch, peer, copies) if peer else None
         table.append((what, nbytes, ms, other))
-        print(f"{what:34} {ms * 1e3:9.1f} us {nbytes / ms / 1e6:7.0f} GB/s"
+        print(f"{what:48} {ms * 1e3:9.1f} us {nbytes / ms / 1e6:7.0f} GB/s"
               + (f"  torch {other * 1e3:9.1f} us" if other else ""), flush=True)
 
     a, b = new(1 << 29), new(1 << 29)
@@ -36,7 +45,9 @@ def times(dev):
     copy = table[0][1] / table[0][2]
     half = [x[: 1 << 26] for x in (a, b)]
     note("copy, 128 MiB", 2 * half[0].nbytes, lambda i: half[1].copy_(half[0]))
-    del a, b
+    part = [[x[i << 23:(i + 1) << 23] for i in range(8)] for x in (a, b)]
+    note("copy, 16 MiB", 2 * part[0][0].nbytes, lambda i: part[1][i].copy_(part[0][i]), 8)
+    del a, b, half, part
     n, d = 65536, 768
     x, y, z, w = (new(n, d) for _ in range(4))
     p = [t.data_ptr() for t in (x, y, z, w)]
@@ -75,20 +86,34 @@ def times(dev):
          peer=lambda i: optimizer.step())
     scratch = torch.empty(1 << 24, device="cuda", dtype=f32)
 
-    def reduction(name, source, outer, inner, strides):
-        return lambda i: reduce_launch(dev, name, [source.data_ptr()], scratch[1 << 23:].data_ptr(),
-                                       lambda c: scratch.data_ptr(), outer, inner, *strides)
-    note("reduce squares to one, 124M", 4 * count, reduction("rows_all", g, [1], [count], [[[0], [1]], [[1], [0]]]),
+    def reduction(name, sources, outer, inner, strides, waves=None):
+        each = [reduce_launches(dev, name, [x.data_ptr()], scratch[1 << 23:].data_ptr(),
+                                lambda c: scratch.data_ptr(), outer, inner, *strides, waves) for x in sources]
+        return lambda i: each[i]()
+
+    def columns(n, d, dtype, name=None, waves=None):
+        """Bias gradients, of as many copies as the L2 cache cannot hold."""
+        v, t = (8, "") if dtype == bf16 else (4, "f32_")
+        lanes = min((32, 16, 8), key=lambda l: cdiv(d // v, l) * l)
+        copies = cdiv(200e6, n * d * 16 // v)
+        sources = [new(n, d, dtype=dtype) for _ in range(copies)]
+        label = f"reduce columns {n} x {d} {'f32' if t else 'bf16'}" + (f", {name}" if name else "") + (f", {waves}x" if waves else "")
+        note(label, sources[0].nbytes, reduction(name or f"columns_{t}{lanes}", sources, [n], [d], [[[d], [0]], [[1], [1]]], waves),
+             copies, None if name or waves else lambda i: sources[i].sum(0, dtype=f32))
+    note("reduce squares to one, 124M", 4 * count, reduction("rows_all", [g], [1], [count], [[[0], [1]], [[1], [0]]]),
          peer=lambda i: torch.linalg.vector_norm(g))
     del g, q, m, v, out, each, optimizer
-    note("reduce columns 65536 x 768", big, reduction("columns_sum", x, [n], [d], [[[d], [0]], [[1], [1]]]),
-         peer=lambda i: x.sum(0, dtype=f32))
-    h = new(n, 4 * d)
-    note("reduce columns 65536 x 3072", 4 * big, reduction("columns_sum", h, [n], [4 * d], [[[4 * d], [0]], [[1], [1]]]),
-         peer=lambda i: h.sum(0, dtype=f32))
-    note("reduce rows 65536 x 768 f32", 2 * big, reduction("rows_sum", wide, [n], [d], [[[d], [1]], [[1], [0]]]))
+    for width in (64, 256, 768, 1600, 3072, 8192):
+        for dtype in (bf16, f32):
+            columns(n if width < 8192 else n // 4, width, dtype)
+    for width in (256, 768):
+        for name, waves in (("columns_32", 2), ("columns_32", 4), ("columns_256_threads", None), ("columns_256_threads", 2),
+                            ("columns_8_rows", None)):
+            columns(n, width, bf16, name, waves)
+    for name in ("rows_sum", "rows_sum_3", "rows_sum_6"):
+        note(f"reduce rows 65536 x 768 f32, {name[9:] or 2} in flight", 2 * big, reduction(name, [wide], [n], [d], [[[d], [1]], [[1], [0]]]))
     del wide
-    for d, rows in ((256, 196608), (768, 65536), (1600, 24576), (8192, 8192)):
+    for d, rows in ((256, 196608), (512, 98304), (768, 65536), (1024, 49152), (1600, 24576), (2048, 24576), (4096, 12288), (8192, 8192)):
         x, y, z, w = (new(rows, d) for _ in range(4))
         gain, bias = new(d, dtype=f32), new(d, dtype=f32)
         ptrs, size = [t.data_ptr() for t in (x, y, z, w)], x.nbytes
@@ -107,7 +132,7 @@ def times(dev):
                  peer=lambda i: F.layer_norm(x + y, (d,), *fast))
         k = 4 if d == 768 else 3
         _, mean, rstd = torch.ops.aten.native_layer_norm(x, (d,), *fast, 1e-5)
-        for own in [o for o in (f"grad_{d}", f"grad_{d}x") if o in BUILDS]:
+        for own in [o for o in (f"grad_{d}{x}" for x in ("", "a", "b")) if o in BUILDS]:
             c = constants_of(own)
             back, blocks = grad_params(own, c, ptrs[:k], gain.data_ptr(), lambda c: scratch.data_ptr(),
                                        [scratch[1 << 23:].data_ptr()] * 2, [[d]] * k, [rows], d, 1e-5)
@@ -124,19 +149,24 @@ def times(dev):
                     space([[0], [1], [d]], [1, 0, 1], [n]) + divide(d // 8) + [("I", i) for i in (n * d // 8, 0, vocab, vocab)])
     note("gather 65536 of 50304 x 768", 2 * x.nbytes, lambda i: dev.launch("gather", "gather", params, (cdiv(n * d // 8, 1024),), 256),
          peer=lambda i: F.embedding(ids, y))
-    words = torch.empty(4 * n + 256 * 16 + vocab + 1, device="cuda", dtype=torch.int32)
-    sums = torch.empty(n // 128 * 2 * d, device="cuda", dtype=f32)
-    grad, base = torch.empty(vocab, d, device="cuda", dtype=f32), words.data_ptr()
-    at = {k: base + 4 * o for k, o in zip(("keys0", "keys1", "order0", "order1", "counts", "bounds"),
-                                          (0, n, 2 * n, 3 * n, 4 * n, 4 * n + 4096))}
-    p = dict(at, table=grad.data_ptr(), ids=ids.data_ptr(), rows=x.data_ptr(), sums=sums.data_ptr(), table_row=d,
-             positions=[[1], [d]], sizes=[n], batch=[[0], [0]], batches=1, count=n, tiles=16, units=d // 8, first_row=0, table_rows=vocab)
     long = ids.long()
-    note("scatter add, Zipf 1.1", x.nbytes + grad.nbytes, lambda i: scatter_launch(dev, "bf16", p),
-         peer=lambda i: torch.ops.aten.embedding_dense_backward(x, long, vocab, -1, False))
     even = torch.randint(0, vocab, (n,), device="cuda", dtype=torch.int32)
-    p2 = dict(p, ids=even.data_ptr())
-    note("scatter add, even ids", x.nbytes + grad.nbytes, lambda i: scatter_launch(dev, "bf16", p2))
+    grad = torch.empty(vocab, d, device="cuda", dtype=f32)
+    for what, own, peer in (("Zipf 1.1", ids, lambda i: torch.ops.aten.embedding_dense_backward(x, long, vocab, -1, False)), ("even ids", even, None)):
+        for name in ("bf16_4", "bf16"):
+            passes, tiles, counts, kept = scatter_sizes(n, vocab, d, 1)
+            words = torch.empty(4 * n + counts + vocab + 1, device="cuda", dtype=torch.int32)
+            sums = torch.empty(kept, device="cuda", dtype=f32)
+            at = {k: words.data_ptr() + 4 * o for k, o in zip(("keys0", "keys1", "order0", "order1", "counts", "bounds"),
+                                                              (0, n, 2 * n, 3 * n, 4 * n, 4 * n + counts))}
+            p = dict(at, table=grad.data_ptr(), ids=own.data_ptr(), rows=x.data_ptr(), sums=sums.data_ptr(), table_row=d,
+                     positions=[[1], [d]], sizes=[n], batch=[[0], [0]], batches=1, count=n, tiles=tiles, passes=passes,
+                     units=d // constants_of(f"scatter_{name}")["V"], first_row=0, table_rows=vocab)
+            whole = scatter_launches(dev, f"scatter_{name}", p)
+            note(f"scatter add, {what}, {name}", x.nbytes + grad.nbytes, whole, peer=peer if name == "bf16" else None)
+        for i, (entry, _, _) in enumerate(whole.steps):
+            whole()  # the steps before it may have run more than once
+            note(f"  its {entry}", 0, lambda _: whole.step(i))
     for name, t, e in (("copy_bf16_8", bf16, 2), ("copy_u32_4", f32, 4)):
         x = new(8, 12, 1024, 512, dtype=t)
         y = torch.empty(8, 12, 512, 1024, device="cuda", dtype=t)
@@ -144,22 +174,23 @@ def times(dev):
                         space([[12 * 1024 * 512, 1024 * 512, 0]] * 2, [0, 0], [8, 12, 1]) + divide(8) + [("I", i) for i in (0, 512, 1024)])
         note(f"transpose, {e} bytes", 2 * x.nbytes, lambda i: dev.launch(name, "copy_transpose", params, (8 * 16, 96), 256),
              peer=lambda i: y.copy_(x.transpose(2, 3)))
-    rows, vocab = 8192, 50304
-    x = new(rows, vocab)
-    targets = torch.randint(0, vocab, (rows,), device="cuda", dtype=torch.int32)
-    ce, size = torch.empty(3, rows, device="cuda"), x.nbytes
-    given = torch.full((rows,), 11.3, device="cuda")
-    leaf, long = x.detach().clone().requires_grad_(True), targets.long()
+    for rows, vocab, names in ((8192, 50304, (("ce_512", 2), ("ce_1024", 2), ("ce_1024x2", 2), ("ce_walk", 3), ("ce_walk_1024", 3), ("ce_given", 2), ("ce_lse", 1))),
+                               (3072, 131072, (("ce_1024", 2), ("ce_walk", 3), ("ce_walk_1024", 3)))):
+        x = new(rows, vocab)
+        targets = torch.randint(0, vocab, (rows,), device="cuda", dtype=torch.int32)
+        ce, size = torch.empty(3, rows, device="cuda"), x.nbytes
+        given = torch.full((rows,), 11.3, device="cuda")
+        leaf, long = x.detach().clone().requires_grad_(True), targets.long()
 
-    def peer(i):
-        leaf.grad = None
-        F.cross_entropy(leaf, long, reduction="sum").backward()
-    y = torch.empty_like(x)
-    for name, passes in (("ce_512", 2), ("ce_1024", 2), ("ce_walk", 3), ("ce_given", 2), ("ce_lse", 1)):
-        params = ce_params(x.data_ptr(), y.data_ptr(), [targets.data_ptr(), 0, given.data_ptr()] + [ce[i].data_ptr() for i in range(3)],
-                           vocab, [1], [rows], 0, rows, vocab, 0, vocab)
-        note(f"cross entropy 8192 x 50304, {name[3:]}", passes * size, lambda i: ce_launch(dev, name, params, rows),
-             peer=peer if name == "ce_512" else None)
-    print(f"\n{'kernel':34} {'us':>9} {'GB/s':>7} {'of copy':>8} {'torch us':>9}")
+        def peer(i):
+            leaf.grad = None
+            F.cross_entropy(leaf, long, reduction="sum").backward()
+        y = torch.empty_like(x)
+        for name, passes in names:
+            params = ce_params(x.data_ptr(), y.data_ptr(), [targets.data_ptr(), 0, given.data_ptr()] + [ce[i].data_ptr() for i in range(3)],
+                               vocab, [1], [rows], 0, rows, vocab, 0, vocab)
+            note(f"cross entropy {rows} x {vocab}, {name[3:]}", passes * size, lambda i: ce_launch(dev, name, params, rows),
+                 peer=peer if name == names[0][0] else None)
+    print(f"\n{'kernel':48} {'us':>9} {'GB/s':>7} {'of copy':>8} {'torch us':>9}")
     for what, nbytes, ms, other in table:
-        print(f"{what:34} {ms * 1e3:9.1f} {nbytes / ms / 1e6:7.0f} {nbytes / ms / copy:8.2f} {other * 1e3 if other else 0:9.1f}")
+        print(f"{what:48} {ms * 1e3:9.1f} {nbytes / ms / 1e6:7.0f} {nbytes / ms / copy:8.2f} {other * 1e3 if other else 0:9.1f}")

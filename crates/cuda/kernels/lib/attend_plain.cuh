@@ -4,8 +4,8 @@
 
 #if BF16
 typedef bf16 Element;
-__device__ __forceinline__ float to_float(Element x) { return __uint_as_float(u32(x) << 16); }
-__device__ __forceinline__ Element from_float(float x) { return Element(pack_bf16(x, 0.0f)); }
+__device__ __forceinline__ float to_float(Element x) { return widen(x); }
+__device__ __forceinline__ Element from_float(float x) { return narrow(x); }
 #else
 typedef float Element;
 __device__ __forceinline__ float to_float(Element x) { return x; }

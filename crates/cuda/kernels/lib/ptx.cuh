@@ -1,10 +1,6 @@
 // The few PTX instructions that tensor-core kernels of sm_80 and up are written in.
 #pragma once
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
-typedef unsigned short bf16;  // bits
+#include "lib/types.cuh"
 
 constexpr u32 INF_BITS = 0x7f800000u;
 
@@ -67,15 +63,8 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
-/// Two f32 rounded to nearest, `low` in the low half.
-__device__ __forceinline__ u32 pack_bf16(float low, float high) {
-    u32 word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-}
-
-__device__ __forceinline__ float low_bf16(u32 word) { return __uint_as_float(word << 16); }
-__device__ __forceinline__ float high_bf16(u32 word) { return __uint_as_float(word & 0xffff0000u); }
+/// Two f32 rounded to nearest, `first` in the low half.
+__device__ __forceinline__ u32 pack_bf16(float first, float second) { return pack(first, second); }
 
 /// The sum of the products of eight pairs.
 __device__ __forceinline__ float dot_bf16(uint4 a, uint4 b) {
@@ -83,8 +72,8 @@ __device__ __forceinline__ float dot_bf16(uint4 a, uint4 b) {
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        sum = fmaf(low_bf16(x[i]), low_bf16(y[i]), sum);
-        sum = fmaf(high_bf16(x[i]), high_bf16(y[i]), sum);
+        sum = fmaf(low(x[i]), low(y[i]), sum);
+        sum = fmaf(high(x[i]), high(y[i]), sum);
     }
     return sum;
 }

@@ -1,6 +1,7 @@
 // Folds over the lanes of a group of threads, in an order that depends on nothing but its size.
 #pragma once
 #include "lib/math.cuh"
+#include "lib/vec.cuh"
 
 struct Sum {
     static __device__ __forceinline__ f32 zero() { return 0.0f; }
@@ -35,8 +36,9 @@ __device__ __forceinline__ f32 fold_lanes(f32 x) {
 }
 
 // N folds over GROUP threads at once; all of them get the results. More lanes than a warp's are the
-// whole block, and `shared` is N * GROUP / 32 floats that nobody else uses meanwhile.
-template <class Fold, int GROUP, int N>
+// whole block, and `shared` is N * GROUP / 32 floats that nobody else uses meanwhile. With AGAIN
+// the next fold may use the same ones; without, the one after the next.
+template <class Fold, int GROUP, bool AGAIN = true, int N>
 __device__ __forceinline__ void fold_group(f32 (&x)[N], f32* shared) {
     constexpr int WARPS = GROUP / 32;
 #pragma unroll
@@ -52,28 +54,47 @@ __device__ __forceinline__ void fold_group(f32 (&x)[N], f32* shared) {
         for (int n = 0; n < N; ++n) {
             x[n] = fold_lanes<Fold, WARPS>(shared[n * WARPS + lane % WARPS]);
         }
-        __syncthreads();  // the next fold may write
+        if (AGAIN) __syncthreads();
     }
 }
 
-// The second phase of a reduction: column `column` of `chunks` rows of partial results, `pitch`
-// apart. A block of 32 by 32 threads has 32 neighbouring columns; the threads of its first warp get
-// the results. Rows are added by 32 threads, 32 rows apart, and these in order, in f64.
-template <class Fold>
-__device__ __forceinline__ f64 fold_partials(const f32* partials, u32 column, u32 columns,
-                                             u32 chunks, u64 pitch) {
+// The second phase of a reduction: `columns` columns of `chunks` rows of partial results, `pitch`
+// apart, which all are multiples of W. A block of 1024 threads has 32 neighbouring columns, and
+// every lane of warp w gets the result of column blockIdx.x * 32 + w. Sums are of f64:
+//
+//   thread t reads W columns from t % (32 / W) * W on, of rows t / (32 / W), + 32 W, + 64 W, ...;
+//   a warp's W threads of the same columns fold, then the 32 warps.
+template <class Fold, int W>
+__device__ __forceinline__ f64 fold_partials(const f32* partials, u32 columns, u32 chunks,
+                                             u64 pitch) {
+    constexpr u32 ABREAST = 32 / W;
     __shared__ f64 shared[32][33];
-    u32 x = threadIdx.x % 32, y = threadIdx.x / 32;
-    f64 result = Fold::zero();
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 column = blockIdx.x * 32 + lane % ABREAST * W;
+    f64 sum[W];
+#pragma unroll
+    for (int i = 0; i < W; ++i) sum[i] = Fold::zero();
     if (column < columns) {
 #pragma unroll 4
-        for (u32 chunk = y; chunk < chunks; chunk += 32) {
-            result = Fold::join(result, f64(partials[chunk * pitch + column]));
+        for (u32 chunk = threadIdx.x / ABREAST; chunk < chunks; chunk += 32 * W) {
+            Vec<f32, W> x = load<f32, W>(partials, chunk * pitch + column);
+#pragma unroll
+            for (int i = 0; i < W; ++i) sum[i] = Fold::join(sum[i], f64(get(x, i)));
         }
     }
-    shared[y][x] = result;
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+#pragma unroll
+        for (int apart = 16; apart >= int(ABREAST); apart /= 2) {
+            sum[i] = Fold::join(sum[i], __shfl_xor_sync(0xffffffffu, sum[i], apart));
+        }
+        if (lane < ABREAST) shared[warp][lane * W + i] = sum[i];
+    }
     __syncthreads();
-    if (y > 0) return 0.0;
-    for (int i = 1; i < 32; ++i) result = Fold::join(result, shared[i][x]);
+    f64 result = shared[lane][warp];
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) {
+        result = Fold::join(result, __shfl_xor_sync(0xffffffffu, result, apart));
+    }
     return result;
 }
