@@ -172,11 +172,11 @@ norm_rows(const __grid_constant__ Params p) {
             for (int i = 0; i < V; ++i) x[u][i] = 0.0f;
         }
     }
-    f32 width = f32(p.width), mean = 0.0f;
+    f32 share = 1.0f / f32(p.width), mean = 0.0f;
     if (CENTER) {
         f32 sum[1] = {sum_of(x)};
         fold_group<Sum, LANES>(sum, shared);
-        mean = sum[0] / width;
+        mean = sum[0] * share;
     }
     f32 squares[1] = {0.0f};
 #pragma unroll
@@ -189,7 +189,7 @@ norm_rows(const __grid_constant__ Params p) {
         }
     }
     fold_group<Sum, LANES>(squares, shared);
-    f32 inverse = 1.0f / sqrtf(squares[0] / width + p.eps);
+    f32 inverse = 1.0f / sqrtf(squares[0] * share + p.eps);
 #pragma unroll
     for (int u = 0; u < UNITS; ++u) {
         u32 unit = u * LANES + lane;

@@ -206,7 +206,7 @@ norm_grad(const __grid_constant__ Params p) {
     u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES, turn = 0;
     u32 begin = blockIdx.x * p.chunk;
     u32 end = begin + p.chunk < p.row_count ? begin + p.chunk : p.row_count;
-    f32 width = f32(p.width);
+    f32 share = 1.0f / f32(p.width);
     f32 dgain[SUMS ? UNITS : 1][V] = {}, dbias[SUMS ? UNITS : 1][V] = {};
     auto site_of = [&](const i64 (&origin)[ALL], u32 unit) {
         Site<ALL> site = {p.ptr, p.rows.lane, p.clock, p.draws, {}};
@@ -268,15 +268,15 @@ norm_grad(const __grid_constant__ Params p) {
             });
             fold_group<Sum, LANES, false>(sums, folds[turn++ % 2]);
         }
-        f32 mean = sums[0] / width, level = sums[1] / width;
+        f32 mean = sums[0] * share, level = sums[1] * share;
         f32 squares[2] = {0.0f, 0.0f};
         each([&](int, int, f32 x, f32 dy, f32 gain) {
             squares[0] = fmaf(x - mean, x - mean, squares[0]);
             squares[1] = fmaf(dy * gain, x - mean, squares[1]);
         });
         fold_group<Sum, LANES, false>(squares, folds[turn++ % 2]);
-        f32 inverse = 1.0f / sqrtf(squares[0] / width + p.eps);
-        f32 slope = squares[1] * inverse / width;
+        f32 inverse = 1.0f / sqrtf(squares[0] * share + p.eps);
+        f32 slope = squares[1] * inverse * share;
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
             u32 unit = u * LANES + lane;

@@ -89,14 +89,14 @@ for d, lanes, units, threads in [(64, 8, 1, 256), (256, 32, 1, 256), ("256x", 16
               BIAS="f32", CENTER=int(d != 8192))
 # Lanes, units, threads, row ahead, and blocks: those that all multiprocessors of an H100 hold at
 # once, a number of the variant and not of the device. Letters: other variants of a width.
-GRADS = {"64": (8, 1, 256, 1, 396), "256": (32, 1, 256, 0, 528), "256a": (32, 1, 256, 1, 396), "256b": (32, 1, 128, 1, 792),
-         "512": (32, 2, 256, 1, 264), "768": (32, 3, 256, 0, 264), "768a": (32, 3, 128, 1, 396), "1024": (128, 1, 128, 1, 792),
-         "1600": (128, 2, 128, 0, 660), "1600a": (128, 2, 128, 1, 660), "1600b": (256, 1, 256, 1, 396),
+GRADS = {"64": (8, 1, 256, 1, 396), "256": (32, 1, 256, 0, 660), "256a": (32, 1, 256, 1, 396), "256b": (32, 1, 128, 1, 1056), "256c": (32, 1, 256, 1, 528),
+         "512": (32, 2, 256, 1, 264), "768": (32, 3, 256, 0, 264), "768a": (32, 3, 128, 1, 396), "1024": (128, 1, 128, 1, 792), "1024a": (128, 1, 128, 1, 1056),
+         "1600": (128, 2, 128, 0, 660), "1600a": (128, 2, 128, 1, 660), "1600b": (256, 1, 256, 1, 396), "1600c": (256, 1, 256, 1, 528),
          "2048": (128, 2, 128, 1, 660), "4096": (256, 2, 256, 1, 264), "8192": (512, 2, 512, 0, 132), "8192a": (512, 2, 512, 1, 132)}
 BLOCKS = {"grad_f32": 528, **{f"grad_{d}": v[4] for d, v in GRADS.items()}}
 for d, (lanes, units, threads, ahead, _) in GRADS.items():
     build(f"grad_{d}", "norm_grad.cu", GRAD if d[:3] == "768" else GRAD_PLAIN, V=8, LANES=lanes, UNITS=units,
-          THREADS=threads, AHEAD=ahead, GAIN="f32")
+          THREADS=threads, AHEAD=ahead, GAIN="f32", **{"MIN_BLOCKS": 4} if d == "256c" else {})
 build("norm_f32", "norm.cu", PLAIN32, V=4, LANES=32, UNITS=2, AXES=2, GAIN="f32")
 build("grad_f32", "norm_grad.cu", GRAD32, V=4, LANES=32, UNITS=2, AXES=2)
 build("gather", "gather.cu", V=8)

@@ -132,7 +132,7 @@ def times(dev):
                  peer=lambda i: F.layer_norm(x + y, (d,), *fast))
         k = 4 if d == 768 else 3
         _, mean, rstd = torch.ops.aten.native_layer_norm(x, (d,), *fast, 1e-5)
-        for own in [o for o in (f"grad_{d}{x}" for x in ("", "a", "b")) if o in BUILDS]:
+        for own in [o for o in (f"grad_{d}{x}" for x in ("", "a", "b", "c")) if o in BUILDS]:
             c = constants_of(own)
             back, blocks = grad_params(own, c, ptrs[:k], gain.data_ptr(), lambda c: scratch.data_ptr(),
                                        [scratch[1 << 23:].data_ptr()] * 2, [[d]] * k, [rows], d, 1e-5)
