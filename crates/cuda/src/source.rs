@@ -18,7 +18,9 @@ macro_rules! texts {
 pub(crate) const HEADERS: &[(&str, &str)] = texts![
     "lib/attend.cuh",
     "lib/attend_plain.cuh",
+    "lib/attend_sm90.cuh",
     "lib/attend_tile.cuh",
+    "lib/attend_walk.cuh",
     "lib/clock.cuh",
     "lib/gemm_bias_gelu.cuh",
     "lib/gemm_epilogue.cuh",
@@ -40,14 +42,19 @@ pub(crate) const HEADERS: &[(&str, &str)] = texts![
     "lib/types.cuh",
     "lib/vec.cuh",
     "lib/wgmma.cuh",
+    "lib/wgmma_left.cuh",
 ];
 
 /// Kernels.
 const FILES: &[(&str, &str)] = texts![
+    "attend_band.cu",
     "attend_decode.cu",
     "attend_dkv.cu",
+    "attend_dkv_sm90.cu",
     "attend_dq.cu",
+    "attend_dq_sm90.cu",
     "attend_fwd.cu",
+    "attend_fwd_sm90.cu",
     "attend_plain.cu",
     "attend_stats.cu",
     "copy.cu",
