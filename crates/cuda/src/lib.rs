@@ -5,7 +5,8 @@
 //! [`CudaError::Missing`] says which and where it was looked for. Read [`Context`] first: one GPU,
 //! one stream, memory that is allocated when a program is loaded and never after.
 //!
-//! `unsafe` stands where the libraries are called: `gpu.rs`, `handles.rs`, `context.rs`, `nvrtc.rs`.
+//! `unsafe` stands where the libraries are called: in `gpu.rs`, `handles.rs`, `context.rs` and
+//! `nvrtc.rs`.
 
 mod cache;
 mod context;

@@ -175,7 +175,7 @@ mod tests {
         let log = "ptxas info    : 0 bytes gmem\n\
                    ptxas info    : Compiling entry function 'add' for 'sm_90a'\n\
                    ptxas info    : Function properties for add\n\
-                   ptxas         .     16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\n\
+                   ptxas  .  16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\n\
                    ptxas info    : Used 42 registers, used 1 barriers, 1024 bytes smem";
         let wanted = Usage {
             entry: "add".to_owned(),
