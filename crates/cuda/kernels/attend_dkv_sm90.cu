@@ -14,8 +14,9 @@
 //
 // Where several query heads share keys, a block sums over them in their order.
 //
-// -D: DQ, DV 64|128. Grid: batch * kv * tiles blocks of 384; dynamic shared memory: 1024 + 256 (DQ +
-// DV) + STAGES (128 (DQ + DV) + 1024) bytes, STAGES = 3. Lists of tiles of two units; PACK is 0.
+// -D: DQ, DV 64|128. Grid: batch * kv * tiles blocks of 384; dynamic shared memory: 1024 + 256
+// (DQ + DV) + STAGES (128 (DQ + DV) + 1024) bytes, STAGES = 3. Lists of tiles of two units; PACK
+// is 0.
 #define PACK 0
 #include "lib/attend_sm90.cuh"
 #include "lib/attend_walk.cuh"
