@@ -22,8 +22,7 @@
 //
 // The list of a stretch: Entry {key unit, code, query unit, flags}, where flags are as below. What
 // the host sees to, besides lib/attend.cuh: group = 1; a slot is nobody else's from a query's first
-// visit to its last; every own unit has a visit, of code EMPTY if it has no pair (then with flags of
-// the one side alone). `tiles` counts stretches, and `order` ranks them.
+// visit to its last; every own unit has a visit, of code EMPTY if it has no pair. `tiles` counts stretches, and `order` ranks them.
 //
 // -D: DQ <= DV (multiples of 32), KEY_STAGES 1|2, BLOCKS, PACK as in attend_fwd. Grid: batch * kv *
 // tiles blocks of 128; dynamic shared memory: (KEY_STAGES + 2) * 128 * (DQ + DV) + 9216 + slots *

@@ -14,8 +14,9 @@
 //
 // Where several query heads share keys, a block sums over them in their order.
 //
-// -D: DQ, DV 64|128. Grid: batch * kv * tiles blocks of 384; dynamic shared memory: 1024 + 256 (DQ +
-// DV) + STAGES (128 (DQ + DV) + 1024) bytes, STAGES = 3. Lists of tiles of two units; PACK is 0.
+// -D: DQ, DV 64|128. Grid: batch * kv * tiles blocks of 384; dynamic shared memory: 1024 + 256
+// (DQ + DV) + STAGES (128 (DQ + DV) + 1024) bytes, STAGES = 3. Lists of tiles of two units; PACK
+// is 0.
 #define PACK 0
 #include "lib/attend_sm90.cuh"
 #include "lib/attend_walk.cuh"
@@ -26,6 +27,10 @@ constexpr u32 V_BYTES = DV / BOX * BOX_BYTES;
 constexpr u32 STATS_BYTES = UNIT * 8;
 constexpr u32 END = 0xfffffffdu;  // a code: there is no more
 constexpr u32 OWN_BYTES = K_BYTES + V_BYTES, STAGE_BYTES = OWN_BYTES + 1024;
+
+// Whether dk += ds^T q runs beside the next unit's scores. With wide heads there are no registers
+// for left factors under way beside them; meanwhile the other warpgroup has the tensor cores.
+constexpr bool AHEAD = DQ + DV <= 192;
 
 struct Memory {
     u32 own, stages, own_full, full, empty;
@@ -87,6 +92,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
     {
         float s[32], dp[32];
         u32 a[4][4], b[4][4];
+        u32 before = NONE;
         barrier_wait(m.own_full, 0);
         for (Slot<STAGES> slot;; slot.next()) {
             const u32 stage = slot.index;
@@ -100,6 +106,10 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
             const Bits bits = read_bits(p, code, true, row);
             products_wait<1>();
             pin(s);
+            if (AHEAD) {
+                pin(dv), pin(dk);
+                if (before != NONE) release(m.empty + 8 * before);
+            }
             if (code != FULL) mask_unit<0>(s, bits, lane);
             // Columns 2t and 2t + 1 of each 8: lse, D of two queries in one word.
             const float4* stats =
@@ -127,12 +137,15 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
             pack(b, s);
             products_begin();
             issue_depth(dk, b, m.q(stage));
-            // Left factors still under way would need registers beside the next scores: meanwhile
-            // the other warpgroup has the tensor cores.
-            products_wait<0>();
-            pin(dv), pin(dk);
-            release(m.empty + 8 * stage);
+            if (!AHEAD) {
+                products_wait<0>();
+                pin(dv), pin(dk);
+                release(m.empty + 8 * stage);
+            }
+            before = stage;
         }
+        products_wait<0>();
+        pin(dv), pin(dk);
     }
     group_wait(half);  // all are past their last product of k and v
     const Work again = place(p, block_anew(), 1);

@@ -95,7 +95,8 @@ __device__ __forceinline__ void softmax(const Params& p, float (&s)[64], Rows& r
     for (int r = 0; r < 2; ++r) {
         float top = rows.top[r];
 #pragma unroll
-        for (int n = 0; n < 16; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * r], s[4 * n + 2 * r + 1]));
+        for (int n = 0; n < 16; ++n)
+            top = fmaxf(top, fmaxf(s[4 * n + 2 * r], s[4 * n + 2 * r + 1]));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
         // A row that has seen nothing yet has no maximum.
@@ -179,7 +180,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
         u32 a[8][4];
         Slot<STAGES> k, v;
         Pair pair = read_pair(p, begin, last, half, row);
-        if (half == 1) turn_give(1);
+        if (half == 1 && begin + 2 < last) turn_give(1);
         barrier_wait(m.q_full, 0);
         barrier_wait(m.k_full, 0);
         products_begin();

@@ -95,7 +95,7 @@ CASES = [
      BTHD, 1, None, "bf16"),
 ]
 # fmt: on
-# The same on Hopper's own forward.
+# The same on Hopper's own kernels.
 CASES += [
     (*case[:9], "hopper")
     for case in CASES
@@ -311,7 +311,7 @@ def timings(driver):
     print("TF: of the pairs kept, backward 5 products; TB/s: q, k, v, o of the forward, once each")
     columns = "".join(f" {n:>7s}" for n in ("fwd ms", "bwd", "both"))
     rates = "".join(f" {n:>5s}" for n in ("TF", "TF", "TF", "TB/s"))
-    print(f"{'case':52s}{columns}{rates}  ms of stats, dkv, dq; peer, ms")
+    print(f"{'case':52s}{columns}{rates}  ms of stats, dkv, dq (or stats, band); peer, ms")
     causal = P("causal")
     for (t, d, heads), (flash, cudnn, local, strided) in PEERS.items():
         head = f"{t} x {d} x {heads}"
@@ -345,7 +345,7 @@ def timings(driver):
             words = " ".join(map(str, (pattern.name, *pattern.numbers)))
             timed(
                 driver,
-                f"{head} {words}, hopper forward",
+                f"{head} {words}, hopper",
                 pattern,
                 2,
                 (heads, 1, t, d, d),
@@ -379,7 +379,7 @@ def timings(driver):
             )
         timed(
             driver,
-            f"{head} local 128, hopper forward",
+            f"{head} local 128, hopper",
             P("local", 128),
             2,
             (2, 1, 3072, 64, 128),

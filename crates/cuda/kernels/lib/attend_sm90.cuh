@@ -2,6 +2,9 @@
 //
 // A block is a producer warpgroup, one thread of which copies, and two consumer warpgroups that own
 // 64 rows of the tile each. A box is 64 positions of 64 elements, 8 KiB, as lib/wgmma.cuh has it.
+//
+// What the host sees to, besides lib/attend.cuh: tiles of two units, no packing, and of each of q,
+// k, v and do at most three of the axes batch 0, 1, 2, kv, group with more than one place.
 #pragma once
 #include "lib/attend.cuh"
 #include "lib/tma.cuh"
@@ -70,8 +73,9 @@ __device__ __forceinline__ void group_wait(u32 half) {
     asm volatile("bar.sync %0, 128;\n" ::"r"(3 + half) : "memory");
 }
 
-/// Waits until PENDING groups are under way, but not before the exponentials, which are to run beside them: the
-/// assembler moves a plain wait up as far as it can. `sum` is of exponentials and never negative.
+/// Waits until PENDING groups are under way, but not before the exponentials, which are to run
+/// beside them: the assembler moves a plain wait up as far as it can. `sum` is of exponentials and
+/// never negative.
 template <int PENDING = 0>
 __device__ __forceinline__ void wait_behind(float sum) {
     asm volatile(
