@@ -1,0 +1,183 @@
+// Products on Hopper: wgmma fed by tensor copies, for bf16 operands with a contiguous axis.
+//
+// A persistent block of three warpgroups makes tiles of 128 x BN of C. One warp of the first keeps
+// a ring of slices (64 of K) of both operands filled, across tiles; the other two warpgroups own
+// 64 rows each. While they run the epilogue of a tile the ring fills for the next one.
+//
+//     ring slot:  A 2 boxes (rows 0-63, 64-127), B BN / 64 boxes; a box is 64 x 64, 8 KiB
+//     full[s]     the copies have arrived      producer expects bytes; consumers wait
+//     empty[s]    all have multiplied          each consumer warp arrives, in every block that
+//                                              writes into its slot; the producer waits
+//
+// With CLUSTER = 2 two blocks make neighbouring tiles of rows: each copies half of B to both.
+//
+// -D  A_K, B_K   1: K is contiguous in the operand; 0: M (N) is
+//     BN         256 or 128
+//     CLUSTER    1 or 2
+//     EPILOGUE   <lib/NAME.cuh>
+//     B_PERMUTED                see lib/gemm_sm90.cuh
+//     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
+//
+// Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
+// * splits * ceil(m / (128 CLUSTER)) * ceil(n / BN); dynamic shared memory 197,632 bytes.
+// No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
+// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it.
+#ifndef EPILOGUE
+#define EPILOGUE <lib/gemm_store.cuh>
+#endif
+#include EPILOGUE
+#include "lib/gemm_sm90.cuh"
+
+constexpr int BM = 128, STAGES = BN == 256 ? 4 : 6;
+constexpr int A_BYTES = BM / BOX * BOX_BYTES, B_BYTES = BN / BOX * BOX_BYTES;
+constexpr int SLOT_BYTES = A_BYTES + B_BYTES;
+constexpr int CONSUMERS = 2;
+
+// A place in the ring. A slot's barriers change phase each time around.
+struct Slot {
+    int index = 0;
+    unsigned phase = 0;
+
+    __device__ __forceinline__ void next() {
+        if (++index == STAGES) index = 0, phase ^= 1;
+    }
+};
+
+// A tile of C, or one share of its depth.
+struct Item {
+    int row, col, which, split, first, last;
+};
+
+// Neighbours in time are neighbours in C: down 2,048 rows, then to the next columns, so that what
+// runs together reads few rows of A and columns of B from the second-level cache.
+__device__ __forceinline__ Item item_of(const Gemm& g, int item, int rank) {
+    constexpr int GROUP = 16 / CLUSTER;
+    const int down = (g.m + BM * CLUSTER - 1) / (BM * CLUSTER), across = (g.n + BN - 1) / BN;
+    const int tile = item % (down * across), share_of = item / (down * across);
+    const int group = tile / (GROUP * across), height = min(GROUP, down - GROUP * group);
+    const int place = tile - group * GROUP * across;
+    Item x;
+    x.row = ((GROUP * group + place % height) * CLUSTER + rank) * BM;
+    x.col = place / height * BN;
+    const int splits = SPLIT ? g.splits : 1;
+    x.which = share_of / splits;
+    x.split = share_of % splits;
+    const int total = (g.k + BOX - 1) / BOX, share = (total + splits - 1) / splits;
+    x.first = x.split * share;
+    x.last = min(total, x.first + share);
+    return x;
+}
+
+__device__ __forceinline__ int items_of(const Gemm& g) {
+    const int down = (g.m + BM * CLUSTER - 1) / (BM * CLUSTER), across = (g.n + BN - 1) / BN;
+    return g.batch[0] * g.batch[1] * g.batch[2] * (SPLIT ? g.splits : 1) * down * across;
+}
+
+struct Ring {
+    unsigned data, full, empty;
+
+    __device__ __forceinline__ unsigned a(Slot s) const { return data + s.index * SLOT_BYTES; }
+    __device__ __forceinline__ unsigned b(Slot s) const { return a(s) + A_BYTES; }
+    __device__ __forceinline__ unsigned is_full(Slot s) const { return full + 8 * s.index; }
+    __device__ __forceinline__ unsigned is_empty(Slot s) const { return empty + 8 * s.index; }
+
+    // One warp is done with the slot, for every block that writes into it.
+    __device__ __forceinline__ void release(Slot s) const {
+        const unsigned lane = threadIdx.x % 32;
+        if constexpr (CLUSTER == 1) {
+            if (lane == 0) barrier_arrive(is_empty(s));
+        } else {
+            if (lane < CLUSTER) barrier_arrive_at(is_empty(s), lane);
+        }
+    }
+};
+
+__device__ __forceinline__ void produce(const Gemm& g, const Ring& ring, int rank) {
+    constexpr int B_BOXES = BN / BOX / CLUSTER;
+    Slot slot;
+    for (int i = blockIdx.x / CLUSTER; i < items_of(g); i += gridDim.x / CLUSTER) {
+        const Item x = item_of(g, i, rank);
+        const Source a(g.a, x.which, g.batch, g.a_batched), b(g.b, x.which, g.batch, g.b_batched);
+        for (int slice = x.first; slice < x.last; slice++, slot.next()) {
+            barrier_wait(ring.is_empty(slot), slot.phase ^ 1);
+            const unsigned bar = ring.is_full(slot);
+            barrier_expect(bar, SLOT_BYTES);
+#pragma unroll
+            for (int box = 0; box < BM / BOX; box++)
+                a.copy<A_K>(ring.a(slot) + box * BOX_BYTES, bar, x.row + box * BOX, slice * BOX);
+#pragma unroll
+            for (int j = 0; j < B_BOXES; j++) {
+                const int box = rank * B_BOXES + j;
+                b.copy<B_K, B_PERMUTED>(ring.b(slot) + box * BOX_BYTES, bar, x.col + box * BOX,
+                                        slice * BOX, CLUSTER == 1 ? 0 : (1 << CLUSTER) - 1);
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void consume(const Params& p, const Ring& ring, int rank, int consumer) {
+    Slot slot;
+    float sum[BN / 2];
+    for (int i = blockIdx.x / CLUSTER; i < items_of(p.gemm); i += gridDim.x / CLUSTER) {
+        const Item x = item_of(p.gemm, i, rank);
+        Tile<BN> tile(p, x.row + consumer * BOX, x.col, x.which, x.split);
+        tile.load_first();
+        barrier_wait(ring.is_full(slot), slot.phase);
+        multiply_box<A_K, B_K>(sum, ring.a(slot) + consumer * BOX_BYTES, ring.b(slot), false);
+        Slot before = slot;
+        slot.next();
+        for (int slice = x.first + 1; slice < x.last; slice++) {
+            barrier_wait(ring.is_full(slot), slot.phase);
+            multiply_box<A_K, B_K>(sum, ring.a(slot) + consumer * BOX_BYTES, ring.b(slot), true);
+            products_wait<1>();
+            ring.release(before);
+            before = slot;
+            slot.next();
+        }
+        products_wait<0>();
+        pin(sum);
+        ring.release(before);
+        tile.finish(sum);
+    }
+}
+
+// A block may not end while the other still writes to its memory or its barriers. Each role calls
+// this itself: code behind both would be held to the registers of the smaller one.
+__device__ __forceinline__ void leave() {
+    if constexpr (CLUSTER > 1) cluster_sync();
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
+    __launch_bounds__(128 * (1 + CONSUMERS), 1) gemm(const __grid_constant__ Params p) {
+    extern __shared__ unsigned char shared[];
+    __shared__ Barrier full[STAGES], empty[STAGES];
+    const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;
+    const Ring ring = {boxes_start(shared), shared_of(full), shared_of(empty)};
+    if (threadIdx.x == 0) {
+        prefetch_map(p.gemm.a);
+        prefetch_map(p.gemm.b);
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(ring.full + 8 * i, 1);
+            barrier_init(ring.empty + 8 * i, 4 * CONSUMERS * CLUSTER);
+        }
+        barrier_init_fence();
+    }
+    if constexpr (CLUSTER > 1)
+        cluster_sync();
+    else
+        __syncthreads();
+    if (group == 0) {
+        registers_shrink<40>();
+        if (threadIdx.x == 0) produce(p.gemm, ring, rank);
+        __syncwarp();
+        leave();
+    } else {
+        registers_grow<232>();
+        consume(p, ring, rank, group - 1);
+        leave();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
+    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
+}

@@ -1,0 +1,57 @@
+// Tiles of rows between device memory and swizzled shared memory, 16 bytes at a time.
+#pragma once
+#include "lib/attend.cuh"
+#include "lib/mma.cuh"
+
+/// Starts copies of ROWS positions from `from` on; those from `end` on become zero.
+template <int ROWS, int WIDTH, int THREADS>
+__device__ __forceinline__ void load_rows(u32 tile, const bf16* head, Positions x, u32 from,
+                                          u32 end) {
+    constexpr int CHUNKS = WIDTH / 8;
+    constexpr int ROUNDS = ROWS * CHUNKS / THREADS;
+    static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as many chunks");
+#pragma unroll
+    for (int i = 0; i < ROUNDS; ++i) {
+        const u32 id = threadIdx.x + i * THREADS;
+        const u32 row = id / CHUNKS, chunk = id % CHUNKS;
+        const bool valid = from + row < end;
+        const bf16* source = head + (valid ? x.at(from + row) + chunk * 8 : 0);
+        copy_async(tile + chunk_at<WIDTH>(row, chunk), source, valid);
+    }
+}
+
+/// Puts C tiles as bf16, times `factor` (by row: [m][r]), in rows from `row` on: two tiles, which
+/// are 16 columns, in chunks `chunk` and `chunk` + 1, the next two STEP chunks on.
+template <int MT, int TILES, int STEP, int WIDTH>
+__device__ __forceinline__ void stage_rows(unsigned char* tile, const float (&c)[MT][TILES][4],
+                                           const float (&factor)[MT][2], u32 row, u32 chunk,
+                                           u32 lane) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                const u32 to = row + 16 * m + 8 * r + lane / 4;
+                const u32 at = chunk_at<WIDTH>(to, chunk + n / 2 * STEP + n % 2);
+                const float f = factor[m][r];
+                *reinterpret_cast<u32*>(tile + at + 4 * (lane & 3)) =
+                    pack_bf16(c[m][n][2 * r] * f, c[m][n][2 * r + 1] * f);
+            }
+}
+
+/// Writes ROWS positions from `from` up to `end`.
+template <int ROWS, int WIDTH, int THREADS>
+__device__ __forceinline__ void store_rows(const unsigned char* tile, bf16* head, Positions x,
+                                           u32 from, u32 end) {
+    constexpr int CHUNKS = WIDTH / 8;
+#pragma unroll
+    for (int i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
+        const u32 id = threadIdx.x + i * THREADS;
+        const u32 row = id / CHUNKS, chunk = id % CHUNKS;
+        if (from + row < end) {
+            const uint4 word = *reinterpret_cast<const uint4*>(tile + chunk_at<WIDTH>(row, chunk));
+            *reinterpret_cast<uint4*>(head + x.at(from + row) + chunk * 8) = word;
+        }
+    }
+}

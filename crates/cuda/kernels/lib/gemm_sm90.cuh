@@ -1,0 +1,144 @@
+// What the Hopper products share: parameters, and the way from sums in registers to the epilogue.
+#pragma once
+#include "lib/gemm_epilogue.cuh"
+#include "lib/gemm_split.cuh"
+#include "lib/tma.cuh"
+#include "lib/wgmma.cuh"
+
+// Tensor maps: bf16, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
+// Axes, innermost first: of A {k, m}, or {m, k} where M is contiguous; of B {k, n} or {n, k}; then
+// batch axes 2, 1, 0. An operand that lacks a batch axis has size 1 there and `batched` 0.
+struct Gemm {
+    TensorMap a, b;
+    float* work;                          // partial sums, if splits > 1: see gemm_split.cuh
+    int m, n, k;                          // sizes
+    int batch[3];                         // sizes, outermost first
+    int a_batched[3], b_batched[3];       // 1 where the operand has the batch axis, else 0
+    int splits;                           // work items that share the depth of a tile
+    float alpha;                          // factor on the product
+};
+
+struct Params {
+    Gemm gemm;
+    Epi epi;
+};
+
+static_assert(sizeof(Gemm) == 320, "the host writes this layout");
+
+// -DB_PERMUTED=1 (with B_K = 1, B without batch axes, n a multiple of 32): the tensor map of B has
+// the axes {k, 2, 4, 4, n / 32} with the strides of n {1, 8, 2, 32} and the box {64, 2, 4, 4, 2}.
+// Row 8 j + 2 q + e of a box then holds column 32 (j / 4) + 8 q + 2 (j % 4) + e of B, so that lane
+// q of a quad has 8 consecutive columns in its sums, and lanes have nothing to exchange.
+#ifndef B_PERMUTED
+#define B_PERMUTED 0
+#endif
+
+__device__ __forceinline__ Parts parts_of(const Gemm& g) {
+    return {g.work, g.splits, g.batch[0] * g.batch[1] * g.batch[2], g.m, g.n};
+}
+
+// A warpgroup's 64 rows by COLS columns on their way out; call c makes 8 rows by 32 columns of
+// each warp, 8 columns of a row in each lane.
+template <int COLS>
+struct Tile {
+    static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
+
+    const Params& p;
+    int row, col, which, split, batch[3];
+    Loads<8> in[AHEAD];
+
+    __device__ __forceinline__ Tile(const Params& params, int row0, int col0, int which_,
+                                    int split_)
+        : p(params), which(which_), split(split_) {
+        const int thread = threadIdx.x % 128, lane = thread % 32;
+        row = row0 + thread / 32 * 16 + lane / 4;
+        col = col0 + lane % 4 * 8;
+        batch_of(which, p.gemm.batch, batch);
+    }
+
+    __device__ __forceinline__ At at(int call) const {
+        const int r = row + call % 2 * 8, c = col + call / 2 * 32;
+        return {r, c, {batch[0], batch[1], batch[2]},
+                columns_left<8>(r < p.gemm.m, c, p.gemm.n)};
+    }
+
+    __device__ __forceinline__ void load(int call) {
+        const At x = at(call);
+        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, in[call % AHEAD]);
+    }
+
+    // To be called early: these reads overlap the product.
+    __device__ __forceinline__ void load_first() {
+#pragma unroll
+        for (int call = 0; call < AHEAD; call++) load(call);
+    }
+
+    __device__ __forceinline__ void finish(const float (&sum)[COLS / 2]) {
+#pragma unroll
+        for (int call = 0; call < CALLS; call++) {
+            float x[8];
+#pragma unroll
+            for (int t = 0; t < 8; t++)
+                x[t] = sum[call / 2 * 16 + t / 2 * 4 + call % 2 * 2 + t % 2];
+            if (!B_PERMUTED) quad_transpose(x);
+            const At place = at(call);
+            if (place.count > 0) {
+                if constexpr (SPLIT) {
+                    store_part(parts_of(p.gemm), split, which, place, x);
+                } else {
+#pragma unroll
+                    for (int t = 0; t < 8; t++) x[t] *= p.gemm.alpha;
+                    epilogue(p.epi, place, in[call % AHEAD], x);
+                }
+            }
+            if (call + AHEAD < CALLS) load(call + AHEAD);
+        }
+    }
+};
+
+// Where an operand is copied from: its map, and the batch coordinates.
+struct Source {
+    const TensorMap& map;
+    int batch[3];
+
+    __device__ __forceinline__ Source(const TensorMap& m, int which, const int (&sizes)[3],
+                                      const int (&has)[3])
+        : map(m) {
+        batch_of(which, sizes, batch);
+#pragma unroll
+        for (int i = 0; i < 3; i++) batch[i] *= has[i];
+    }
+
+    // The 64 x 64 from index `side` of M or N and `depth` of K on, to each of `blocks` (0: here).
+    template <bool K_CONTIGUOUS, bool PERMUTED = false>
+    __device__ __forceinline__ void copy(unsigned to, unsigned bar, int side, int depth,
+                                         unsigned short blocks = 0) const {
+        const int inner = K_CONTIGUOUS ? depth : side, outer = K_CONTIGUOUS ? side : depth;
+        if constexpr (PERMUTED)
+            copy_box(to, map, bar, depth, 0, 0, 0, side / 32, blocks);
+        else
+            copy_box(to, map, bar, inner, outer, batch[2], batch[1], batch[0], blocks);
+    }
+};
+
+// Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
+template <bool LEFT_K, bool RIGHT_K, int SUMS>
+__device__ __forceinline__ void multiply_box(float (&sum)[SUMS], unsigned a, unsigned b, bool add) {
+    const unsigned long long left = matrix_descriptor<LEFT_K>(a);
+    const unsigned long long right = matrix_descriptor<RIGHT_K>(b);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < BOX / 16; k++)
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(sum, left + k * descriptor_step<LEFT_K>(),
+                                    right + k * descriptor_step<RIGHT_K>(), add || k > 0);
+    products_commit();
+}
+
+__device__ __forceinline__ unsigned shared_of(const void* p) {
+    return (unsigned)__cvta_generic_to_shared(p);
+}
+
+// Where dynamic shared memory reaches a multiple of 1,024 bytes, what the swizzle repeats in.
+__device__ __forceinline__ unsigned boxes_start(const void* shared) {
+    return (shared_of(shared) + 1023) & ~1023u;
+}

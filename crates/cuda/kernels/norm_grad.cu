@@ -1,0 +1,316 @@
+// The gradient of a layer or RMS norm over the innermost axis. With u = (x - mean) / deviation and
+// g = dy * gain:
+//   dx = (g - mean(g) - u * mean(g * u)) / deviation
+//   dgain = sum over rows of dy * u,  dbias = sum over rows of dy
+// RMS subtracts neither mean(x) nor mean(g). Statistics are computed again.
+//
+// As in norm.cu LANES threads have a row in registers, x and dy as they were loaded. Three
+// generated programs stand around it: SourceX and SourceDy give x and dy, the Epilogue gets dx as
+// its product (adds the gradient of the residual, stores). All are loaded before the statistics;
+// none may store what another one reads, and the sources are run several times, so they must not
+// store at all.
+//
+// A block takes `chunk` consecutive rows, its groups every so-manieth of them, and keeps its share
+// of dgain and dbias in registers; the groups are added in order, and the block writes a row of
+// partials [blocks][2][width] f32. `norm_grad_finish` (1024 threads, grid (ceil(width / 32), 2))
+// folds these in f64. chunk = ceil(rows / B) rounded up to a multiple of the groups, with a number
+// B of the variant: the blocks that 132 multiprocessors hold at once (by registers), so that the
+// order of the sums is the same on every device. Grid: ceil(rows / chunk). Scratch: 8 * blocks *
+// width.
+//
+// A group's next row is under way while it works on one (AHEAD=1, where registers allow), or the
+// memory would be idle during the folds.
+//
+// Constants: as in norm.cu (no BIAS), SUMS (0: no dgain nor dbias is wanted), AHEAD (0 or 1).
+#include "lib/philox.cuh"
+#include "lib/reduce.cuh"
+#include "lib/strided.cuh"
+#include "lib/vec.cuh"
+
+#ifndef V
+#define V 8
+#endif
+#ifndef LANES
+#define LANES 32
+#endif
+#ifndef UNITS
+#define UNITS 3
+#endif
+#ifndef THREADS
+#define THREADS 256
+#endif
+#ifndef AXES
+#define AXES 1
+#endif
+#ifndef CENTER
+#define CENTER 1
+#endif
+#ifndef SUMS
+#define SUMS 1
+#endif
+#ifndef AHEAD
+#define AHEAD 0
+#endif
+#ifndef CONST_ALIGN
+#define CONST_ALIGN V
+#endif
+
+//@program begin
+// Operands: x, dy, gradient of the residual; then dx.
+constexpr int OPERANDS = 4;
+constexpr int INDICES = 0;
+
+struct SourceX {
+    template <int N>
+    struct Loads {
+        Vec<bf16, N> x0;
+    };
+
+    template <int N>
+    static __device__ __forceinline__ void load(const Site<OPERANDS + INDICES>& s, Loads<N>& l) {
+        l.x0 = ::load<bf16, N>(s.ptr[0], s.at[0]);
+    }
+
+    template <int N>
+    static __device__ __forceinline__ void run(const Site<OPERANDS + INDICES>& s,
+                                               const Loads<N>& l, const f32 (&product)[N],
+                                               f32 (&result)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            f32 v0 = get(l.x0, i);
+            result[i] = v0;
+        }
+    }
+};
+
+struct SourceDy {
+    template <int N>
+    struct Loads {
+        Vec<bf16, N> x0;
+    };
+
+    template <int N>
+    static __device__ __forceinline__ void load(const Site<OPERANDS + INDICES>& s, Loads<N>& l) {
+        l.x0 = ::load<bf16, N>(s.ptr[1], s.at[1]);
+    }
+
+    template <int N>
+    static __device__ __forceinline__ void run(const Site<OPERANDS + INDICES>& s,
+                                               const Loads<N>& l, const f32 (&product)[N],
+                                               f32 (&result)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            f32 v0 = get(l.x0, i);
+            result[i] = v0;
+        }
+    }
+};
+
+struct Epilogue {
+    template <int N>
+    struct Loads {
+        Vec<bf16, N> x0;
+    };
+
+    template <int N>
+    static __device__ __forceinline__ void load(const Site<OPERANDS + INDICES>& s, Loads<N>& l) {
+        l.x0 = ::load<bf16, N>(s.ptr[2], s.at[2]);
+    }
+
+    template <int N>
+    static __device__ __forceinline__ void run(const Site<OPERANDS + INDICES>& s,
+                                               const Loads<N>& l, const f32 (&product)[N],
+                                               f32 (&result)[N]) {
+        f32 y0[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            f32 v0 = product[i];
+            f32 v1 = round_bf16(v0);
+            f32 v2 = get(l.x0, i);
+            f32 v3 = v1 + v2;
+            y0[i] = v3;
+        }
+        ::store<bf16, N>(s.ptr[3], s.at[3], y0);
+    }
+};
+//@program end
+
+constexpr int ALL = OPERANDS + INDICES;
+constexpr int GROUPS = THREADS / LANES;
+constexpr int SPAN = UNITS * LANES * V;
+static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the whole block");
+
+struct Params {
+    void* ptr[OPERANDS];     // of SourceX, SourceDy, then of the epilogue
+    const void* gain;        // [width], contiguous
+    f32* partials;           // [blocks][2][width]
+    f32* dgain;              // null where it is not wanted
+    f32* dbias;              // null where it is not wanted
+    i64 dgain_stride;        // elements
+    i64 dbias_stride;        // elements
+    const Clock* clock;
+    Draws draws;
+    Space<AXES, ALL> rows;   // strides from row to row; lanes along the width
+    u32 row_count;
+    u32 width;
+    u32 chunk;               // rows of a block
+    u32 blocks;
+    f32 eps;
+};
+
+__device__ __forceinline__ void gain_of(const Params& p, u32 unit, f32 (&out)[V]) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) out[i] = 1.0f;
+#ifdef GAIN
+    Vec<GAIN, V> x = load<GAIN, V, CONST_ALIGN>(p.gain, i64(unit) * V);
+#pragma unroll
+    for (int i = 0; i < V; ++i) out[i] = get(x, i);
+#endif
+}
+
+// What the block's groups have summed, group after group, to its row of partials. In shared memory
+// the lanes lie side by side.
+__device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group, int part,
+                                           f32 (&sum)[UNITS][V], f32* shared) {
+    f32* to = p.partials + (u64(blockIdx.x) * 2 + part) * p.width;
+#pragma unroll 1
+    for (int g = 0; g < GROUPS; ++g) {
+        if (group == g) {
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) {
+#pragma unroll
+                for (int i = 0; i < V && GROUPS > 1; ++i) {
+                    f32& total = shared[(u * V + i) * LANES + lane];
+                    if (g > 0) sum[u][i] += total;
+                    total = sum[u][i];
+                }
+                u32 unit = u * LANES + lane;
+                if (g == GROUPS - 1 && unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
+            }
+        }
+        if (GROUPS > 1) __syncthreads();
+    }
+}
+
+// A thread's part of a row, as it was loaded.
+struct Sources {
+    SourceX::Loads<V> x[UNITS];
+    SourceDy::Loads<V> dy[UNITS];
+};
+
+extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
+norm_grad(const __grid_constant__ Params p) {
+    // Folds take turns with two pieces, so that one may begin while another is read.
+    __shared__ f32 folds[2][LANES > 32 ? 2 * LANES / 32 : 1];
+    __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];
+    u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES, turn = 0;
+    u32 begin = blockIdx.x * p.chunk;
+    u32 end = begin + p.chunk < p.row_count ? begin + p.chunk : p.row_count;
+    f32 share = 1.0f / f32(p.width);
+    f32 dgain[SUMS ? UNITS : 1][V] = {}, dbias[SUMS ? UNITS : 1][V] = {};
+    auto site_of = [&](const i64 (&origin)[ALL], u32 unit) {
+        Site<ALL> site = {p.ptr, p.rows.lane, p.clock, p.draws, {}};
+#pragma unroll
+        for (int k = 0; k < ALL; ++k) site.at[k] = origin[k] + i64(unit) * V * p.rows.lane[k];
+        return site;
+    };
+    auto load_row = [&](u32 row, Sources& to) {
+        u32 units = row < end ? p.width / V : 0;
+        i64 origin[ALL] = {};
+        if (row < end) p.rows.walk(row, origin);
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit < units) SourceX::load<V>(site_of(origin, unit), to.x[u]);
+            if (unit < units) SourceDy::load<V>(site_of(origin, unit), to.dy[u]);
+        }
+    };
+    Sources next;
+    if (AHEAD) load_row(begin + group, next);
+    // All groups make as many turns, so that all threads take part in all folds.
+    for (u32 first = begin; first < end; first += GROUPS) {
+        u32 row = first + group;
+        u32 units = row < end ? p.width / V : 0;
+        i64 origin[ALL] = {};
+        if (row < end) p.rows.walk(row, origin);
+        Sources own;
+        if (AHEAD) {
+            own = next;
+        } else {
+            load_row(row, own);
+        }
+        Epilogue::Loads<V> after[UNITS];
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit < units) Epilogue::load<V>(site_of(origin, unit), after[u]);
+        }
+        if (AHEAD) load_row(row + GROUPS, next);
+        // Calls f(u, i, x, dy, gain) for the thread's elements.
+        auto each = [&](auto f) {
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) {
+                u32 unit = u * LANES + lane;
+                if (unit >= units) continue;
+                f32 none[V] = {}, x[V], dy[V], gain[V];
+                SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
+                SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
+                gain_of(p, unit, gain);
+#pragma unroll
+                for (int i = 0; i < V; ++i) f(u, i, x[i], dy[i], gain[i]);
+            }
+        };
+        f32 sums[2] = {0.0f, 0.0f};
+        if (CENTER) {
+            each([&](int, int, f32 x, f32 dy, f32 gain) {
+                sums[0] += x;
+                sums[1] = fmaf(dy, gain, sums[1]);
+            });
+            fold_group<Sum, LANES, false>(sums, folds[turn++ % 2]);
+        }
+        f32 mean = sums[0] * share, level = sums[1] * share;
+        f32 squares[2] = {0.0f, 0.0f};
+        each([&](int, int, f32 x, f32 dy, f32 gain) {
+            squares[0] = fmaf(x - mean, x - mean, squares[0]);
+            squares[1] = fmaf(dy * gain, x - mean, squares[1]);
+        });
+        fold_group<Sum, LANES, false>(squares, folds[turn++ % 2]);
+        f32 inverse = 1.0f / sqrtf(squares[0] * share + p.eps);
+        f32 slope = squares[1] * inverse * share;
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit >= units) continue;
+            f32 none[V] = {}, x[V], dy[V], gain[V], dx[V];
+            SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
+            SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
+            gain_of(p, unit, gain);
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                f32 unity = (x[i] - mean) * inverse;
+                dx[i] = fmaf(-slope, unity, fmaf(dy[i], gain[i], -level)) * inverse;
+                if (SUMS) dgain[u][i] = fmaf(dy[i], unity, dgain[u][i]);
+                if (SUMS) dbias[u][i] += dy[i];
+            }
+            Epilogue::run<V>(site_of(origin, unit), after[u], dx, none);
+        }
+    }
+#if SUMS
+    write_sums(p, lane, group, 0, dgain, shared);
+    write_sums(p, lane, group, 1, dbias, shared);
+#endif
+}
+
+#if SUMS
+extern "C" __global__ void __launch_bounds__(1024)
+norm_grad_finish(const __grid_constant__ Params p) {
+    u32 column = blockIdx.x * 32 + threadIdx.x / 32;
+    const f32* part = p.partials + u64(blockIdx.y) * p.width;
+    constexpr int W = V % 4 == 0 ? 4 : V;
+    f64 total = fold_partials<Sum, W>(part, p.width, p.blocks, 2 * u64(p.width));
+    if (threadIdx.x % 32 > 0 || column >= p.width) return;
+    f32* to = blockIdx.y == 0 ? p.dgain : p.dbias;
+    i64 stride = blockIdx.y == 0 ? p.dgain_stride : p.dbias_stride;
+    if (to != nullptr) to[column * stride] = f32(total);
+}
+#endif

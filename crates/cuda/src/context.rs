@@ -1,0 +1,291 @@
+//! One GPU as a program uses it: a stream, memory, modules, events, graphs.
+//!
+//! Every call goes to one stream, so what is enqueued runs in order. Memory is released when its
+//! owner is dropped, which waits for the stream first.
+
+use crate::error::{CudaError, ok};
+use crate::gpu::Gpu;
+use crate::handles::{Event, Function, Graph, Loaded, Memory, Module, Pinned, Shared};
+use cudarc::driver::{result, sys};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// One GPU and one stream on it.
+#[derive(Clone)]
+pub struct Context(Arc<Shared>);
+
+impl Context {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// There is no driver or no such GPU, or it is older than the kernels.
+    pub fn new(ordinal: usize) -> Result<Context, CudaError> {
+        let gpu = Gpu::new(ordinal)?;
+        let (major, minor) = gpu.architecture.capability;
+        if major < 8 {
+            return Err(CudaError::TooOld { name: gpu.name, major, minor });
+        }
+        let device = ok("cuDeviceGet", result::device::get(ordinal as i32))?;
+        // SAFETY: the driver gave the device.
+        let context =
+            ok("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        let made = || {
+            // SAFETY: just retained.
+            ok("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
+            ok("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))
+        };
+        match made() {
+            Ok(stream) => Ok(Context(Arc::new(Shared { gpu, device, context, stream }))),
+            Err(e) => {
+                // SAFETY: retained above, and given up here.
+                let _ = unsafe { result::primary_ctx::release(device) };
+                Err(e)
+            }
+        }
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.0.gpu
+    }
+
+    /// Bytes of the GPU's memory that nobody holds.
+    ///
+    /// # Errors
+    /// The GPU does not answer.
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        self.0.enter()?;
+        Ok(ok("cuMemGetInfo", result::mem_get_info())?.0 as u64)
+    }
+
+    /// Waits for everything that was enqueued.
+    ///
+    /// # Errors
+    /// Something of it failed: a kernel that read outside of its memory, say. The GPU is of no
+    /// further use to this process then.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        self.0.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        ok("cuStreamSynchronize", unsafe { result::stream::synchronize(self.0.stream) })
+    }
+
+    /// Memory of the GPU, zeroed.
+    ///
+    /// # Errors
+    /// There is not so much left.
+    pub fn allocate(&self, bytes: u64) -> Result<Memory, CudaError> {
+        self.0.enter()?;
+        let refused = |_| CudaError::Memory {
+            bytes,
+            free: result::mem_get_info().map_or(0, |m| m.0 as u64),
+            total: self.0.gpu.memory_bytes,
+        };
+        // SAFETY: a new allocation, zeroed before anybody reads it.
+        let address = unsafe { result::malloc_sync(bytes.max(1) as usize) }.map_err(refused)?;
+        let memory = Memory { shared: self.0.clone(), address, bytes };
+        self.fill(&memory, 0, bytes, 0)?;
+        Ok(memory)
+    }
+
+    /// Pinned memory of the host, zeroed: the GPU copies from and to it while the host goes on.
+    ///
+    /// # Errors
+    /// The system refuses it.
+    pub fn pin(&self, bytes: usize) -> Result<Pinned, CudaError> {
+        self.0.enter()?;
+        // SAFETY: a new allocation; it is zeroed below.
+        let data = ok("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?;
+        let data = data.cast::<u8>();
+        // SAFETY: the allocation has this many bytes.
+        unsafe { data.write_bytes(0, bytes) };
+        Ok(Pinned { shared: self.0.clone(), data, bytes })
+    }
+
+    /// Enqueues setting bytes.
+    ///
+    /// # Errors
+    /// The range is not in the memory, or the GPU failed.
+    pub fn fill(&self, to: &Memory, first: u64, bytes: u64, value: u8) -> Result<(), CudaError> {
+        to.check(first, bytes)?;
+        self.0.enter()?;
+        // SAFETY: the range lies in an allocation that outlives the stream's work: dropping it
+        // waits for the stream.
+        let filled = unsafe {
+            result::memset_d8_async(to.address + first, value, bytes as usize, self.0.stream)
+        };
+        ok("cuMemsetD8Async", filled)
+    }
+
+    /// Copies bytes to the GPU, after what was enqueued before, and waits.
+    ///
+    /// # Errors
+    /// The range is not in the memory, or the GPU failed.
+    pub fn upload(&self, to: &Memory, first: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        to.check(first, bytes.len() as u64)?;
+        self.0.enter()?;
+        // SAFETY: both ranges hold `bytes.len()` bytes, and the copy is over before we return.
+        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.0.stream) };
+        ok("cuMemcpyHtoDAsync", copied)?;
+        self.wait()
+    }
+
+    /// Copies bytes from the GPU, after what was enqueued before, and waits.
+    ///
+    /// # Errors
+    /// The range is not in the memory, or the GPU failed.
+    pub fn download(&self, from: &Memory, first: u64, to: &mut [u8]) -> Result<(), CudaError> {
+        from.check(first, to.len() as u64)?;
+        self.0.enter()?;
+        // SAFETY: as for `upload`.
+        let copied = unsafe { result::memcpy_dtoh_async(to, from.address + first, self.0.stream) };
+        ok("cuMemcpyDtoHAsync", copied)?;
+        self.wait()
+    }
+
+    /// Enqueues a copy from pinned memory, which must stay as it is until the copy is over.
+    ///
+    /// # Errors
+    /// A range is not in its memory, or the GPU failed.
+    pub fn upload_pinned(
+        &self,
+        to: &Memory,
+        first: u64,
+        from: &Pinned,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), CudaError> {
+        to.check(first, range.len() as u64)?;
+        self.0.enter()?;
+        let bytes = &from.bytes()[range];
+        // SAFETY: pinned memory lives until its drop, which waits for the stream.
+        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.0.stream) };
+        ok("cuMemcpyHtoDAsync", copied)
+    }
+
+    /// Enqueues a copy within the GPU.
+    ///
+    /// # Errors
+    /// A range is not in its memory, or the GPU failed.
+    pub fn copy(
+        &self,
+        from: (&Memory, u64),
+        to: (&Memory, u64),
+        bytes: u64,
+    ) -> Result<(), CudaError> {
+        from.0.check(from.1, bytes)?;
+        to.0.check(to.1, bytes)?;
+        self.0.enter()?;
+        let (source, target) = (from.0.address + from.1, to.0.address + to.1);
+        // SAFETY: both ranges lie in allocations whose drop waits for the stream.
+        let copied =
+            unsafe { result::memcpy_dtod_async(target, source, bytes as usize, self.0.stream) };
+        ok("cuMemcpyDtoDAsync", copied)
+    }
+
+    /// Loads machine code.
+    ///
+    /// # Errors
+    /// It is none for this GPU.
+    pub fn load(&self, cubin: &[u8]) -> Result<Module, CudaError> {
+        self.0.enter()?;
+        // SAFETY: the driver reads an ELF image and refuses what is none.
+        let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
+        let module = ok("cuModuleLoadData", module)?;
+        Ok(Module(Arc::new(Loaded { shared: self.0.clone(), module })))
+    }
+
+    /// Enqueues a kernel. Arguments are passed by value, each as its bytes.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, in number and size, and every address among them is
+    /// valid for what the kernel does with a grid and blocks of these sizes.
+    ///
+    /// # Errors
+    /// The grid or the block is too large for the GPU.
+    pub unsafe fn launch(
+        &self,
+        function: &Function,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: u32,
+        arguments: &[&[u8]],
+    ) -> Result<(), CudaError> {
+        self.0.enter()?;
+        let mut pointers: Vec<*mut c_void> =
+            arguments.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
+        // SAFETY: forwarded; the driver copies the arguments before it returns.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.function,
+                grid.into(),
+                block.into(),
+                shared_bytes,
+                self.0.stream,
+                &mut pointers,
+            )
+        };
+        ok("cuLaunchKernel", launched)
+    }
+
+    /// Records what `enqueue` enqueues instead of running it.
+    ///
+    /// # Errors
+    /// Something in it cannot be recorded, or failed by itself.
+    pub fn capture<E: From<CudaError>>(
+        &self,
+        enqueue: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        self.0.enter()?;
+        let stream = self.0.stream;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`; the capture is ended below in any case.
+        let begun = unsafe { result::stream::begin_capture(stream, mode) };
+        ok("cuStreamBeginCapture", begun)?;
+        let enqueued = enqueue();
+        // SAFETY: begun above.
+        let graph = unsafe { result::stream::end_capture(stream) };
+        enqueued?;
+        let graph = ok("cuStreamEndCapture", graph)?;
+        // SAFETY: the graph is ours, and of no more use once it is instantiated.
+        let exec = unsafe {
+            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            ok("cuGraphInstantiate", exec)?
+        };
+        Ok(Graph { shared: self.0.clone(), exec })
+    }
+
+    /// Enqueues a recorded graph.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
+        self.0.enter()?;
+        // SAFETY: graph and stream live.
+        ok("cuGraphLaunch", unsafe { result::graph::launch(graph.exec, self.0.stream) })
+    }
+
+    /// A mark in the stream.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn mark(&self) -> Result<Event, CudaError> {
+        self.0.enter()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        let event = Event {
+            shared: self.0.clone(),
+            event: ok("cuEventCreate", result::event::create(flags))?,
+        };
+        self.record(&event)?;
+        Ok(event)
+    }
+
+    /// Moves a mark to here.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn record(&self, event: &Event) -> Result<(), CudaError> {
+        self.0.enter()?;
+        // SAFETY: event and stream live.
+        ok("cuEventRecord", unsafe { result::event::record(event.event, self.0.stream) })
+    }
+}

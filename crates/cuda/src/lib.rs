@@ -1,0 +1,25 @@
+//! NVIDIA GPUs: kernels in CUDA C that are compiled where they run.
+//!
+//! Nothing of CUDA is needed to build this crate, and nothing is loaded before somebody asks for a
+//! GPU: the driver, NVRTC and cuBLASLt are found at run time, and where one is missing
+//! [`CudaError::Missing`] says which and where it was looked for. Read [`Context`] first: one GPU,
+//! one stream, memory that is allocated when a program is loaded and never after.
+//!
+//! `unsafe` stands where the libraries are called: in `gpu.rs`, `handles.rs`, `context.rs` and
+//! `nvrtc.rs`.
+
+mod cache;
+mod context;
+mod error;
+mod gpu;
+mod handles;
+mod nvrtc;
+mod source;
+
+pub use cache::{Cache, Cubins};
+pub use context::Context;
+pub use error::{CudaError, Library};
+pub use gpu::{Architecture, Gpu};
+pub use handles::{Event, Function, Graph, Memory, Module, Pinned};
+pub use nvrtc::{Compiled, Usage, compile, version};
+pub use source::{Source, Variant};
