@@ -101,14 +101,8 @@ impl Gemm {
             walk = Walk::new(&spec)?;
             factors = [1, 0];
         }
-        let mut epilogue = None;
-        if let Some(program) = &spec.epilogue {
-            let mut engine = Engine::compile(program, &[], None, true)?;
-            let rank = engine.space.sizes.len();
-            engine.space.collapse(rank);
-            engine.space = engine.space.finish("gemm epilogue")?;
-            epilogue = Some(engine);
-        }
+        let program = spec.epilogue.as_ref();
+        let epilogue = program.map(|p| Engine::epilogue(p, "gemm epilogue")).transpose()?;
         Ok(Gemm {
             walk,
             factors,

@@ -285,12 +285,7 @@ impl Finish {
             let what = format!("an epilogue over {got:?} for rows of {wanted:?}; give it the same");
             return Err(KernelError::Unsupported { kernel, what });
         }
-        let mut engine = Engine::compile(program, &[], None, true)?;
-        // Rows are even steps of the space, whatever axes are merged.
-        let rank = engine.space.sizes.len();
-        engine.space.collapse(rank);
-        engine.space = engine.space.finish(kernel)?;
-        Ok(Finish::Epilogue(Box::new(engine)))
+        Ok(Finish::Epilogue(Box::new(Engine::epilogue(program, kernel)?)))
     }
 }
 

@@ -77,6 +77,16 @@ impl Engine {
         Ok(Engine { space, dtypes, code, with_result, native: None })
     }
 
+    /// Compiles what runs on finished rows of a kernel, which are even steps of the space, whatever
+    /// axes are merged.
+    pub fn epilogue(program: &Program, kernel: &'static str) -> Result<Engine, KernelError> {
+        let mut engine = Engine::compile(program, &[], None, true)?;
+        let rank = engine.space.sizes.len();
+        engine.space.collapse(rank);
+        engine.space = engine.space.finish(kernel)?;
+        Ok(engine)
+    }
+
     /// Addresses that it takes.
     pub fn operands(&self) -> usize {
         self.dtypes.len()
@@ -272,9 +282,7 @@ mod tests {
             Instr::Store { output: 1, src: 4 },
         ];
         let program = Program { sizes, inputs: vec![bias], outputs: vec![out, other], instrs };
-        let mut engine = Engine::compile(&program, &[], None, true).unwrap();
-        engine.space.collapse(3);
-        engine.space = engine.space.finish("test").unwrap();
+        let engine = Engine::epilogue(&program, "test").unwrap();
         let product: Vec<f32> = (0..rows * product_row).map(|i| (i % 101) as f32).collect();
         let bias: Vec<f32> = (0..cols).map(|i| i as f32 - 9.0).collect();
         let mut prepared = engine.clone();
