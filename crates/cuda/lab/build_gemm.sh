@@ -3,7 +3,7 @@
 # COMPILER is a script: COMPILER FILE --arch ARCH -D... -o CUBIN. Fails if any variant spills.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-compiler=$1 out=$2
+compiler=$(realpath "$1") out=$2
 mkdir -p "$out"
 python3 "$here/gemm_variants.py" --build > "$out/list"
 one() {
