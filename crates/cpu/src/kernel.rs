@@ -82,28 +82,6 @@ pub enum KernelError {
     /// The nodes have no description that a kernel could be made of.
     #[error(transparent)]
     Lower(#[from] LowerError),
-    /// An operand's strides do not match the iteration space.
-    #[error("{kernel}: operand {operand} has {got} strides for {wanted} axes; give one per axis")]
-    Rank {
-        /// Which kernel.
-        kernel: &'static str,
-        /// Which operand, in the order of the addresses.
-        operand: usize,
-        /// Axes of the iteration space.
-        wanted: usize,
-        /// Strides found.
-        got: usize,
-    },
-    /// More axes remain after merging than the kernels walk.
-    #[error("{kernel}: {got} axes remain after merging, at most {most} are supported")]
-    TooManyAxes {
-        /// Which kernel.
-        kernel: &'static str,
-        /// Axes left.
-        got: usize,
-        /// The limit.
-        most: usize,
-    },
     /// An output repeats along an axis, so that several results would share one element.
     #[error("{kernel}: output operand {operand} has stride 0 on axis {axis} of size {size}")]
     Overlap {

@@ -14,7 +14,6 @@
 //! `philox`.
 
 mod arena;
-pub(crate) mod axes;
 mod device;
 mod exchange;
 pub mod executable;

@@ -13,6 +13,8 @@ mod context;
 mod error;
 mod gpu;
 mod handles;
+mod kernels;
+mod launch;
 mod nvrtc;
 mod source;
 
@@ -21,5 +23,7 @@ pub use context::Context;
 pub use error::{CudaError, Library};
 pub use gpu::{Architecture, Gpu};
 pub use handles::{Event, Function, Graph, Memory, Module, Pinned};
+pub use kernels::Chip;
+pub use launch::{Address, Kernel, Launch, Parameters, TensorMap};
 pub use nvrtc::{Compiled, Usage, compile, version};
 pub use source::{Source, Variant};

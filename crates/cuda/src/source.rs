@@ -104,6 +104,27 @@ impl Source {
         })
     }
 
+    /// A kernel whose argument has so many bytes in a struct of this name: that the host and the
+    /// kernel agree on it is checked while it is compiled. `text` stands for the kernel's own if
+    /// it has a generated part.
+    pub(crate) fn launched(
+        file: &str,
+        text: Option<String>,
+        defines: Vec<String>,
+        (argument, bytes): (&str, usize),
+    ) -> Source {
+        let (_, own) = FILES.iter().find(|(name, _)| *name == file).unwrap_or(&FILES[0]);
+        let text = text.as_deref().unwrap_or(own);
+        let checked =
+            format!("{text}static_assert(sizeof({argument}) == {bytes}, \"the host's\");\n");
+        Source { file: file.to_owned(), text: checked.into(), defines, generated: String::new() }
+    }
+
+    /// The text of a kernel of `kernels/`.
+    pub(crate) fn text(file: &str) -> &'static str {
+        FILES.iter().find(|(name, _)| *name == file).map_or("", |(_, text)| text)
+    }
+
     /// What the compiler is told.
     pub(crate) fn options(&self, architecture: Architecture) -> Vec<String> {
         let fixed = [

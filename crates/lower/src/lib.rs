@@ -21,6 +21,7 @@ mod operand;
 mod program;
 pub mod regions;
 mod source;
+pub mod space;
 mod spec;
 
 pub use draws::Draws;

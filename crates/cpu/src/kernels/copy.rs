@@ -1,12 +1,12 @@
 //! Strided copies, casts and fills.
 
-use crate::axes::{Space, by_stride};
 use crate::kernel::{
     Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
 use crate::kernels::convert;
 use crate::pool::Pool;
 use aerogel_graph::DType;
+use aerogel_lower::space::{Space, by_stride};
 use aerogel_lower::{CopySpec, FillSpec};
 
 /// Elements of a task.

@@ -3,7 +3,6 @@
 //! Scatters partition the table among tasks; each scans all ids in order, so repeated ids are
 //! summed (or overwritten) in row order whoever does it.
 
-use crate::axes::Space;
 use crate::kernel::{
     Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
 };
@@ -12,6 +11,7 @@ use crate::pool::Pool;
 use crate::simd::multiversion;
 use aerogel_graph::DType;
 use aerogel_graph::ops::ScatterMode;
+use aerogel_lower::space::Space;
 use aerogel_lower::{GatherSpec, Operand, RowsShape, ScatterSpec};
 
 /// Elements that make a task worth its hand-over.
@@ -46,7 +46,9 @@ impl Layout {
         for (operand, own) in operands.iter().enumerate() {
             let got = own.strides.len();
             if got != rank {
-                return Err(KernelError::Rank { kernel, operand, wanted: rank, got });
+                return Err(
+                    aerogel_lower::LowerError::Rank { kernel, operand, wanted: rank, got }.into()
+                );
             }
             if (own.dtype == DType::U32) != (operand == IDS) {
                 let what = "ids are u32, table and rows are f32 or bf16".to_string();

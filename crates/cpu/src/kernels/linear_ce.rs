@@ -6,7 +6,6 @@
 //! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk.
 //! What a row gets depends on nothing but that row, since the elements of a contraction do.
 
-use crate::axes::Space;
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, check_output, scratch_for};
 use crate::kernels::convert;
 use crate::kernels::gemm::Gemm;
@@ -17,6 +16,7 @@ use crate::math;
 use crate::pool::Pool;
 use crate::simd::{Simd, multiversion};
 use aerogel_graph::DType;
+use aerogel_lower::space::Space;
 use aerogel_lower::{Axis, Contraction, LinearCeSpec, Operand, Role};
 
 /// Logits of a chunk, if that is enough for the fewest rows.
@@ -57,7 +57,9 @@ fn check(spec: &LinearCeSpec) -> Result<(), KernelError> {
         }
         let got = own.strides.len();
         if got != rank {
-            return Err(KernelError::Rank { kernel, operand, wanted: rank, got });
+            return Err(
+                aerogel_lower::LowerError::Rank { kernel, operand, wanted: rank, got }.into()
+            );
         }
         let sizes = |rows: bool, inner: [usize; 2]| {
             let row = |&size| if rows { size } else { 1 };

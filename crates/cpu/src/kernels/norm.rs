@@ -6,7 +6,6 @@
 
 mod row;
 
-use crate::axes::Space;
 use crate::executable::Library;
 use crate::kernel::{
     Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
@@ -16,6 +15,7 @@ use crate::kernels::tile::{Engine, Frame, TILE};
 use crate::pool::Pool;
 use crate::simd::Simd;
 use aerogel_graph::DType;
+use aerogel_lower::space::Space;
 use aerogel_lower::{NormGradSpec, NormSpec, Normalisation, Operand, Output};
 use row::{add_part, normalise, normalise_grad};
 
@@ -72,7 +72,7 @@ impl Rows {
         for (operand, own) in all.enumerate() {
             let (wanted, got) = (norm.sizes.len(), own.strides.len());
             if got != wanted {
-                return Err(KernelError::Rank { kernel, operand, wanted, got });
+                return Err(aerogel_lower::LowerError::Rank { kernel, operand, wanted, got }.into());
             }
             strides.push(own.strides[..wanted - 1].to_vec());
             inner.push(own.strides[wanted - 1]);

@@ -5,7 +5,6 @@
 //! element (bias gradients). Long reductions are cut into at most [`CHUNKS`] chunks; chunk results
 //! are combined in f64 in chunk order.
 
-use crate::axes::by_stride;
 use crate::executable::Library;
 use crate::kernel::{
     Carve, Kernel, KernelError, Ptr, Scalars, check_output, per_worker_bytes, scratch_for,
@@ -17,6 +16,7 @@ use crate::pool::Pool;
 use aerogel_graph::DType;
 use aerogel_graph::ops::Fold;
 use aerogel_lower::ReduceSpec;
+use aerogel_lower::space::by_stride;
 
 const CHUNKS: usize = 64;
 /// Rows that are added in one go: rounding errors of equal values grow with this, not with all.

@@ -21,12 +21,12 @@ pub use self::interpret::TILE;
 use self::interpret::{PITCH, SLOT, Slot, Work};
 use self::native::Native;
 use self::pieces::Piece;
-use crate::axes::{Space, by_stride};
 use crate::executable::Library;
 use crate::kernel::{KernelError, check_output};
 use crate::kernels::ops::Rows;
 use crate::simd::Level;
 use aerogel_graph::DType;
+use aerogel_lower::space::{Space, by_stride};
 use aerogel_lower::{Operand, Program, Value};
 
 /// Most elements of a piece of which no value is kept in a register of the worker.

@@ -1,6 +1,5 @@
 //! What both directions share: where a head's matrices lie, and how scratch is laid out.
 
-use crate::axes::Space;
 use crate::kernel::{KernelError, Ptr};
 use crate::kernels::convert;
 use crate::kernels::micro::COLS;
@@ -8,6 +7,7 @@ use crate::kernels::pack::Factor;
 use crate::kernels::pattern::BlockList;
 use crate::simd::Simd;
 use aerogel_graph::DType;
+use aerogel_lower::space::Space;
 use aerogel_lower::{Attention, Operand};
 
 /// Where the matrices of each head lie: the space [batch..., kv], and the strides [group, position,
@@ -32,7 +32,13 @@ impl Heads {
         for (operand, own) in operands.iter().enumerate() {
             let got = own.strides.len();
             if got != rank {
-                return Err(KernelError::Rank { kernel: "attend", operand, wanted: rank, got });
+                return Err(aerogel_lower::LowerError::Rank {
+                    kernel: "attend",
+                    operand,
+                    wanted: rank,
+                    got,
+                }
+                .into());
             }
             if own.dtype == DType::U32 {
                 let what = format!("operand {operand} holds u32; attention takes f32 and bf16");

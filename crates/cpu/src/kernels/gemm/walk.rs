@@ -1,9 +1,9 @@
 //! Which axes of a contraction are rows, columns and depth of matrices, and which are loops around
 //! them.
 
-use crate::axes::Space;
 use crate::kernel::{KernelError, check_output};
 use aerogel_graph::DType;
+use aerogel_lower::space::Space;
 use aerogel_lower::{Axis, Contraction, Operand, Role};
 
 pub(super) const A: usize = 0;
@@ -111,7 +111,7 @@ fn group(spec: &Contraction, position: &[isize], role: Role) -> Result<Space, Ke
         };
         let keys = order.map(|which| space.strides[which].clone());
         let axes: Vec<_> = (0..sizes.len()).collect();
-        space.permute(&crate::axes::by_stride(&axes, &[&keys[0], &keys[1]]));
+        space.permute(&aerogel_lower::space::by_stride(&axes, &[&keys[0], &keys[1]]));
     }
     let rank = space.sizes.len();
     space.collapse(rank);

@@ -4,13 +4,13 @@
 
 use super::compile::{Direct, Step, What};
 use super::pieces::Piece;
-use crate::axes::Space;
 use crate::kernel::{Ptr, Scalars};
 use crate::kernels::convert;
 use crate::kernels::ops::{self, Rows};
 use crate::philox::fill_uniform;
 use crate::simd::{self, Simd};
 use aerogel_graph::DType;
+use aerogel_lower::space::Space;
 
 /// Most elements of a piece: what a register holds.
 pub const TILE: usize = 1024;

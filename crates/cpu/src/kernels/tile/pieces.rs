@@ -1,6 +1,6 @@
 //! Cuts stretches of a space into pieces on which every operand is a plain matrix.
 
-use crate::axes::{MAX_AXES, Space};
+use aerogel_lower::space::{MAX_AXES, Space};
 
 /// Rows of consecutive positions: `rows` times `cols`, with even steps for every operand.
 #[derive(Clone, Copy)]

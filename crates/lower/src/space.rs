@@ -1,33 +1,39 @@
 //! Iteration spaces: sizes, and strides of several operands, with axes merged where all agree.
 
-use crate::kernel::KernelError;
+use crate::error::LowerError;
 
 /// Axes that a walk keeps track of, after merging.
 pub const MAX_AXES: usize = 8;
 
 /// Sizes of the axes, outermost first, and each operand's strides on them.
 #[derive(Clone, Debug)]
-pub(crate) struct Space {
+pub struct Space {
+    /// Axis sizes.
     pub sizes: Vec<usize>,
     /// `strides[operand][axis]`, in elements.
     pub strides: Vec<Vec<isize>>,
 }
 
 impl Space {
+    /// Sizes, and strides of every operand.
+    ///
+    /// # Errors
+    /// An operand has another number of strides.
     pub fn new(
         kernel: &'static str,
         sizes: &[usize],
         strides: Vec<Vec<isize>>,
-    ) -> Result<Space, KernelError> {
+    ) -> Result<Space, LowerError> {
         for (operand, own) in strides.iter().enumerate() {
             if own.len() != sizes.len() {
                 let (wanted, got) = (sizes.len(), own.len());
-                return Err(KernelError::Rank { kernel, operand, wanted, got });
+                return Err(LowerError::Rank { kernel, operand, wanted, got });
             }
         }
         Ok(Space { sizes: sizes.to_vec(), strides })
     }
 
+    /// Positions.
     pub fn elements(&self) -> usize {
         self.sizes.iter().product()
     }
@@ -77,14 +83,17 @@ impl Space {
     }
 
     /// Gives an empty space one axis of size 1, and refuses what a walk cannot hold.
-    pub fn finish(mut self, kernel: &'static str) -> Result<Space, KernelError> {
+    ///
+    /// # Errors
+    /// More than [`MAX_AXES`] are left.
+    pub fn finish(mut self, kernel: &'static str) -> Result<Space, LowerError> {
         if self.sizes.is_empty() {
             self.sizes.push(1);
             self.strides.iter_mut().for_each(|own| own.push(0));
         }
         let got = self.sizes.len();
         if got > MAX_AXES {
-            return Err(KernelError::TooManyAxes { kernel, got, most: MAX_AXES });
+            return Err(LowerError::TooManyAxes { kernel, got, most: MAX_AXES });
         }
         Ok(self)
     }
@@ -140,7 +149,7 @@ impl Space {
 
 /// The axes ordered for walking memory forward: by falling stride of the first operand, then of
 /// the next, and so on.
-pub(crate) fn by_stride(axes: &[usize], strides: &[&[isize]]) -> Vec<usize> {
+pub fn by_stride(axes: &[usize], strides: &[&[isize]]) -> Vec<usize> {
     let mut order = axes.to_vec();
     order.sort_by_key(|&axis| {
         let key: Vec<_> = strides.iter().map(|own| own[axis].unsigned_abs()).collect();
