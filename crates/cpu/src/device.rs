@@ -11,8 +11,8 @@ use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
 use aerogel_lower::{Call, Draws, Source, lower, section_strides};
 use aerogel_machine::{
-    Alone, Claim, Collectives, Device, DeviceError, Program, Section, Slot, StateSlot, Step,
-    Timing, Uses,
+    Alone, Claim, Collectives, Device, DeviceError, Placed, Program, Section, Slot, Step, Timing,
+    Uses,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -98,30 +98,6 @@ impl CpuDevice {
         // SAFETY: the arena has this many bytes and is borrowed by this call alone.
         unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
     }
-
-    fn state(&self, name: &str, offset: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
-        let end = offset.checked_add(bytes as u64);
-        let found = self.program.state(name).filter(|s| end.is_some_and(|end| end <= s.bytes));
-        let slot =
-            found.ok_or(DeviceError::Unknown { kind: "state", name: name.to_owned(), bytes })?;
-        Ok(self.arena.at(slot.offset + offset))
-    }
-
-    fn value(
-        &self,
-        section: usize,
-        kind: &'static str,
-        name: &str,
-        bytes: usize,
-        find: impl Fn(&Section) -> Option<ValueId>,
-    ) -> Result<*mut u8, DeviceError> {
-        let unknown = || DeviceError::Unknown { kind, name: name.to_owned(), bytes };
-        let s = self.program.sections.get(section).ok_or_else(unknown)?;
-        let v = find(s).ok_or_else(unknown)?;
-        let (slot, ty) = (s.slot(v).ok_or_else(unknown)?, s.graph.ty(v));
-        let fits = ty.bytes(s.axes()) == bytes as u64 && slot.is_contiguous(s.axes(), ty);
-        if fits { Ok(self.arena.at(slot.offset)) } else { Err(unknown()) }
-    }
 }
 
 /// What preparing looks at.
@@ -134,28 +110,14 @@ struct Loading<'a> {
     library: RefCell<Library>,
 }
 
-/// A byte offset in the arena, and by how much it moves from one copy to the next.
-#[derive(Clone, Copy)]
-struct Address {
-    offset: u64,
-    copies: u32,
-    stride: u64,
-}
-
 fn unsupported(what: String) -> DeviceError {
     DeviceError::Unsupported { what, device: "cpu".to_owned() }
 }
 
 impl Loading<'_> {
-    fn address(&self, s: &Section, v: ValueId) -> Result<Address, DeviceError> {
-        let slot = s.slot(v).ok_or_else(|| unsupported(format!("{v:?} without a slot")))?;
-        let offset = slot.offset;
-        let within = |x: &&StateSlot| {
-            x.copies > 1 && (x.offset..x.offset + x.stride_bytes).contains(&offset)
-        };
-        let several = self.program.states.iter().find(within);
-        let (copies, stride) = several.map_or((1, 0), |x| (x.copies, x.stride_bytes));
-        Ok(Address { offset, copies, stride })
+    fn address(&self, s: &Section, v: ValueId) -> Result<Placed, DeviceError> {
+        let placed = self.program.placed(s, v);
+        placed.ok_or_else(|| unsupported(format!("{v:?} without a slot")))
     }
 
     fn section(&self, s: &Section, threads: usize) -> Result<Vec<(u32, Prepared)>, DeviceError> {
@@ -227,9 +189,8 @@ impl Loading<'_> {
             })
             .collect::<Result<Vec<_>, DeviceError>>()?;
         let copies = operands.iter().map(|o| o.0.copies).max().unwrap_or(1);
-        let at = |copy: u32, (a, bytes): &(Address, isize)| {
-            let offset = a.offset + u64::from(copy) * a.stride;
-            Ptr::new(self.arena.at(offset).wrapping_offset(*bytes).cast_const())
+        let at = |copy: u32, (a, bytes): &(Placed, isize)| {
+            Ptr::new(self.arena.at(a.at(copy)).wrapping_offset(*bytes).cast_const())
         };
         let ptrs: Vec<Vec<Ptr>> =
             (0..copies).map(|copy| operands.iter().map(|o| at(copy, o)).collect()).collect();
@@ -287,7 +248,7 @@ impl Device for CpuDevice {
         offset_bytes: u64,
         bytes: &[u8],
     ) -> Result<(), DeviceError> {
-        let to = self.state(name, offset_bytes, bytes.len())?;
+        let to = self.arena.at(self.program.state_bytes(name, offset_bytes, bytes.len())?);
         // SAFETY: the state has this many bytes from there on, inside of the arena.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
@@ -299,14 +260,14 @@ impl Device for CpuDevice {
         offset_bytes: u64,
         bytes: &mut [u8],
     ) -> Result<(), DeviceError> {
-        let from = self.state(name, offset_bytes, bytes.len())?;
+        let from = self.arena.at(self.program.state_bytes(name, offset_bytes, bytes.len())?);
         // SAFETY: as above.
         unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     fn write_input(&mut self, section: usize, name: &str, bytes: &[u8]) -> Result<(), DeviceError> {
-        let to = self.value(section, "input", name, bytes.len(), |s| s.input(name))?;
+        let to = self.arena.at(self.program.input_bytes(section, name, bytes.len())?);
         // SAFETY: the value has exactly this many bytes inside of the arena.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
@@ -361,8 +322,7 @@ impl Device for CpuDevice {
     }
 
     fn read_output(&self, section: usize, name: &str, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        let from =
-            self.value(section, "output", name, bytes.len(), |s| s.graph.find_output(name))?;
+        let from = self.arena.at(self.program.output_bytes(section, name, bytes.len())?);
         // SAFETY: the value has exactly this many bytes inside of the arena.
         unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())

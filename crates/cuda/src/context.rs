@@ -6,9 +6,14 @@
 use crate::error::{CudaError, ok};
 use crate::gpu::Gpu;
 use crate::handles::{Event, Function, Graph, Loaded, Memory, Module, Pinned, Shared};
+use crate::launch::{MAP_BYTES, TensorMap};
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
 use std::sync::Arc;
+
+/// A tensor map: 128 bytes, 64-byte aligned.
+#[repr(align(64))]
+struct Encoded([u8; MAP_BYTES]);
 
 /// One GPU and one stream on it.
 #[derive(Clone)]
@@ -191,6 +196,49 @@ impl Context {
         let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
         let module = ok("cuModuleLoadData", module)?;
         Ok(Module(Arc::new(Loaded { shared: self.0.clone(), module })))
+    }
+
+    /// A map for the tensor copy engine, as a kernel takes it, of what lies at an address.
+    ///
+    /// # Errors
+    /// The driver refuses sizes, strides or the address.
+    pub(crate) fn encode(
+        &self,
+        map: &TensorMap,
+        address: u64,
+    ) -> Result<[u8; MAP_BYTES], CudaError> {
+        use sys::{CUtensorMapInterleave_enum as Interleave, CUtensorMapSwizzle_enum as Swizzle};
+        let dtype = sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        let promotion = sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+        let outside = sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        let strides = map.strides.map(|elements| 2 * elements);
+        let steps = [1u32; 5];
+        let mut encoded = Encoded([0; MAP_BYTES]);
+        // SAFETY: all lists have as many entries as the rank says; the driver writes 128 bytes at
+        // an address that is a multiple of 64.
+        let answer = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut encoded).cast(),
+                dtype,
+                5,
+                address as *mut c_void,
+                map.sizes.as_ptr(),
+                strides.as_ptr(),
+                map.tile.as_ptr(),
+                steps.as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                promotion,
+                outside,
+            )
+        };
+        ok("cuTensorMapEncodeTiled", answer.result()).map_err(|e| match e {
+            CudaError::Call { call, reason } => {
+                CudaError::Call { call, reason: format!("{reason}: {map:?} at {address:#x}") }
+            }
+            other => other,
+        })?;
+        Ok(encoded.0)
     }
 
     /// Enqueues a kernel. Arguments are passed by value, each as its bytes.

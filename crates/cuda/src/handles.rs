@@ -158,6 +158,14 @@ impl Module {
             }
             other => other,
         })?;
+        if shared_bytes > 0 {
+            // All of L1 for shared memory, so that as many blocks fit as the kernels are made for.
+            let carve =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: the function is of a loaded module.
+            let set = unsafe { result::function::set_function_attribute(function, carve, 100) };
+            ok("cuFuncSetAttribute", set)?;
+        }
         // Beyond 48 KiB a kernel has to be allowed more.
         if shared_bytes > 48 << 10 {
             let most =

@@ -10,6 +10,7 @@
 
 mod cache;
 mod context;
+mod device;
 mod error;
 mod gpu;
 mod handles;
@@ -17,9 +18,11 @@ mod kernels;
 mod launch;
 mod nvrtc;
 mod source;
+mod target;
 
 pub use cache::{Cache, Cubins};
 pub use context::Context;
+pub use device::CudaDevice;
 pub use error::{CudaError, Library};
 pub use gpu::{Architecture, Gpu};
 pub use handles::{Event, Function, Graph, Memory, Module, Pinned};
@@ -27,3 +30,4 @@ pub use kernels::Chip;
 pub use launch::{Address, Kernel, Launch, Parameters, TensorMap};
 pub use nvrtc::{Compiled, Usage, compile, version};
 pub use source::{Source, Variant};
+pub use target::CudaTarget;

@@ -22,6 +22,14 @@ pub enum DeviceError {
         /// Name of the device.
         device: String,
     },
+    /// The device stopped working: what it holds is lost.
+    #[error("the device {device} failed: {reason}")]
+    Failed {
+        /// Name of the device.
+        device: String,
+        /// What it said.
+        reason: String,
+    },
     /// The ranks could not exchange what they should.
     #[error(transparent)]
     Comm(#[from] crate::CommError),

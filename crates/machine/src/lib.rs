@@ -6,6 +6,7 @@
 
 mod collectives;
 mod device;
+mod lookup;
 mod profile;
 mod program;
 mod slot;
@@ -13,6 +14,7 @@ mod target;
 
 pub use collectives::{Alone, Call, Collectives, CommError, Merge, Pattern, Traffic};
 pub use device::{Device, DeviceError};
+pub use lookup::Placed;
 pub use profile::{Account, Kind, Machine, Timing};
 pub use program::{Part, Program, Run, Section, StateSlot, Step};
 pub use slot::{ALIGN, Slot};
