@@ -11,7 +11,7 @@ use aerogel_graph::ops::Collective;
 use aerogel_graph::{Build, Clock, Op, Place, ValueId};
 use aerogel_lower::{Call, Draws, Source, lower, section_strides};
 use aerogel_machine::{
-    Alone, Claim, Collectives, Device, DeviceError, Placed, Program, Section, Slot, Step, Timing,
+    Alone, Claim, Collectives, Device, DeviceError, Placed, Program, Section, Slot, Span, Step,
     Uses,
 };
 use std::cell::RefCell;
@@ -329,10 +329,10 @@ impl Device for CpuDevice {
     }
 
     fn profile(&mut self, on: bool) {
-        self.timers = on.then(|| Timers::new(&self.program));
+        self.timers = on.then(Timers::new);
     }
 
-    fn timings(&self) -> Vec<Timing> {
-        self.timers.as_ref().map_or(vec![], Timers::list)
+    fn spans(&self) -> &[Span] {
+        self.timers.as_ref().map_or(&[], Timers::spans)
     }
 }

@@ -1,56 +1,53 @@
-//! Clocks of a device's steps: made when timing is asked for, so that a step allocates nothing.
+//! The clock of a device's steps.
 
-use aerogel_machine::{Program, Timing};
+use aerogel_machine::Span;
 use std::time::Instant;
 
-/// One clock for each step of each section.
+/// Spans since timing began.
 pub(crate) struct Timers {
-    sections: Vec<Vec<Timer>>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Timer {
-    calls: u64,
-    nanoseconds: u64,
+    origin: Instant,
+    spans: Vec<Span>,
 }
 
 /// A run of a section: every step's time begins where the one before it ended.
 pub(crate) struct Lap<'a> {
-    timers: &'a mut [Timer],
+    section: usize,
+    timers: &'a mut Timers,
     last: Option<usize>,
-    since: Instant,
+    since: u64,
 }
 
 impl Timers {
-    pub fn new(program: &Program) -> Timers {
-        let of = |steps: usize| vec![Timer::default(); steps];
-        Timers { sections: program.sections.iter().map(|s| of(s.steps.len())).collect() }
+    pub fn new() -> Timers {
+        Timers { origin: Instant::now(), spans: vec![] }
+    }
+
+    fn now(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
     }
 
     pub fn start(&mut self, section: usize) -> Lap<'_> {
-        Lap { timers: &mut self.sections[section], last: None, since: Instant::now() }
+        let since = self.now();
+        Lap { section, timers: self, last: None, since }
     }
 
-    /// The steps that ran.
-    pub fn list(&self) -> Vec<Timing> {
-        let all = self.sections.iter().enumerate().flat_map(|(section, timers)| {
-            timers.iter().enumerate().map(move |(step, t)| {
-                let (calls, nanoseconds) = (t.calls, t.nanoseconds);
-                Timing { section, step, calls, nanoseconds }
-            })
-        });
-        all.filter(|t| t.calls > 0).collect()
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
     }
 }
 
 impl Lap<'_> {
-    /// A kernel of this step is done; a step of several kernels counts as one call.
+    /// A kernel of this step is done; a step of several kernels is one span.
     pub fn end(&mut self, step: usize) {
-        let now = Instant::now();
-        let timer = &mut self.timers[step];
-        timer.nanoseconds += now.duration_since(self.since).as_nanos() as u64;
-        if self.last != Some(step) {
-            timer.calls += 1;
+        let now = self.timers.now();
+        let nanoseconds = now - self.since;
+        let spans = &mut self.timers.spans;
+        match spans.last_mut().filter(|_| self.last == Some(step)) {
+            Some(span) => span.nanoseconds += nanoseconds,
+            None => {
+                let (section, start_nanoseconds) = (self.section, self.since);
+                spans.push(Span { section, step, start_nanoseconds, nanoseconds });
+            }
         }
         (self.last, self.since) = (Some(step), now);
     }

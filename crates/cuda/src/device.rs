@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::error::CudaError;
 use crate::handles::{Function, Graph, Memory};
 use aerogel_graph::Clock;
-use aerogel_machine::{Collectives, Device, DeviceError, Program, Timing};
+use aerogel_machine::{Collectives, Device, DeviceError, Program, Span};
 use staging::Staging;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ impl CudaDevice {
             self.enqueue(prepared, copy)?;
             lap.end(&self.context, *step)?;
         }
-        timers.add(section, lap)?;
+        timers.add(section, &lap)?;
         self.timers = Some(timers);
         Ok(())
     }
@@ -186,11 +186,12 @@ impl Device for CudaDevice {
     }
 
     fn profile(&mut self, on: bool) {
-        self.timers = on.then(|| Timers::new(&self.program));
+        // A GPU that gives no marks says why when it is asked to run.
+        self.timers = if on { Timers::new(&self.context).ok() } else { None };
     }
 
-    fn timings(&self) -> Vec<Timing> {
-        self.timers.as_ref().map_or(vec![], Timers::list)
+    fn spans(&self) -> &[Span] {
+        self.timers.as_ref().map_or(&[], Timers::spans)
     }
 }
 

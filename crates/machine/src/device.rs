@@ -1,6 +1,6 @@
 //! Devices: what runs a program.
 
-use crate::profile::Timing;
+use crate::profile::Span;
 use aerogel_graph::Clock;
 
 /// A device could not do what it was asked.
@@ -97,7 +97,7 @@ pub trait Device {
     /// not asked to does not look at the clock.
     fn profile(&mut self, on: bool);
 
-    /// What was timed of each step that ran, by section and step. Times of a section's steps add
-    /// up to its own.
-    fn timings(&self) -> Vec<Timing>;
+    /// The steps that ran since timing began, in order. A step of several kernels is one span, and
+    /// spans of a section follow one another without a gap.
+    fn spans(&self) -> &[Span];
 }

@@ -15,7 +15,7 @@ mod target;
 pub use collectives::{Alone, Call, Collectives, CommError, Merge, Pattern, Traffic};
 pub use device::{Device, DeviceError};
 pub use lookup::Placed;
-pub use profile::{Account, Kind, Machine, Timing};
+pub use profile::{Account, Kind, Machine, Span, Timing};
 pub use program::{Part, Program, Run, Section, StateSlot, Step};
 pub use slot::{ALIGN, Slot};
 pub use target::{Claim, Sight, Sums, Target, Uses};

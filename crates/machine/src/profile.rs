@@ -3,6 +3,7 @@
 use crate::program::{Section, Step};
 use crate::target::Uses;
 use aerogel_graph::{Build, Cost, Graph, NodeId, Op, Phase};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a machine reaches, roughly; `bench` will measure it.
@@ -43,6 +44,19 @@ impl Machine {
     }
 }
 
+/// One run of a step of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The section, by position in the program.
+    pub section: usize,
+    /// The step, by position in the section.
+    pub step: usize,
+    /// Nanoseconds since timing began.
+    pub start_nanoseconds: u64,
+    /// How long it took.
+    pub nanoseconds: u64,
+}
+
 /// How long one step of a section took, over all runs since timing began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -54,6 +68,20 @@ pub struct Timing {
     pub calls: u64,
     /// Time of all of them.
     pub nanoseconds: u64,
+}
+
+impl Timing {
+    /// The sums of spans, by section and step.
+    pub fn of(spans: &[Span]) -> Vec<Timing> {
+        let mut sums: BTreeMap<(usize, usize), (u64, u64)> = BTreeMap::new();
+        for span in spans {
+            let sum = sums.entry((span.section, span.step)).or_default();
+            *sum = (sum.0 + 1, sum.1 + span.nanoseconds);
+        }
+        let timing =
+            |((section, step), (calls, nanoseconds))| Timing { section, step, calls, nanoseconds };
+        sums.into_iter().map(timing).collect()
+    }
 }
 
 /// What a step of a section is for: by this a training step's time is told apart.

@@ -8,7 +8,7 @@ use crate::session::{Session, Ties};
 use crate::setup::{Workspace, vocabulary};
 use crate::step::Stepper;
 use aerogel_graph::{Cost, Phase};
-use aerogel_machine::{Device, Kind};
+use aerogel_machine::{Device, Kind, Timing};
 use aerogel_models::shifts_inside;
 use aerogel_recipe::Recipe;
 use std::sync::Arc;
@@ -100,8 +100,8 @@ pub fn time_steps(
 fn regions(session: &Session) -> Vec<RegionTime> {
     let sections = &session.plan.program(0).sections;
     let accounts: Vec<_> = sections.iter().map(|s| s.accounts()).collect();
-    let timings = session.ranks[0].timings();
-    let region = |t: &aerogel_machine::Timing| {
+    let timings = Timing::of(session.ranks[0].spans());
+    let region = |t: &Timing| {
         let account = &accounts[t.section][t.step];
         RegionTime {
             section: sections[t.section].name.clone(),

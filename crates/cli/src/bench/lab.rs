@@ -117,7 +117,7 @@ fn measure(
     for _ in 0..repeats {
         device.profile(true);
         device.run(0, clock, 0)?;
-        for t in device.timings() {
+        for t in device.spans() {
             seconds[t.step].push(1e-9 * t.nanoseconds as f64);
         }
     }

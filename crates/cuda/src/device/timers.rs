@@ -1,14 +1,14 @@
-//! How long steps take, by marks in the stream between them.
+//! When steps run, by marks in the stream between them.
 
 use crate::context::Context;
 use crate::error::CudaError;
 use crate::handles::Event;
-use aerogel_machine::{Program, Timing};
+use aerogel_machine::Span;
 
-/// Times of all steps since timing began.
+/// Spans since timing began.
 pub(super) struct Timers {
-    /// Calls and nanoseconds, by section and step.
-    steps: Vec<Vec<(u64, u64)>>,
+    origin: Event,
+    spans: Vec<Span>,
 }
 
 /// A run of a section under way.
@@ -20,43 +20,45 @@ pub(super) struct Lap {
 
 impl Lap {
     pub fn end(&mut self, context: &Context, step: u32) -> Result<(), CudaError> {
-        self.ends.push((step, context.mark()?));
-        Ok(())
+        // A step of several launches is one span.
+        match self.ends.last() {
+            Some((last, end)) if *last == step => context.record(end),
+            _ => {
+                self.ends.push((step, context.mark()?));
+                Ok(())
+            }
+        }
     }
 }
 
 impl Timers {
-    pub fn new(program: &Program) -> Timers {
-        let none = |steps: usize| vec![(0, 0); steps];
-        Timers { steps: program.sections.iter().map(|s| none(s.steps.len())).collect() }
+    pub fn new(context: &Context) -> Result<Timers, CudaError> {
+        Ok(Timers { origin: context.mark()?, spans: vec![] })
     }
 
     pub fn start(&self, context: &Context) -> Result<Lap, CudaError> {
         Ok(Lap { start: context.mark()?, ends: vec![] })
     }
 
-    /// Waits for the run and adds its times.
-    pub fn add(&mut self, section: usize, lap: Lap) -> Result<(), CudaError> {
-        let (mut from, mut last) = (&lap.start, None);
+    /// Waits for the run and adds its spans.
+    pub fn add(&mut self, section: usize, lap: &Lap) -> Result<(), CudaError> {
+        let nanoseconds = |from: &Event, to: &Event| -> Result<u64, CudaError> {
+            Ok((from.seconds_to(to)? * 1e9) as u64)
+        };
+        let mut from = &lap.start;
         for (step, end) in &lap.ends {
-            let (calls, nanoseconds) = &mut self.steps[section][*step as usize];
-            // A step may be several launches.
-            *calls += u64::from(last != Some(*step));
-            *nanoseconds += (from.seconds_to(end)? * 1e9) as u64;
-            (from, last) = (end, Some(*step));
+            self.spans.push(Span {
+                section,
+                step: *step as usize,
+                start_nanoseconds: nanoseconds(&self.origin, from)?,
+                nanoseconds: nanoseconds(from, end)?,
+            });
+            from = end;
         }
         Ok(())
     }
 
-    pub fn list(&self) -> Vec<Timing> {
-        let mut list = vec![];
-        for (section, steps) in self.steps.iter().enumerate() {
-            for (step, &(calls, nanoseconds)) in steps.iter().enumerate() {
-                if calls > 0 {
-                    list.push(Timing { section, step, calls, nanoseconds });
-                }
-            }
-        }
-        list
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
     }
 }
