@@ -3,6 +3,7 @@
 mod account;
 mod cpu;
 mod lab;
+mod trace;
 
 use crate::args::{RecipeArgs, Shared};
 use crate::failure::Usage;
@@ -67,13 +68,17 @@ struct StepArgs {
     /// instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The last step's regions in time to this file, as a Chrome trace: open it in
+    /// <https://ui.perfetto.dev> or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 /// Measures, and shows the figures.
 pub fn run(args: &BenchArgs, shared: &Shared) -> anyhow::Result<Exit> {
     let (page, object, json) = match &args.what {
         Bench::Cpu(args) => {
-            writable(args.json.as_deref())?;
+            writable("--json", args.json.as_deref())?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = args.threads.map_or(cores, usize::from);
             let plan = cpu::Plan { threads, quick: args.quick, only: args.only.clone() };
@@ -86,7 +91,8 @@ pub fn run(args: &BenchArgs, shared: &Shared) -> anyhow::Result<Exit> {
             (page, object, &args.json)
         }
         Bench::Step(args) => {
-            writable(args.json.as_deref())?;
+            writable("--json", args.json.as_deref())?;
+            writable("--profile", args.profile.as_deref())?;
             let (page, object) = step(args, shared)?;
             (page, object, &args.json)
         }
@@ -109,6 +115,9 @@ fn step(args: &StepArgs, shared: &Shared) -> anyhow::Result<(String, Value)> {
         Compute::Bf16 => "bf16",
     };
     let times = time_steps(&recipe, &shared.workspace(), 2, args.steps as usize)?;
+    if let Some(path) = &args.profile {
+        write(path, &format!("{}\n", trace::chrome(&times.last_step)))?;
+    }
     let rates = cpu::rates(dtype, times.plan.threads)?;
     let account = StepAccount::new(&recipe.name, dtype, &times, rates);
     let object = json!({
@@ -123,7 +132,7 @@ fn is_stdout(path: &Path) -> bool {
 }
 
 /// A minute is not to be spent on figures that cannot be written.
-fn writable(path: Option<&Path>) -> Result<(), Usage> {
+fn writable(option: &str, path: Option<&Path>) -> Result<(), Usage> {
     let Some(path) = path.filter(|p| !is_stdout(p)) else { return Ok(()) };
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -132,7 +141,7 @@ fn writable(path: Option<&Path>) -> Result<(), Usage> {
     if path.is_dir() || !folder.is_dir() {
         let what = if path.is_dir() { path } else { folder };
         let is = if path.is_dir() { "is a folder" } else { "is no folder" };
-        return Err(Usage(format!("--json: {} {is}; name a file in one", what.display())));
+        return Err(Usage(format!("{option}: {} {is}; name a file in one", what.display())));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::session::{Session, Ties};
 use crate::setup::{Workspace, vocabulary};
 use crate::step::Stepper;
 use aerogel_graph::{Cost, Phase};
-use aerogel_machine::{Device, Kind, Timing};
+use aerogel_machine::{Account, Device, Kind, Span, Timing};
 use aerogel_models::shifts_inside;
 use aerogel_recipe::Recipe;
 use std::sync::Arc;
@@ -22,10 +22,14 @@ pub struct StepTimes {
     pub allocated_bytes: u64,
     /// Time of each step.
     pub seconds: Vec<f64>,
+    /// Time of each of some more steps, whose regions were timed.
+    pub profiled_seconds: Vec<f64>,
     /// Loss of a token at the last step, nats. Tokens are random: it says nothing of learning.
     pub loss: f64,
-    /// What rank 0 did in these steps, by section and order.
+    /// What rank 0 did in the profiled steps, by section and order.
     pub regions: Vec<RegionTime>,
+    /// What rank 0 did in the last one, in the order of time.
+    pub last_step: Vec<RegionSpan>,
 }
 
 /// One region of one section, over all timed steps.
@@ -48,6 +52,23 @@ pub struct RegionTime {
     /// FLOPs and bytes of one run.
     pub cost: Cost,
 }
+
+/// One run of one region.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionSpan {
+    /// `micro.0`, `update`, ...
+    pub section: String,
+    /// What it does.
+    pub account: Account,
+    /// Nanoseconds from the first of the profiled steps on.
+    pub start_nanoseconds: u64,
+    /// How long it took.
+    pub nanoseconds: u64,
+}
+
+/// Steps whose regions are timed, after those that are timed as a whole: a device may have to look
+/// at the clock between kernels that it would start together.
+const PROFILED: usize = 5;
 
 /// Runs `steps` steps of a recipe after `warmup` that are not counted, at its peak learning rate
 /// divided by a thousand: random tokens are not to be learnt.
@@ -75,32 +96,36 @@ pub fn time_steps(
         })
         .collect();
     let rate = 1e-3 * recipe.peak_learning_rate();
-    let (mut seconds, mut loss) = (vec![], f64::NAN);
-    for step in 0..warmup + steps {
-        if step == warmup {
+    let (mut all, mut loss, mut before_last) = (vec![], f64::NAN, 0);
+    let profiled = steps.min(PROFILED);
+    for step in 0..warmup + steps + profiled {
+        if step == warmup + steps {
             session.ranks[0].profile(true);
         }
+        before_last = session.ranks[0].spans().len();
         let started = Instant::now();
         let updated = session.each_with(&mut steppers, |_, _, device, stepper| {
             stepper.step(device, step as u64, rate)
         })?;
-        if step >= warmup {
-            seconds.push(started.elapsed().as_secs_f64());
-        }
+        all.push(started.elapsed().as_secs_f64());
         loss = f64::from(updated[0].loss);
         if !updated[0].finite {
             return Err(TrainError::NonFinite { step: step as u64 + 1, what: "the loss" });
         }
     }
-    let regions = regions(&session);
+    let seconds = all[warmup..warmup + steps].to_vec();
+    let profiled_seconds = all[warmup + steps..].to_vec();
+    let (regions, last_step) = regions(&session, before_last);
     let allocated_bytes = session.allocated_bytes();
-    Ok(StepTimes { plan: session.plan, allocated_bytes, seconds, loss, regions })
+    let plan = session.plan;
+    Ok(StepTimes { plan, allocated_bytes, seconds, profiled_seconds, loss, regions, last_step })
 }
 
-fn regions(session: &Session) -> Vec<RegionTime> {
+/// What rank 0 did in all profiled steps, and in the last one, which begins at a span.
+fn regions(session: &Session, before_last: usize) -> (Vec<RegionTime>, Vec<RegionSpan>) {
     let sections = &session.plan.program(0).sections;
     let accounts: Vec<_> = sections.iter().map(|s| s.accounts()).collect();
-    let timings = Timing::of(session.ranks[0].spans());
+    let spans = session.ranks[0].spans();
     let region = |t: &Timing| {
         let account = &accounts[t.section][t.step];
         RegionTime {
@@ -114,5 +139,12 @@ fn regions(session: &Session) -> Vec<RegionTime> {
             cost: account.cost,
         }
     };
-    timings.iter().map(region).collect()
+    let span = |s: &Span| RegionSpan {
+        section: sections[s.section].name.clone(),
+        account: accounts[s.section][s.step].clone(),
+        start_nanoseconds: s.start_nanoseconds,
+        nanoseconds: s.nanoseconds,
+    };
+    let all = Timing::of(spans).iter().map(region).collect();
+    (all, spans[before_last..].iter().map(span).collect())
 }

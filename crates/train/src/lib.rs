@@ -29,7 +29,7 @@ mod setup;
 mod step;
 mod tensors;
 
-pub use bench::{RegionTime, StepTimes, time_steps};
+pub use bench::{RegionSpan, RegionTime, StepTimes, time_steps};
 pub use crew::OnHang;
 pub use error::{Exit, TrainError};
 pub use evaluate::{Evaluation, evaluate};

@@ -33,15 +33,17 @@ pub struct StepAccount {
     pub dtype: &'static str,
     /// Worker threads.
     pub threads: usize,
-    /// Steps that were timed.
+    /// Steps that were timed as a whole.
     pub steps: usize,
+    /// Steps after them whose regions were timed: the times below are theirs.
+    pub profiled_steps: usize,
     /// Tokens of a step.
     pub tokens_per_step: u64,
     /// Of the median step.
     pub tokens_per_second: f64,
     /// Of a step.
     pub median_seconds: f64,
-    /// Of a step: what the times below add up to.
+    /// Of a profiled step: what the times below add up to.
     pub mean_seconds: f64,
     /// Beside the kernels of rank 0: inputs, outputs, waiting.
     pub outside_seconds: f64,
@@ -94,8 +96,8 @@ pub struct Row {
 impl StepAccount {
     /// Adds up what was timed.
     pub fn new(recipe: &str, dtype: &'static str, times: &StepTimes, rates: Rates) -> StepAccount {
-        let steps = times.seconds.len();
-        let mean = times.seconds.iter().sum::<f64>() / steps as f64;
+        let steps = times.profiled_seconds.len();
+        let mean = times.profiled_seconds.iter().sum::<f64>() / steps as f64;
         let median_seconds = median(&mut times.seconds.clone());
         let row = |r: &RegionTime| row(r, steps, mean, rates);
         let slowest_first = |mut rows: Vec<Row>| {
@@ -110,7 +112,8 @@ impl StepAccount {
             recipe: recipe.to_owned(),
             dtype,
             threads: times.plan.threads,
-            steps,
+            steps: times.seconds.len(),
+            profiled_steps: steps,
             tokens_per_step: times.plan.tokens_per_step,
             tokens_per_second: times.plan.tokens_per_step as f64 / median_seconds,
             median_seconds,
@@ -150,15 +153,16 @@ impl StepAccount {
         ]);
         rows.push(all);
         format!(
-            "{}, {}, {}: {} tokens/s, {} allocated; means of {}\n\
+            "{}, {}, {}: {} tokens/s ({:.3} ms), {} allocated; regions are means of {}\n\
              floors at {:.0} GFLOP/s in products and {:.1} GB/s in copies; less than a floor is a \
              region that stayed in cache\n{}",
             self.recipe,
             self.dtype,
             show::plural(self.threads as u64, "thread", "s"),
             show::count(self.tokens_per_second.round() as u64),
+            1e3 * self.median_seconds,
             show::bytes(self.allocated_bytes),
-            show::plural(self.steps as u64, "step", "s"),
+            show::plural(self.profiled_steps as u64, "step", "s"),
             1e-9 * self.rates.product_flops_per_second,
             1e-9 * self.rates.copy_bytes_per_second,
             show::table(&rows)

@@ -77,7 +77,19 @@ fn one_figure_can_be_asked_for() {
 fn a_recipes_step_is_told_by_region_without_its_data() {
     let place = Place::new();
     place.write("small.toml", SMALL);
-    let shown = place.good(&["bench", "step", "small.toml", "--steps", "3"]).out;
+    let args = ["bench", "step", "small.toml", "--steps", "3", "--profile", "trace.json"];
+    let shown = place.good(&args).out;
+    let trace: Value = {
+        let text = std::fs::read_to_string(place.path("trace.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let events: Vec<&Value> =
+        trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    let of = |track: u64| events.iter().filter(move |e| e["tid"] == track);
+    let total = |track: u64| of(track).map(|e| e["dur"].as_f64().unwrap()).sum::<f64>();
+    // Regions fill their sections, of which a step has two or more.
+    assert!(of(0).count() >= 2 && of(1).count() > 20, "{}", events.len());
+    assert!((total(0) / total(1) - 1.0).abs() < 1e-3, "{} of {}", total(1), total(0));
     for part in ["small, f32", "attend_grad", "update", "outside of kernels", "a step"] {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
