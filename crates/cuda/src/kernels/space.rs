@@ -49,8 +49,9 @@ impl Units {
     /// Writes the struct.
     pub fn write(&self, to: &mut Parameters) {
         to.align(8);
-        self.strides.iter().flatten().for_each(|s| drop(to.i64(*s as i64)));
-        self.lanes.iter().for_each(|s| drop(to.i64(*s as i64)));
+        for stride in self.strides.iter().flatten().chain(&self.lanes) {
+            to.i64(*stride as i64);
+        }
         self.sizes.iter().for_each(|size| divide(*size, to));
         to.align(8);
     }
