@@ -24,6 +24,7 @@
 // -DBATCHED=0: one batch (batch indices are 0); -DN_WHOLE=1: n is a multiple of 8 (count is V);
 // -DSPLIT=1: a block writes parts of sums, and the epilogue runs in gemm_reduce alone.
 #pragma once
+#include "lib/types.cuh"
 
 #ifndef BATCHED
 #define BATCHED 1
@@ -35,27 +36,12 @@
 #define SPLIT 0
 #endif
 
-typedef unsigned short bf16;
-typedef unsigned u32;
-typedef long long i64;
-
 // Where a call stands. The batch indices are those of the loops around the product.
 struct At {
     i64 row, col;
     int batch[3];
     int count;
 };
-
-// Widening is exact; narrowing rounds to nearest even.
-__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
-
-__device__ __forceinline__ u32 narrow2(float low, float high) {
-    u32 both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-
-__device__ __forceinline__ bf16 narrow(float x) { return (bf16)narrow2(x, 0.0f); }
 
 __device__ __forceinline__ float widen_any(const bf16* p) { return widen(*p); }
 __device__ __forceinline__ float widen_any(const float* p) { return *p; }
@@ -89,8 +75,9 @@ struct Packed<bf16, V> {
     __device__ __forceinline__ void load_strided(const bf16* p, i64 stride, int count) {
 #pragma unroll
         for (int i = 0; i < V; i += 2) {
-            u32 low = i < count ? p[i * stride] : 0, high = i + 1 < count ? p[(i + 1) * stride] : 0;
-            word[i / 2] = low | high << 16;
+            u32 first = i < count ? p[i * stride].bits : 0;
+            u32 second = i + 1 < count ? p[(i + 1) * stride].bits : 0;
+            word[i / 2] = first | second << 16;
         }
     }
 
@@ -137,10 +124,10 @@ template <int V>
 __device__ __forceinline__ void store(bf16* p, int count, const float (&x)[V]) {
     if (count < V) return store_strided(p, 1, count, x);
     if constexpr (V == 8) {
-        *(uint4*)p = make_uint4(narrow2(x[0], x[1]), narrow2(x[2], x[3]), narrow2(x[4], x[5]),
-                                narrow2(x[6], x[7]));
+        *(uint4*)p = make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
+                                pack(x[6], x[7]));
     } else {
-        *(uint2*)p = make_uint2(narrow2(x[0], x[1]), narrow2(x[2], x[3]));
+        *(uint2*)p = make_uint2(pack(x[0], x[1]), pack(x[2], x[3]));
     }
 }
 

@@ -1,14 +1,274 @@
-//! Products.
+//! Products: axes become matrices, a model of the machine chooses kernel and tiles, the element-wise
+//! part becomes a header, and all of it launches.
+//!
+//! Everything is a product with a program behind it: one that stores C, or adds to it, where the
+//! spec has none. A depth of more axes than kernels walk is summed over several launches in f32
+//! scratch, and so are batches that a launch cannot hold, without scratch.
+
+mod choice;
+mod epilogue;
+mod launches;
+mod matrix;
+#[cfg(test)]
+mod tests;
 
 use super::{Chip, unsupported};
-use crate::launch::Kernel;
-use aerogel_lower::{Contraction, Draws, LowerError};
+use crate::launch::{Address, Kernel, Launch};
+use aerogel_graph::DType;
+use aerogel_lower::{Binary, Contraction, Draws, Instr, LowerError, Operand, Program};
+use choice::{Choice, Factor, Question};
+use epilogue::Along;
+use launches::Job;
+use matrix::{A, Axis, B, FIRST, Matrices, Roles};
+
+/// Parts of the workspace begin at multiples of so many bytes.
+const PART: u64 = 256;
+/// Launches over an axis of the depth that kernels do not walk, at most.
+const MOST_PARTS: usize = 1024;
+
+/// Where an operand lies, and what powers of two its address is a multiple of: as far as is known,
+/// then what a plan has to reckon with at best and at worst. What scratch a product takes is
+/// bounded by those two, whatever the first is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Place {
+    /// The element at the origin.
+    pub address: Address,
+    align: [u64; 3],
+}
+
+impl Place {
+    /// An operand of the spec whose address is a multiple of so many bytes.
+    pub fn operand(operand: usize, align: u64, dtype: DType) -> Place {
+        Place { address: Address::operand(operand), align: [align, 64, dtype.bytes() as u64] }
+    }
+
+    /// A part of the workspace.
+    pub fn workspace(at: u64) -> Place {
+        Place { address: Address::Workspace(at), align: [PART; 3] }
+    }
+
+    /// So many bytes further.
+    pub fn plus(self, bytes: i64) -> Place {
+        let power = if bytes == 0 { u64::MAX } else { 1 << bytes.trailing_zeros() };
+        Place { address: self.address.plus(bytes), align: self.align.map(|a| a.min(power)) }
+    }
+}
 
 pub(crate) fn product(
-    _spec: &Contraction,
-    _draws: Draws,
-    _align: &[u64],
-    _chip: Chip,
+    spec: &Contraction,
+    draws: Draws,
+    align: &[u64],
+    chip: Chip,
 ) -> Result<Kernel, LowerError> {
-    Err(unsupported("product", "not there yet"))
+    let mut dtypes = vec![spec.a, spec.b];
+    match &spec.epilogue {
+        None => dtypes.push(spec.c),
+        Some(program) => {
+            dtypes.extend(program.inputs.iter().chain(&program.outputs).map(|o| o.dtype));
+        }
+    }
+    let places: Vec<Place> = dtypes
+        .into_iter()
+        .enumerate()
+        .map(|(i, dtype)| Place::operand(i, align.get(i).copied().unwrap_or(1), dtype))
+        .collect();
+    let (launches, workspace_bytes) = launches(spec, draws, &places, chip, 0)?;
+    Ok(Kernel { launches, workspace_bytes, tables: vec![] })
+}
+
+/// The launches of a product whose operands lie in these places, in the order of the spec, with
+/// scratch from this byte of the workspace on; and how much of it they take.
+///
+/// # Errors
+/// Types that no device takes, or more axes or sizes than launches can hold.
+pub(crate) fn launches(
+    spec: &Contraction,
+    draws: Draws,
+    places: &[Place],
+    chip: Chip,
+    work: u64,
+) -> Result<(Vec<Launch>, u64), LowerError> {
+    let program = matrix::program(spec)?;
+    let mut places = places.to_vec();
+    if spec.epilogue.is_none() && spec.accumulate {
+        places.extend(places.last().copied());
+    }
+    let roles = Roles::new(spec, &program)?;
+    let product = Product { alpha: spec.alpha, dtypes: [spec.a, spec.b], draws, chip };
+    if roles.elements() == 0 {
+        return Ok((vec![], 0));
+    }
+    if roles.k.len() > 2 {
+        return product.chained(spec, &roles, &program, &places, work);
+    }
+    product.direct(roles, &program, &places, work)
+}
+
+/// What all parts of a product share.
+struct Product {
+    alpha: f32,
+    dtypes: [DType; 2],
+    draws: Draws,
+    chip: Chip,
+}
+
+impl Product {
+    /// A product whose depth has two axes at most.
+    fn direct(
+        &self,
+        mut roles: Roles,
+        program: &Program,
+        places: &[Place],
+        work: u64,
+    ) -> Result<(Vec<Launch>, u64), LowerError> {
+        if roles.k.iter().any(|axis| axis.size == 0) {
+            let strides = vec![0; roles.k[0].strides.len()];
+            roles.k = vec![Axis { size: 0, strides }];
+        }
+        let all = roles.arrangements();
+        let bytes = |which: usize| {
+            let (x, choice, _) = self.arrange(&all, program, places, which, u64::MAX);
+            choice::part_bytes(x, choice.splits)
+        };
+        let most_bytes = bytes(1).max(bytes(2));
+        let (matrices, choice, along) = self.arrange(&all, program, places, 0, most_bytes);
+        let factors = if matrices.swapped { [B, A] } else { [A, B] };
+        let job = Job {
+            program,
+            text: epilogue::text(program, &along),
+            choice,
+            dtypes: factors.map(|which| self.dtypes[which]),
+            alpha: self.alpha,
+            draws: self.draws,
+            work,
+        };
+        let order = factors.into_iter().chain(FIRST..places.len());
+        let addresses: Vec<Address> = order.map(|i| places[i].address).collect();
+        let first = vec![0; along.len() - program.inputs.len() - program.outputs.len()];
+        let mut list = vec![];
+        job.launches(matrices, &addresses, &first, &mut list)?;
+        Ok((list, choice::part_bytes(matrices, choice.splits).next_multiple_of(PART)))
+    }
+
+    /// The fastest arrangement for one of the three alignments of the places.
+    fn arrange<'a>(
+        &self,
+        all: &'a [Matrices],
+        program: &Program,
+        places: &[Place],
+        which: usize,
+        most_bytes: u64,
+    ) -> (&'a Matrices, Choice, Vec<Along>) {
+        let aligned: Vec<u64> = places.iter().map(|place| place.align[which]).collect();
+        let plain = program.inputs.is_empty() && program.outputs.len() == 1;
+        let asked = all.iter().map(|matrices| {
+            let factor = |i: usize| Factor { dtype: self.dtypes[i], align: aligned[i] };
+            let factors = if matrices.swapped { [B, A] } else { [A, B] };
+            let along = epilogue::along(program, matrices, &aligned[FIRST..]);
+            let question = Question {
+                matrices,
+                factors: factors.map(factor),
+                hopper: self.chip.architecture.is_hopper(),
+                traffic: epilogue::traffic(program, &along, matrices),
+                plain,
+                most_bytes,
+            };
+            (matrices, choice::choose(&question), along)
+        });
+        asked
+            .min_by(|x, y| x.1.seconds.total_cmp(&y.1.seconds))
+            .expect("there is always an arrangement: roles without axes have one of size 1")
+    }
+
+    /// A product whose depth has more axes: the two longest are summed by kernels, the others by
+    /// launches that follow each other, in f32 until the last one.
+    fn chained(
+        &self,
+        spec: &Contraction,
+        roles: &Roles,
+        program: &Program,
+        places: &[Place],
+        work: u64,
+    ) -> Result<(Vec<Launch>, u64), LowerError> {
+        let mut k = roles.k.clone();
+        k.sort_by_key(|axis| std::cmp::Reverse(axis.size));
+        let loops = k.split_off(2);
+        let parts: usize = loops.iter().map(|axis| axis.size).product();
+        if parts > MOST_PARTS {
+            return Err(unsupported(
+                "product",
+                format!(
+                    "the depth has more than two axes, and {parts} parts; at most {MOST_PARTS}"
+                ),
+            ));
+        }
+        let sum = Place::workspace(work);
+        let own = (4 * roles.elements() as u64).next_multiple_of(PART);
+        let (mut list, mut most) = (vec![], 0);
+        for part in 0..parts.max(1) {
+            let last = part + 1 >= parts;
+            let (made, more) = match (part, last) {
+                (0, true) => (program.clone(), vec![]),
+                (0, false) => (matrix::store(&program.sizes, sums(program), false), vec![sum]),
+                (_, false) => (matrix::store(&program.sizes, sums(program), true), vec![sum; 2]),
+                (_, true) => (with_sum(program), vec![sum]),
+            };
+            let mut offsets = [0; 2];
+            let mut rest = part;
+            for axis in loops.iter().rev().filter(|axis| axis.size > 0) {
+                let at = (rest % axis.size) as isize;
+                rest /= axis.size;
+                (A..=B).for_each(|which| offsets[which] += at * axis.strides[which]);
+            }
+            let bytes =
+                |which: usize| (self.dtypes[which].bytes() as isize * offsets[which]) as i64;
+            let mut at: Vec<Place> =
+                [A, B].into_iter().map(|which| places[which].plus(bytes(which))).collect();
+            if last {
+                let (inputs, outputs) = places[FIRST..].split_at(program.inputs.len());
+                at.extend([inputs, &more, outputs].concat());
+            } else {
+                at.extend(more);
+            }
+            let mut roles = Roles::new(spec, &made)?;
+            // Without elements there is nothing to sum.
+            roles.k = if parts == 0 { loops.clone() } else { k.clone() };
+            let operands = roles.operands();
+            roles.k.iter_mut().for_each(|axis| axis.strides.resize(operands, 0));
+            let (launches, bytes) = self.direct(roles, &made, &at, work + own)?;
+            list.extend(launches);
+            most = most.max(bytes);
+        }
+        Ok((list, own + most))
+    }
+}
+
+/// Sums of a product in scratch, row-major.
+fn sums(program: &Program) -> Operand {
+    let mut strides = vec![1; program.sizes.len()];
+    for axis in (1..strides.len()).rev() {
+        strides[axis - 1] = strides[axis] * program.sizes[axis] as isize;
+    }
+    Operand::f32(strides)
+}
+
+/// A program whose products are completed by a further input, its last.
+fn with_sum(program: &Program) -> Program {
+    let mut out = program.clone();
+    let input = out.inputs.len();
+    out.inputs.push(sums(program));
+    let mut next = program.instrs.iter().filter_map(Instr::target).max().map_or(0, |v| v + 1);
+    out.instrs.clear();
+    for instr in &program.instrs {
+        let Instr::Product { dst } = *instr else {
+            out.instrs.push(instr.clone());
+            continue;
+        };
+        let (a, b) = (next, next + 1);
+        next += 2;
+        out.instrs.push(Instr::Product { dst: a });
+        out.instrs.push(Instr::Load { dst: b, input });
+        out.instrs.push(Instr::Binary { op: Binary::Add, dst, a, b });
+    }
+    out
 }

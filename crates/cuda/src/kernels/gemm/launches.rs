@@ -1,0 +1,289 @@
+//! From matrices and a choice to launches: grids, constants, and the structs `Gemm` and `Params`
+//! of the kernels.
+
+use super::super::{MULTIPROCESSORS, space, unsupported};
+use super::choice::{Choice, Form, Layout, part_bytes, walkers};
+use super::epilogue;
+use super::matrix::{A, Axis, B, FIRST, Matrices};
+use crate::launch::{Address, Launch, Parameters, TensorMap};
+use crate::source::Source;
+use aerogel_graph::DType;
+use aerogel_lower::{Draws, LowerError, Program};
+
+/// Blocks of the third dimension of a grid.
+const MOST_BATCHES: usize = 65_535;
+/// Batch axes of a launch.
+const BATCH_AXES: usize = 3;
+/// Launches of one product.
+const MOST_LAUNCHES: usize = 4096;
+
+/// A product that only wants to be written down.
+pub(super) struct Job<'a> {
+    pub program: &'a Program,
+    /// The epilogue's header.
+    pub text: String,
+    pub choice: Choice,
+    /// Types of the left and of the right factor.
+    pub dtypes: [DType; 2],
+    pub alpha: f32,
+    pub draws: Draws,
+    /// Where partial sums lie in the workspace.
+    pub work: u64,
+}
+
+impl Job<'_> {
+    /// Appends the launches. `places` are left and right factor, then the epilogue's operands;
+    /// `first` is what the epilogue's indices begin with.
+    pub fn launches(
+        &self,
+        x: &Matrices,
+        places: &[Address],
+        first: &[isize],
+        list: &mut Vec<Launch>,
+    ) -> Result<(), LowerError> {
+        let batches = x.batches();
+        if x.batch.len() <= BATCH_AXES && batches <= MOST_BATCHES {
+            return self.launch(x, places, first, list);
+        }
+        let axis = &x.batch[0];
+        let rest = batches / axis.size;
+        let step = if x.batch.len() > BATCH_AXES { 1 } else { (MOST_BATCHES / rest).max(1) };
+        for from in (0..axis.size).step_by(step) {
+            if list.len() >= MOST_LAUNCHES {
+                let sizes: Vec<usize> = x.batch.iter().map(|axis| axis.size).collect();
+                let what =
+                    format!("batch axes of {sizes:?} are too many for {MOST_LAUNCHES} launches");
+                return Err(unsupported("product", what));
+            }
+            let mut piece = x.clone();
+            piece.batch[0].size = step.min(axis.size - from);
+            if step == 1 {
+                piece.batch.remove(0);
+            }
+            let offset = |operand: usize| from as isize * axis.strides[operand];
+            let moved = places
+                .iter()
+                .enumerate()
+                .map(|(i, place)| place.plus((offset(i) * self.dtype(i).bytes() as isize) as i64));
+            let moved: Vec<Address> = moved.collect();
+            let indices = first.iter().enumerate();
+            let first: Vec<isize> =
+                indices.map(|(i, first)| first + offset(places.len() + i)).collect();
+            self.launches(&piece, &moved, &first, list)?;
+        }
+        Ok(())
+    }
+
+    fn dtype(&self, operand: usize) -> DType {
+        let Program { inputs, outputs, .. } = self.program;
+        match operand.checked_sub(FIRST) {
+            None => self.dtypes[operand],
+            Some(i) => inputs.get(i).unwrap_or_else(|| &outputs[i - inputs.len()]).dtype,
+        }
+    }
+
+    fn launch(
+        &self,
+        x: &Matrices,
+        places: &[Address],
+        first: &[isize],
+        list: &mut Vec<Launch>,
+    ) -> Result<(), LowerError> {
+        let axes = [&x.m, &x.n, &x.k, &x.k_outer].into_iter().chain(&x.batch);
+        for axis in axes {
+            space::count("product", axis.size)?;
+        }
+        let splits = self.choice.splits;
+        let (grid, threads, shared_bytes) = grid(x, self.choice)?;
+        let mut parameters = match self.choice.form {
+            Form::General { .. } => self.general(x, places),
+            Form::Ring { layouts, permuted, .. } | Form::Resident { layouts, permuted, .. } => {
+                self.hopper(x, places, layouts, permuted)
+            }
+        };
+        let own = &places[FIRST..];
+        parameters.append(&epilogue::parameters(self.program, x, own, first, self.draws));
+        if !matches!(self.choice.form, Form::General { .. }) {
+            parameters.align(64);
+        }
+        let (file, defines) = self.constants(x);
+        let argument = ("Params", parameters.bytes().len());
+        let mut source = Source::launched(file, None, defines, argument);
+        source.generated = self.text.clone();
+        let start = Launch { source, entry: "gemm", grid, threads, shared_bytes, parameters };
+        let reduce = (splits > 1).then(|| start.clone());
+        list.push(start);
+        if let Some(reduce) = reduce {
+            let vectors = x.batches() * x.m.size * x.n.size.div_ceil(8);
+            let grid = [space::count("product", vectors.div_ceil(64))?, 1, 1];
+            let entry = "gemm_reduce";
+            list.push(Launch { entry, grid, threads: 256, shared_bytes: 0, ..reduce });
+        }
+        Ok(())
+    }
+
+    fn work(&self, x: &Matrices) -> Address {
+        match part_bytes(x, self.choice.splits) {
+            0 => Address::Null,
+            _ => Address::Workspace(self.work),
+        }
+    }
+
+    /// `Gemm` of `gemm.cu`.
+    fn general(&self, x: &Matrices, places: &[Address]) -> Parameters {
+        let mut p = Parameters::new();
+        p.address(places[A]).address(places[B]).address(self.work(x));
+        for (which, side) in [(A, &x.m), (B, &x.n)] {
+            for axis in [side, &x.k, &x.k_outer] {
+                p.i64(axis.strides[which] as i64);
+            }
+        }
+        for which in [A, B] {
+            batch(x, |axis| axis.map_or(0, |a| a.strides[which]), |s| drop(p.i64(s as i64)));
+        }
+        [&x.m, &x.n, &x.k, &x.k_outer].iter().for_each(|axis| drop(p.u32(axis.size as u32)));
+        batch(x, |axis| axis.map_or(1, |a| a.size), |size| drop(p.u32(size as u32)));
+        p.u32(self.choice.splits as u32).f32(self.alpha).u32(0);
+        p
+    }
+
+    /// `Gemm` of `lib/gemm_sm90.cuh`.
+    fn hopper(
+        &self,
+        x: &Matrices,
+        places: &[Address],
+        layouts: [Layout; 2],
+        permuted: bool,
+    ) -> Parameters {
+        let mut p = Parameters::new();
+        p.map(map(x, A, places[A], layouts[A]));
+        p.map(match permuted {
+            true => permuted_map(x, places[B]),
+            false => map(x, B, places[B], layouts[B]),
+        });
+        p.address(self.work(x));
+        [&x.m, &x.n, &x.k].iter().for_each(|axis| drop(p.u32(axis.size as u32)));
+        batch(x, |axis| axis.map_or(1, |a| a.size), |size| drop(p.u32(size as u32)));
+        for which in [A, B] {
+            let has = |axis: Option<&Axis>| axis.is_some_and(|a| moves(a, which));
+            batch(x, has, |has| drop(p.u32(u32::from(has))));
+        }
+        p.u32(self.choice.splits as u32).f32(self.alpha);
+        p
+    }
+
+    /// The kernel's file and constants.
+    fn constants(&self, x: &Matrices) -> (&'static str, Vec<String>) {
+        let define = |name: &str, value: usize| format!("{name}={value}");
+        let float = |which: usize| usize::from(self.dtypes[which] == DType::F32);
+        let mut all = vec!["EPILOGUE=<lib/generated.cuh>".to_owned()];
+        all.push(define("BATCHED", usize::from(x.batches() > 1)));
+        all.push(define("N_WHOLE", usize::from(x.n.size.is_multiple_of(8))));
+        let k = |layout: Layout| usize::from(layout == Layout::K);
+        let splits = define("SPLIT", usize::from(self.choice.splits > 1));
+        let file = match self.choice.form {
+            Form::General { tile, float: compute, layouts } => {
+                let [a, b] = layouts;
+                let values = [
+                    ("COMPUTE_F32", usize::from(compute)),
+                    ("A_F32", float(A)),
+                    ("B_F32", float(B)),
+                    ("A_LAYOUT", a as usize),
+                    ("B_LAYOUT", b as usize),
+                    ("BM", tile.bm),
+                    ("BN", tile.bn),
+                    ("BK", tile.bk),
+                    ("STAGES", tile.stages),
+                    ("WARPS_M", tile.warps[0]),
+                    ("WARPS_N", tile.warps[1]),
+                ];
+                all.push(splits);
+                all.extend(values.map(|(name, value)| define(name, value)));
+                "gemm.cu"
+            }
+            Form::Ring { bn, cluster, layouts: [a, b], permuted } => {
+                let permuted = usize::from(permuted);
+                let values = [("A_K", k(a)), ("B_K", k(b)), ("B_PERMUTED", permuted), ("BN", bn)];
+                all.push(splits);
+                all.push(define("CLUSTER", cluster));
+                all.extend(values.map(|(name, value)| define(name, value)));
+                "gemm_sm90.cu"
+            }
+            Form::Resident { bn, layouts: [a, b], permuted } => {
+                let permuted = usize::from(permuted);
+                let values = [("A_K", k(a)), ("B_K", k(b)), ("B_PERMUTED", permuted), ("BN", bn)];
+                all.extend(values.map(|(name, value)| define(name, value)));
+                "gemm_resident_sm90.cu"
+            }
+        };
+        (file, all)
+    }
+}
+
+/// Calls `put` for each of three batch axes, outermost first; those that are not there come first.
+fn batch<T>(x: &Matrices, of: impl Fn(Option<&Axis>) -> T, put: impl FnMut(T)) {
+    let missing = BATCH_AXES - x.batch.len();
+    let axes = (0..missing).map(|_| None).chain(x.batch.iter().map(Some));
+    axes.map(of).for_each(put);
+}
+
+/// Whether a factor has elements of its own along a batch axis.
+fn moves(axis: &Axis, which: usize) -> bool {
+    axis.size > 1 && axis.strides[which] != 0
+}
+
+/// The map of a factor, whose box is 64 x 64.
+fn map(x: &Matrices, which: usize, address: Address, layout: Layout) -> TensorMap {
+    let side = if which == A { &x.m } else { &x.n };
+    let (inner, outer) = if layout == Layout::K { (&x.k, side) } else { (side, &x.k) };
+    // A legal stride, where the axis has size 1.
+    let some = inner.size.next_multiple_of(8).max(8) as u64;
+    let mut sizes = [inner.size as u64, 1, 1, 1, 1];
+    let mut strides = [some; 4];
+    let axes = std::iter::once(Some(outer)).chain(x.batch.iter().rev().map(Some));
+    for (i, axis) in axes.flatten().enumerate().filter(|(_, axis)| moves(axis, which)) {
+        sizes[i + 1] = axis.size as u64;
+        strides[i] = axis.strides[which] as u64;
+    }
+    TensorMap { address, sizes, strides, tile: [64, 64, 1, 1, 1] }
+}
+
+/// The map of a right factor whose columns are dealt out: see `lib/gemm_sm90.cuh`.
+fn permuted_map(x: &Matrices, address: Address) -> TensorMap {
+    let line = x.n.strides[B] as u64;
+    TensorMap {
+        address,
+        sizes: [x.k.size as u64, 2, 4, 4, x.n.size as u64 / 32],
+        strides: [line, 8 * line, 2 * line, 32 * line],
+        tile: [64, 2, 4, 4, 2],
+    }
+}
+
+/// Blocks, threads of each, and its dynamic shared memory.
+fn grid(x: &Matrices, choice: Choice) -> Result<([u32; 3], u32, u32), LowerError> {
+    let count = |n: usize| space::count("product", n);
+    let [m, n, batches] = [x.m.size, x.n.size, x.batches()];
+    let shared = |bn: usize| if bn == 256 { 230_400 } else { 197_632 };
+    Ok(match choice.form {
+        Form::General { tile, float, .. } => {
+            let tiles = m.div_ceil(tile.bm) * n.div_ceil(tile.bn);
+            count(x.k.size.div_ceil(tile.bk) * x.k_outer.size)?;
+            let (wide, bytes) = if float { (8, 4) } else { (0, 2) };
+            let shared = tile.stages * (tile.bm + tile.bn + wide) * tile.bk * bytes;
+            let threads = if float { 256 } else { 32 * tile.warps[0] * tile.warps[1] };
+            let grid = [count(tiles)?, choice.splits as u32, batches as u32];
+            (grid, threads as u32, shared as u32)
+        }
+        Form::Ring { bn, cluster, .. } => {
+            let tiles = m.div_ceil(128 * cluster) * n.div_ceil(bn);
+            let items = count(batches * choice.splits * tiles)?;
+            let cluster = cluster as u32;
+            ([cluster * items.min(MULTIPROCESSORS / cluster), 1, 1], 384, 197_632)
+        }
+        Form::Resident { bn, .. } => {
+            let columns = n.div_ceil(bn);
+            let walkers = walkers(m, columns * batches);
+            ([count(walkers)?, count(columns)?, batches as u32], 384, shared(bn))
+        }
+    })
+}

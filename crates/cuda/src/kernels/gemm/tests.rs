@@ -1,0 +1,244 @@
+mod compile;
+
+use super::choice::{self, Choice, Factor, Form, Layout, Question};
+use super::matrix::{self, Roles};
+use super::*;
+use crate::gpu::Architecture;
+use aerogel_lower::{Axis, Role};
+
+pub(super) const HOPPER: Chip = Chip { architecture: Architecture::SM90A };
+pub(super) const AMPERE: Chip = Chip { architecture: Architecture::SM80 };
+
+/// A row-major product of so many rows, columns and depth; factors have K inside, or their side.
+pub(super) fn plain(sizes: [usize; 3], k_inside: [bool; 2], dtypes: [DType; 3]) -> Contraction {
+    let [m, n, k] = sizes;
+    let [rows, cols, deep] = sizes.map(|size| size as isize);
+    let a = if k_inside[0] { (deep, 1) } else { (1, rows) };
+    let b = if k_inside[1] { (deep, 1) } else { (1, cols) };
+    let axes = vec![
+        Axis { role: Role::M, size: m, a: a.0, b: 0, c: cols },
+        Axis { role: Role::N, size: n, a: 0, b: b.0, c: 1 },
+        Axis { role: Role::K, size: k, a: a.1, b: b.1, c: 0 },
+    ];
+    let [a, b, c] = dtypes;
+    Contraction { axes, a, b, c, accumulate: false, alpha: 1.0, epilogue: None }
+}
+
+/// The same with a program, whose operands are row-major, or one row (`None`).
+pub(super) fn with_program(
+    mut spec: Contraction,
+    inputs: &[(DType, bool)],
+    outputs: &[DType],
+    instrs: Vec<Instr>,
+) -> Contraction {
+    let sizes = vec![spec.axes[0].size, spec.axes[1].size];
+    let row = sizes[1] as isize;
+    let operand =
+        |dtype, whole: bool| Operand { dtype, strides: vec![if whole { row } else { 0 }, 1] };
+    let inputs = inputs.iter().map(|&(dtype, whole)| operand(dtype, whole)).collect();
+    let outputs = outputs.iter().map(|&dtype| operand(dtype, true)).collect();
+    spec.epilogue = Some(Program { sizes, inputs, outputs, instrs });
+    spec
+}
+
+const BF16: [DType; 3] = [DType::Bf16; 3];
+const GRADIENT: [DType; 3] = [DType::Bf16, DType::Bf16, DType::F32];
+
+fn chosen(spec: &Contraction, chip: Chip) -> Choice {
+    let program = matrix::program(spec).unwrap();
+    let product = Product { alpha: 1.0, dtypes: [spec.a, spec.b], draws: Draws::default(), chip };
+    let places: Vec<Place> = (0..FIRST + program.inputs.len() + program.outputs.len())
+        .map(|i| Place::operand(i, 64, DType::F32))
+        .collect();
+    let all = Roles::new(spec, &program).unwrap().arrangements();
+    product.arrange(&all, &program, &places, 0, u64::MAX).1
+}
+
+/// The forms that were fastest on an H100, by `lab/results/h100-gemm.txt`.
+#[test]
+fn measured_shapes_get_the_kernels_that_were_fastest() {
+    let form = |sizes, k_inside, dtypes| {
+        let choice = chosen(&plain(sizes, k_inside, dtypes), HOPPER);
+        (choice.form, choice.splits)
+    };
+    let both = [Layout::K; 2];
+    let right = [Layout::K, Layout::Side];
+    let sides = [Layout::Side; 2];
+    let ring = |bn, cluster, layouts: [Layout; 2]| Form::Ring {
+        bn,
+        cluster,
+        layouts,
+        permuted: layouts[1] == Layout::K,
+    };
+    for n in [256, 512, 768, 1024] {
+        let wanted = Form::Resident { bn: 256, layouts: both, permuted: true };
+        assert_eq!(form([73_728, n, 256], [true; 2], BF16), (wanted, 1), "{n} columns");
+    }
+    for k in [512, 1024] {
+        assert_eq!(form([73_728, 256, k], [true; 2], BF16), (ring(128, 1, both), 1), "K = {k}");
+    }
+    let dx = |sizes| form(sizes, [true, false], BF16);
+    assert_eq!(dx([73_728, 256, 1024]), (ring(128, 1, right), 1));
+    assert_eq!(dx([65_536, 768, 3072]), (ring(256, 1, right), 1));
+    assert_eq!(dx([65_536, 3072, 768]), (ring(256, 2, right), 1));
+    for [n, k] in [[2304, 768], [768, 768], [3072, 768], [768, 3072]] {
+        assert_eq!(form([65_536, n, k], [true; 2], BF16), (ring(256, 1, both), 1), "{n} {k}");
+    }
+    assert_eq!(form([4096; 3], [true; 2], BF16), (ring(256, 1, both), 1));
+    let dw = |m, n, k| form([m, n, k], [false; 2], GRADIENT);
+    assert_eq!(dw(256, 256, 73_728), (ring(256, 2, sides), 64));
+    assert_eq!(dw(768, 256, 73_728), (ring(256, 1, sides), 22));
+    assert_eq!(dw(2304, 768, 65_536), (ring(256, 1, sides), 7));
+    assert_eq!(dw(768, 768, 65_536), (ring(256, 2, sides), 7));
+    assert_eq!(dw(768, 3072, 65_536), (ring(256, 2, sides), 7));
+    let program = vec![
+        Instr::Product { dst: 0 },
+        Instr::Load { dst: 1, input: 0 },
+        Instr::Binary { op: Binary::Add, dst: 2, a: 0, b: 1 },
+        Instr::Store { output: 0, src: 2 },
+    ];
+    let residual = plain([73_728, 256, 256], [true; 2], BF16);
+    let residual = with_program(residual, &[(DType::Bf16, true)], &[DType::Bf16], program);
+    let wanted = Form::Resident { bn: 256, layouts: both, permuted: false };
+    assert_eq!(chosen(&residual, HOPPER).form, wanted);
+}
+
+#[test]
+fn what_is_not_for_hopper_goes_to_the_general_kernel() {
+    let general = |spec: &Contraction, chip| match chosen(spec, chip).form {
+        Form::General { float, layouts, tile } => (float, layouts, tile.bm),
+        other => panic!("{other:?}"),
+    };
+    let small = |k_inside, dtypes| plain([512, 384, 256], k_inside, dtypes);
+    let (k, side, any) = (Layout::K, Layout::Side, Layout::Any);
+    assert_eq!(general(&small([true; 2], BF16), AMPERE).1, [k; 2]);
+    assert_eq!(general(&small([false, true], BF16), AMPERE).1, [side, k]);
+    let floats = [DType::F32; 3];
+    assert_eq!(general(&small([true; 2], floats), HOPPER), (true, [any; 2], 64));
+    let mixed = [DType::Bf16, DType::F32, DType::F32];
+    assert!(general(&small([true; 2], mixed), HOPPER).0);
+    let odd = plain([512, 384, 250], [true; 2], BF16);
+    assert_eq!(general(&odd, HOPPER).1, [any; 2], "rows of 500 bytes");
+    // No depth, or one without elements.
+    let mut none = plain([64, 64, 0], [true; 2], BF16);
+    assert!(!general(&none, HOPPER).0);
+    none.axes.pop();
+    assert_eq!(launches_of(&none, 64).len(), 1);
+}
+
+fn launches_of(spec: &Contraction, align: u64) -> Vec<Launch> {
+    product(spec, Draws::default(), &[align; 8], HOPPER).unwrap().launches
+}
+
+#[test]
+fn a_product_without_elements_launches_nothing() {
+    for sizes in [[0, 64, 64], [64, 0, 64]] {
+        assert!(launches_of(&plain(sizes, [true; 2], BF16), 64).is_empty());
+    }
+}
+
+#[test]
+fn scratch_for_any_alignment_is_within_that_of_the_extremes() {
+    for sizes in [[256, 256, 73_728], [64, 96, 5000], [768, 3072, 16_384], [40, 4096, 4096]] {
+        for k_inside in [[true, true], [true, false], [false, false]] {
+            let mut spec = plain(sizes, k_inside, GRADIENT);
+            spec.accumulate = true;
+            let bytes = |align: [u64; 3]| {
+                product(&spec, Draws::default(), &align, HOPPER).unwrap().workspace_bytes
+            };
+            let most = bytes([64; 3]).max(bytes([2, 2, 4]));
+            for align in [[64, 2, 64], [2, 64, 64], [16, 8, 4], [64, 64, 4], [2, 2, 64]] {
+                assert!(bytes(align) <= most, "{sizes:?} {k_inside:?} {align:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_epilogue_and_accumulate_exclude_each_other() {
+    let mut spec = plain([64, 64, 64], [true; 2], BF16);
+    let program = vec![Instr::Product { dst: 0 }, Instr::Store { output: 0, src: 0 }];
+    spec.accumulate = true;
+    let spec = with_program(spec, &[], &[DType::F32], program);
+    assert!(product(&spec, Draws::default(), &[64; 4], HOPPER).is_err());
+}
+
+fn words(bytes: &[u8]) -> Vec<i32> {
+    bytes.chunks(4).map(|w| i32::from_le_bytes(w.try_into().unwrap())).collect()
+}
+
+/// Against what `lab/gemm_host.py` packs.
+#[test]
+fn parameters_are_those_of_the_lab() {
+    // general(): a [1, 1, 6, 65, 77] in f32, b without the batch axis, c in f32.
+    let axis = |role, size, a, b, c| Axis { role, size, a, b, c };
+    let axes = vec![
+        axis(Role::Batch, 6, 5300, 3600, 2900),
+        axis(Role::M, 65, 80, 0, 44),
+        axis(Role::N, 43, 0, 82, 1),
+        axis(Role::K, 77, 1, 1, 0),
+    ];
+    let f32 = DType::F32;
+    let (a, b, c, alpha) = (f32, f32, f32, 0.5);
+    let spec = Contraction { axes, a, b, c, accumulate: false, alpha, epilogue: None };
+    let list = launches_of(&spec, 64);
+    let [launch] = &list[..] else { panic!("{} launches", list.len()) };
+    let mut wanted = vec![0i32; 6];
+    let mut long = |list: &[i32]| list.iter().for_each(|x| wanted.extend([*x, 0]));
+    long(&[80, 1, 0, 82, 1, 0, 0, 0, 5300, 0, 0, 3600]);
+    wanted.extend([65, 43, 77, 1, 1, 1, 6, 1, 0.5f32.to_bits() as i32, 0]);
+    let mut long = |list: &[i32]| list.iter().for_each(|x| wanted.extend([*x, 0]));
+    long(&[0, 0, 0, 2900, 44, 1]);
+    assert_eq!(words(launch.parameters.bytes()), wanted);
+    let operand = Address::operand;
+    let addresses = [(0, operand(0)), (8, operand(1)), (160, operand(2))];
+    assert_eq!(launch.parameters.addresses(), addresses);
+    assert_eq!((launch.grid, launch.threads, launch.shared_bytes), ([2, 1, 6], 256, 34_816));
+
+    // hopper(): a weight gradient in 22 shares.
+    let mut spec = plain([768, 256, 73_728], [false; 2], GRADIENT);
+    spec.accumulate = true;
+    let kernel = product(&spec, Draws::default(), &[64; 3], HOPPER).unwrap();
+    let [launch, reduce] = &kernel.launches[..] else { panic!("a product and its sum") };
+    let bytes = launch.parameters.bytes();
+    let core = [0, 0, 768, 256, 73_728, 1, 1, 1, 0, 0, 0, 0, 0, 0, 22, 1.0f32.to_bits() as i32];
+    assert_eq!(words(&bytes[256..320]), core);
+    let c = [0, 0, 0, 0, 0, 0, 0, 0, 256, 0, 1, 0];
+    assert_eq!(words(&bytes[320..432]), [&[0; 4][..], &c, &c].concat());
+    assert_eq!(bytes.len(), 448);
+    let maps = launch.parameters.maps();
+    assert_eq!(maps[0].1.sizes, [768, 73_728, 1, 1, 1]);
+    assert_eq!(maps[0].1.strides, [768; 4]);
+    assert_eq!(maps[1].1.sizes, [256, 73_728, 1, 1, 1]);
+    assert_eq!((maps[0].0, maps[1].0, maps[1].1.tile), (0, 128, [64, 64, 1, 1, 1]));
+    assert_eq!(kernel.workspace_bytes, 22 * 768 * 256 * 4);
+    assert_eq!((launch.grid, launch.shared_bytes), ([132, 1, 1], 197_632));
+    assert_eq!((reduce.entry, reduce.grid), ("gemm_reduce", [768 * 32 / 64, 1, 1]));
+}
+
+#[test]
+fn no_share_is_empty() {
+    for slices in 1..200 {
+        for wanted in 1..100 {
+            let splits = choice::shares(slices, wanted);
+            let share = slices.div_ceil(splits);
+            assert!(splits <= wanted && (splits - 1) * share < slices, "{slices} {wanted}");
+        }
+    }
+}
+
+/// Whatever the alignment, an answer is a form that the kernels have.
+#[test]
+fn a_question_always_has_an_answer() {
+    let spec = plain([3, 5, 7], [true; 2], BF16);
+    let program = matrix::program(&spec).unwrap();
+    for matrices in Roles::new(&spec, &program).unwrap().arrangements() {
+        let factors = [Factor { dtype: DType::Bf16, align: 2 }; 2];
+        let (matrices, most_bytes) = (&matrices, 0);
+        let question =
+            Question { matrices, factors, hopper: true, traffic: 0.0, plain: true, most_bytes };
+        let choice = choice::choose(&question);
+        assert!(matches!(choice.form, Form::General { float: false, .. }));
+        assert_eq!(choice.splits, 1);
+    }
+}
