@@ -86,19 +86,6 @@ impl CpuDevice {
         Ok(CpuDevice { program, arena, pool, ties, sections, timers: None, sites })
     }
 
-    /// The ties to other ranks.
-    pub fn ties(&self) -> &dyn Collectives {
-        self.ties.as_ref()
-    }
-
-    /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
-    /// write afterwards, no kernel may read.
-    #[doc(hidden)]
-    pub fn poison(&mut self) {
-        // SAFETY: the arena has this many bytes and is borrowed by this call alone.
-        unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
-    }
-
     fn state(&self, name: &str, offset: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
         let end = offset.checked_add(bytes as u64);
         let found = self.program.state(name).filter(|s| end.is_some_and(|end| end <= s.bytes));
@@ -273,6 +260,10 @@ fn operands_meet(ptrs: &[Ptr]) -> bool {
 }
 
 impl Device for CpuDevice {
+    fn ties(&self) -> &dyn Collectives {
+        self.ties.as_ref()
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.arena.bytes() as u64
     }
@@ -374,5 +365,11 @@ impl Device for CpuDevice {
 
     fn timings(&self) -> Vec<Timing> {
         self.timers.as_ref().map_or(vec![], Timers::list)
+    }
+
+    fn poison(&mut self) -> Result<(), DeviceError> {
+        // SAFETY: the arena has this many bytes and is borrowed by this call alone.
+        unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
+        Ok(())
     }
 }

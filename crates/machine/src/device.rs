@@ -1,5 +1,6 @@
 //! Devices: what runs a program.
 
+use crate::collectives::Collectives;
 use crate::profile::Timing;
 use aerogel_graph::Clock;
 
@@ -22,6 +23,16 @@ pub enum DeviceError {
         /// Name of the device.
         device: String,
     },
+    /// The device failed at its work.
+    #[error("the device {device} failed: {reason}")]
+    Failed {
+        /// Name of the device.
+        device: String,
+        /// What its driver said.
+        reason: String,
+        /// Whether nothing more can run on it in this process.
+        is_lost: bool,
+    },
     /// The ranks could not exchange what they should.
     #[error(transparent)]
     Comm(#[from] crate::CommError),
@@ -38,7 +49,10 @@ pub enum DeviceError {
 }
 
 /// Runs one loaded program. Values are bytes in the dtype of the value, row-major.
-pub trait Device {
+pub trait Device: Send {
+    /// The ties to other ranks.
+    fn ties(&self) -> &dyn Collectives;
+
     /// Bytes of all arenas, as allocated.
     fn allocated_bytes(&self) -> u64;
 
@@ -92,4 +106,12 @@ pub trait Device {
     /// What was timed of each step that ran, by section and step. Times of a section's steps add
     /// up to its own.
     fn timings(&self) -> Vec<Timing>;
+
+    /// Fills the arenas with bytes that are NaN in every float dtype: whatever is not written
+    /// afterwards, no kernel may read.
+    ///
+    /// # Errors
+    /// The device failed.
+    #[doc(hidden)]
+    fn poison(&mut self) -> Result<(), DeviceError>;
 }
