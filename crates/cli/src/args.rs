@@ -1,7 +1,7 @@
 //! Arguments that commands share.
 
 use aerogel_recipe::{Recipe, RecipeError};
-use aerogel_train::Workspace;
+use aerogel_train::{Backend, Workspace};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -38,6 +38,9 @@ pub struct RecipeArgs {
     /// Take the recipe's [tiny] form, on data made on the spot
     #[arg(long)]
     pub tiny: bool,
+    /// Run on the CPU or on an NVIDIA GPU: short for parallel.device
+    #[arg(long, value_name = "cpu|cuda", value_parser = backend)]
+    pub device: Option<Backend>,
     /// Ranks: the product of parallel.mesh, or, without a mesh, so many that share the batch
     #[arg(long, value_name = "N")]
     pub ranks: Option<usize>,
@@ -51,7 +54,14 @@ impl RecipeArgs {
 
     /// The same with more changes.
     pub fn load_with(&self, more: &[String]) -> Result<Recipe, RecipeError> {
-        let overrides = [&self.overrides, more].concat();
+        let mut overrides = [&self.overrides, more].concat();
+        overrides.extend(self.device.iter().map(|d| format!("parallel.device={}", d.name())));
         Recipe::load_with_ranks(&self.path, &overrides, self.tiny, self.ranks)
     }
+}
+
+/// Reads `--device`.
+pub fn backend(text: &str) -> Result<Backend, String> {
+    let names = Backend::NAMES.join(" or ");
+    Backend::from_name(text).ok_or_else(|| format!("give {names}"))
 }

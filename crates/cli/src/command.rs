@@ -12,6 +12,7 @@ Exit codes:
    22  the data is missing or wrong
    23  storage failed
    30  a loss or gradient is not finite
+   31  a device failed, or does not compute what it should
    32  a rank is silent; the message names it, and what was saved is good
    40  a rank is gone, or ran something else than the others
   101  a bug of aerogel

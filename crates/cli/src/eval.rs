@@ -1,9 +1,11 @@
 //! `eval`: what held-out data costs a trained model.
 
-use crate::args::Shared;
+use crate::args::{Shared, backend};
 use crate::show;
 use aerogel_recipe::Recipe;
-use aerogel_train::{Exit, Opened, Pick, Workspace, evaluate, find_run, newest_run, open_run};
+use aerogel_train::{
+    Backend, Exit, Opened, Pick, Workspace, evaluate, find_run, newest_run, open_run,
+};
 use clap::Args;
 use serde_json::json;
 use std::io::Write;
@@ -39,6 +41,9 @@ pub struct RunArgs {
     /// The checkpoint of this step [default: the latest that is good]
     #[arg(long, value_name = "N")]
     step: Option<u64>,
+    /// Run on the CPU or on an NVIDIA GPU [default: as it was trained]
+    #[arg(long, value_name = "cpu|cuda", value_parser = backend)]
+    device: Option<Backend>,
 }
 
 impl RunArgs {
@@ -59,7 +64,7 @@ impl RunArgs {
     /// Opens the run; what is odd about it is said on stderr.
     pub fn open(&self, shared: &Shared, samples: Option<usize>) -> anyhow::Result<Opened> {
         let workspace = shared.workspace();
-        let pick = Pick { step: self.step, samples };
+        let pick = Pick { step: self.step, samples, backend: self.device };
         let opened = open_run(&self.folder(&workspace)?, &workspace, &pick)?;
         for warning in &opened.warnings {
             eprintln!("warning: {warning}");

@@ -85,19 +85,6 @@ impl CpuDevice {
         let sites = program.sections.iter().map(|s| s.name.as_str().into()).collect();
         Ok(CpuDevice { program, arena, pool, ties, sections, timers: None, sites })
     }
-
-    /// The ties to other ranks.
-    pub fn ties(&self) -> &dyn Collectives {
-        self.ties.as_ref()
-    }
-
-    /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
-    /// write afterwards, no kernel may read.
-    #[doc(hidden)]
-    pub fn poison(&mut self) {
-        // SAFETY: the arena has this many bytes and is borrowed by this call alone.
-        unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
-    }
 }
 
 /// What preparing looks at.
@@ -234,6 +221,10 @@ fn operands_meet(ptrs: &[Ptr]) -> bool {
 }
 
 impl Device for CpuDevice {
+    fn ties(&self) -> &dyn Collectives {
+        self.ties.as_ref()
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.arena.bytes() as u64
     }
@@ -334,5 +325,11 @@ impl Device for CpuDevice {
 
     fn spans(&self) -> &[Span] {
         self.timers.as_ref().map_or(&[], Timers::spans)
+    }
+
+    fn poison(&mut self) -> Result<(), DeviceError> {
+        // SAFETY: the arena has this many bytes and is borrowed by this call alone.
+        unsafe { self.arena.at(0).write_bytes(0xff, self.arena.bytes()) }
+        Ok(())
     }
 }

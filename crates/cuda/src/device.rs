@@ -64,7 +64,9 @@ impl From<CudaError> for DeviceError {
         let (device, reason) = ("cuda".to_owned(), e.to_string());
         match e {
             CudaError::Memory { bytes, .. } => DeviceError::Arena { bytes, reason },
-            _ => DeviceError::Failed { device, reason },
+            // Errors of kernels are sticky: the context is of no further use.
+            CudaError::Call { .. } => DeviceError::Failed { device, reason, is_lost: true },
+            _ => DeviceError::Failed { device, reason, is_lost: false },
         }
     }
 }
@@ -73,13 +75,6 @@ impl CudaDevice {
     /// The GPU.
     pub fn context(&self) -> &Context {
         &self.context
-    }
-
-    /// Fills the arena with bytes that are NaN in every float dtype: whatever a test does not
-    /// write afterwards, no kernel may read.
-    #[doc(hidden)]
-    pub fn poison(&mut self) -> Result<(), DeviceError> {
-        Ok(self.context.fill(&self.arena, 0, self.arena.bytes(), 0xff)?)
     }
 
     /// Enqueues one thing that a section does.
@@ -123,6 +118,10 @@ impl CudaDevice {
 }
 
 impl Device for CudaDevice {
+    fn ties(&self) -> &dyn Collectives {
+        self.ties.as_ref()
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.arena.bytes()
     }
@@ -188,6 +187,10 @@ impl Device for CudaDevice {
     fn profile(&mut self, on: bool) {
         // A GPU that gives no marks says why when it is asked to run.
         self.timers = if on { Timers::new(&self.context).ok() } else { None };
+    }
+
+    fn poison(&mut self) -> Result<(), DeviceError> {
+        Ok(self.context.fill(&self.arena, 0, self.arena.bytes(), 0xff)?)
     }
 
     fn spans(&self) -> &[Span] {

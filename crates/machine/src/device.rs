@@ -1,5 +1,6 @@
 //! Devices: what runs a program.
 
+use crate::collectives::Collectives;
 use crate::profile::Span;
 use aerogel_graph::Clock;
 
@@ -22,13 +23,15 @@ pub enum DeviceError {
         /// Name of the device.
         device: String,
     },
-    /// The device stopped working: what it holds is lost.
+    /// The device failed at its work.
     #[error("the device {device} failed: {reason}")]
     Failed {
         /// Name of the device.
         device: String,
-        /// What it said.
+        /// What its driver said.
         reason: String,
+        /// Whether nothing more can run on it in this process.
+        is_lost: bool,
     },
     /// The ranks could not exchange what they should.
     #[error(transparent)]
@@ -46,7 +49,10 @@ pub enum DeviceError {
 }
 
 /// Runs one loaded program. Values are bytes in the dtype of the value, row-major.
-pub trait Device {
+pub trait Device: Send {
+    /// The ties to other ranks.
+    fn ties(&self) -> &dyn Collectives;
+
     /// Bytes of all arenas, as allocated.
     fn allocated_bytes(&self) -> u64;
 
@@ -100,4 +106,12 @@ pub trait Device {
     /// The steps that ran since timing began, in order. A step of several kernels is one span, and
     /// spans of a section follow one another without a gap.
     fn spans(&self) -> &[Span];
+
+    /// Fills the arenas with bytes that are NaN in every float dtype: whatever is not written
+    /// afterwards, no kernel may read.
+    ///
+    /// # Errors
+    /// The device failed.
+    #[doc(hidden)]
+    fn poison(&mut self) -> Result<(), DeviceError>;
 }

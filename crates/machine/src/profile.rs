@@ -36,6 +36,19 @@ impl Machine {
         }
     }
 
+    /// An NVIDIA H100 of 80 GB (SXM), with what its kernels sustain on bf16. The threads are the
+    /// host's, which feeds it.
+    pub fn h100() -> Machine {
+        Machine {
+            name: "NVIDIA H100 80GB HBM3".to_owned(),
+            threads: 1,
+            memory_bytes: 85_520_809_984,
+            flops_per_second: 600e12,
+            bytes_per_second: 2.6e12,
+            launch_nanoseconds: 2000.0,
+        }
+    }
+
     /// The roofline time of some work.
     pub fn nanoseconds(&self, cost: Cost) -> f64 {
         let compute = cost.flops as f64 / self.flops_per_second;

@@ -205,6 +205,16 @@ choices! {
 }
 
 choices! {
+    /// What ranks run on.
+    Device {
+        /// The CPU.
+        Cpu = "cpu",
+        /// An NVIDIA GPU.
+        Cuda = "cuda",
+    }
+}
+
+choices! {
     /// What the order of sums over micro-batches may depend on.
     Determinism {
         /// A balanced tree over the micro-batches: any number of data ranks gives the same bits.

@@ -2,12 +2,14 @@
 
 use serde::Serialize;
 
-use crate::choices::PipelineSchedule;
+use crate::choices::{Device, PipelineSchedule};
 
 /// Use of threads and ranks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Parallel {
-    /// Threads; 0 takes all cores.
+    /// What ranks run on.
+    pub device: Device,
+    /// Threads of the CPU; 0 takes all cores.
     pub threads: usize,
     /// Named axes and their sizes, at least one, the outermost first; the sizes multiply to the
     /// number of ranks.

@@ -28,8 +28,8 @@ mod suggest;
 mod values;
 
 pub use choices::{
-    AttentionKind, BinFormat, Combine, Compute, DataKind, Determinism, Family, Init, OptimizerKind,
-    PipelineSchedule, Preset, ScheduleKind, TokenizerKind,
+    AttentionKind, BinFormat, Combine, Compute, DataKind, Determinism, Device, Family, Init,
+    OptimizerKind, PipelineSchedule, Preset, ScheduleKind, TokenizerKind,
 };
 pub use error::{Place, Problem, RecipeError};
 pub use layout::{Memory, Parallel, RecomputePolicy, Shard};

@@ -309,6 +309,7 @@ impl Lines {
 
     fn parallel(&mut self, parallel: &Parallel) {
         self.section = "parallel";
+        self.text("device", parallel.device.name());
         self.size("threads", parallel.threads);
         self.push("mesh", mesh_text(&parallel.mesh));
         self.push("shard", parallel.shard.text());

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::choices::{
-    AttentionKind, BinFormat, Combine, Compute, CycleEntry, DataKind, Determinism, Family, Init,
-    OptimizerKind, PipelineSchedule, Preset, RecomputeKind, ScheduleKind, TokenizerKind,
+    AttentionKind, BinFormat, Combine, Compute, CycleEntry, DataKind, Determinism, Device, Family,
+    Init, OptimizerKind, PipelineSchedule, Preset, RecomputeKind, ScheduleKind, TokenizerKind,
 };
 use crate::layout::Shard;
 
@@ -311,6 +311,8 @@ static SCHEMA: &[Key] = keys! {
              needs optimizer.clip = 0 and one micro-batch a rank";
     }
     "parallel" {
+        "device", Choice(Device::NAMES), Value("\"cpu\""), "",
+            "what ranks run on: the CPU, or with cuda an NVIDIA GPU";
         "threads", Int(0, 4096), Value("0"), "threads", "threads of the CPU; 0 takes all cores";
         "mesh", Mesh, Derived("{ data = N } with --ranks N, { data = 1 } without"), "ranks",
             "axes of ranks, the outermost first, 1 to 4 of any name, each of 1 to 65536 ranks; \

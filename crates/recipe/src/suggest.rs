@@ -34,6 +34,8 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("gradient_checkpointing", "recompute"),
     ("gradient_accumulation_steps", "micro_batch"),
     ("num_threads", "threads"),
+    ("accelerator", "device"),
+    ("gpu", "cuda"),
     ("sharding", "shard"),
     ("strategy", "preset"),
     ("virtual_stages", "chunks"),

@@ -1,8 +1,7 @@
 //! The ranks of a run at work: each on a thread of its own, until all are done.
 
 use crate::error::TrainError;
-use aerogel_cpu::CpuDevice;
-use aerogel_machine::{CommError, DeviceError};
+use aerogel_machine::{CommError, Device, DeviceError};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -21,14 +20,14 @@ pub type OnHang = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
 /// The error that came first in the order of causes, not of ranks: a rank that stopped because of
 /// another is not told of.
 pub(crate) fn each<E: Send, T: Send>(
-    ranks: &mut [CpuDevice],
+    ranks: &mut [Box<dyn Device>],
     items: &mut [E],
     patience: Duration,
     on_hang: &OnHang,
-    work: impl Fn(usize, &mut CpuDevice, &mut E) -> Result<T, TrainError> + Sync,
+    work: impl Fn(usize, &mut dyn Device, &mut E) -> Result<T, TrainError> + Sync,
 ) -> Result<Vec<T>, TrainError> {
     if let ([device], [item]) = (&mut *ranks, &mut *items) {
-        return work(0, device, item).map(|t| vec![t]);
+        return work(0, device.as_mut(), item).map(|t| vec![t]);
     }
     let count = ranks.len();
     let mut results: Vec<Option<Result<T, TrainError>>> = (0..count).map(|_| None).collect();
@@ -37,7 +36,7 @@ pub(crate) fn each<E: Send, T: Send>(
         for (rank, (device, item)) in ranks.iter_mut().zip(items).enumerate() {
             let (tell, work) = (tell.clone(), &work);
             scope.spawn(move || {
-                let done = catch_unwind(AssertUnwindSafe(|| work(rank, device, item)));
+                let done = catch_unwind(AssertUnwindSafe(|| work(rank, device.as_mut(), item)));
                 let result = done.unwrap_or_else(|panic| {
                     Err(TrainError::Panicked { rank, message: message_of(panic.as_ref()) })
                 });

@@ -1,5 +1,6 @@
 //! What can go wrong in a run, and the exit code of each.
 
+use aerogel_cuda::CudaError;
 use aerogel_data::{DataError, ErrorKind as DataKind};
 use aerogel_machine::{CommError, DeviceError};
 use aerogel_models::ModelError;
@@ -26,6 +27,8 @@ pub enum Exit {
     Storage = 23,
     /// A loss or gradient is not finite.
     NonFinite = 30,
+    /// A device failed, or computes what it should not.
+    Hardware = 31,
     /// A rank went silent.
     Hang = 32,
     /// A rank is gone, or ran something else than the others.
@@ -66,6 +69,9 @@ pub enum TrainError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// There is no GPU to run on, or it failed while it was made ready.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The recipe asks for something that the data or the model does not allow.
     #[error("{what}; {advice}")]
     Contradiction {
@@ -144,6 +150,7 @@ impl TrainError {
             },
             TrainError::Plan(PlanError::DoesNotFit { .. }) => Exit::WillNotFit,
             TrainError::Device(DeviceError::Arena { .. }) => Exit::WillNotFit,
+            TrainError::Device(DeviceError::Failed { .. }) => Exit::Hardware,
             TrainError::Device(DeviceError::Comm(CommError::Missing { .. })) => Exit::Hang,
             TrainError::Device(DeviceError::Comm(_)) => Exit::PeerLost,
             TrainError::Panicked { .. } => Exit::Bug,
@@ -153,6 +160,14 @@ impl TrainError {
             | TrainError::Contradiction { .. }
             | TrainError::NoCheckpoint { .. }
             | TrainError::Mismatch { .. } => Exit::Recipe,
+            TrainError::Cuda(e) => match e {
+                CudaError::Missing { .. } | CudaError::NoGpu { .. } | CudaError::TooOld { .. } => {
+                    Exit::Recipe
+                }
+                CudaError::Memory { .. } => Exit::WillNotFit,
+                CudaError::Call { .. } => Exit::Hardware,
+                CudaError::Compile { .. } => Exit::Bug,
+            },
             TrainError::Checksum { .. } => Exit::Data,
             TrainError::NonFinite { .. } => Exit::NonFinite,
             TrainError::Output(_) => Exit::Storage,

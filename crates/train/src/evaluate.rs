@@ -5,7 +5,6 @@ use crate::feed::{Feed, Inputs};
 use crate::pipe::Pipe;
 use crate::session::Session;
 use crate::step::{give, scalar};
-use aerogel_cpu::CpuDevice;
 use aerogel_data::{Dataset, Sampler, Tokens};
 use aerogel_graph::Clock;
 use aerogel_machine::{Device, Program};
@@ -131,10 +130,10 @@ fn score(session: &mut Session, tokens: &Tokens, end: u64) -> Result<Vec<Scored>
 fn forward(
     program: &Program,
     pipe: &mut Option<Pipe>,
-    device: &mut CpuDevice,
+    device: &mut dyn Device,
     inputs: &Inputs<'_>,
 ) -> Result<usize, TrainError> {
-    let write = |device: &mut CpuDevice, section| give(program, device, section, inputs);
+    let write = |device: &mut dyn Device, section| give(program, device, section, inputs);
     if let Some(pipe) = pipe {
         return pipe.score(device, &mut |device, section, _| write(device, section));
     }

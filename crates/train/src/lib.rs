@@ -5,6 +5,7 @@
 //! number (data order, randomness, order of sums) depends on threads, time or where a run was cut.
 //! Tests are in `tests/`.
 
+mod backend;
 mod bench;
 mod checkpoint;
 mod crew;
@@ -29,6 +30,7 @@ mod setup;
 mod step;
 mod tensors;
 
+pub use backend::{Backend, Loader};
 pub use bench::{RegionSpan, RegionTime, StepTimes, time_steps};
 pub use crew::OnHang;
 pub use error::{Exit, TrainError};

@@ -1,5 +1,6 @@
 //! A run folder, opened to evaluate or to sample: its recipe, its prepared data, its weights.
 
+use crate::backend::Backend;
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::plan::RunPlan;
@@ -15,13 +16,15 @@ use std::time::Duration;
 /// Samples that are drawn side by side at most: each has caches of its own.
 const SAMPLES: usize = 16;
 
-/// Which weights, and how many samples will be asked for.
+/// Which weights, how many samples will be asked for, and of what device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pick {
     /// The checkpoint of this step; else the latest that verifies.
     pub step: Option<u64>,
     /// Samples to plan for; else as many as the recipe draws.
     pub samples: Option<usize>,
+    /// What to run it on; else what the recipe says.
+    pub backend: Option<Backend>,
 }
 
 /// A run at one of its checkpoints.
@@ -122,6 +125,7 @@ pub fn open_run(folder: &Path, workspace: &Workspace, pick: &Pick) -> Result<Ope
     let mut planned = recipe.clone();
     // One rank is enough to look at a model, whatever it was trained on.
     planned.parallel.mesh.clear();
+    planned.parallel.device = pick.backend.map_or(recipe.parallel.device, Backend::device);
     planned.sample.count = pick.samples.unwrap_or(recipe.sample.count).clamp(1, SAMPLES);
     let plan = RunPlan::new(&planned, data.index().tokenizer.vocabulary as usize)?;
     let mut session = Session::load(plan, Ties::new(Duration::from_secs(60)))?;

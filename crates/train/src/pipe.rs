@@ -2,7 +2,6 @@
 
 use crate::error::TrainError;
 use crate::plan::RunPlan;
-use aerogel_cpu::CpuDevice;
 use aerogel_graph::Clock;
 use aerogel_machine::{Device, DeviceError, Program};
 use aerogel_passes::pipeline::{Action, Message, Pass};
@@ -63,7 +62,7 @@ struct Mail {
 
 /// Writes what a section reads of the data of a micro-batch.
 pub(crate) type WriteInputs<'a> =
-    dyn FnMut(&mut CpuDevice, usize, u64) -> Result<(), TrainError> + 'a;
+    dyn FnMut(&mut dyn Device, usize, u64) -> Result<(), TrainError> + 'a;
 
 impl Pipe {
     /// `None` where there is no pipeline.
@@ -117,7 +116,7 @@ impl Pipe {
     /// Runs the actions of one step.
     pub fn run(
         &mut self,
-        device: &mut CpuDevice,
+        device: &mut dyn Device,
         clock: &dyn Fn(u64) -> Clock,
         inputs: &mut WriteInputs<'_>,
     ) -> Result<(), TrainError> {
@@ -135,7 +134,7 @@ impl Pipe {
     /// Scores a batch through all stages; gives the section that ran last here.
     pub fn score(
         &mut self,
-        device: &mut CpuDevice,
+        device: &mut dyn Device,
         inputs: &mut WriteInputs<'_>,
     ) -> Result<usize, TrainError> {
         for work in &self.scores {
@@ -148,7 +147,7 @@ impl Pipe {
     }
 
     /// Brings states that this rank reads and another updates up to date.
-    pub fn renew(&mut self, device: &mut CpuDevice) -> Result<(), TrainError> {
+    pub fn renew(&mut self, device: &mut dyn Device) -> Result<(), TrainError> {
         let buffer = &mut self.mail.buffer;
         for c in &self.copied {
             buffer.resize(c.bytes, 0);
@@ -174,7 +173,7 @@ impl Line {
 impl Mail {
     fn receive(
         &mut self,
-        device: &mut CpuDevice,
+        device: &mut dyn Device,
         work: &Work,
         micro: u64,
     ) -> Result<(), TrainError> {
@@ -196,7 +195,7 @@ impl Mail {
         Ok(())
     }
 
-    fn send(&mut self, device: &mut CpuDevice, work: &Work, micro: u64) -> Result<(), TrainError> {
+    fn send(&mut self, device: &mut dyn Device, work: &Work, micro: u64) -> Result<(), TrainError> {
         for line in &work.sends {
             self.buffer.resize(line.bytes, 0);
             let name = format!("send.{}", line.name);

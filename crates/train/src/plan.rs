@@ -1,12 +1,12 @@
 //! A run's plan: what `plan` shows and `train` executes, for every rank.
 
+use crate::backend::Backend;
 use crate::error::TrainError;
 use crate::layout::Layout;
 use crate::sections::{Sections, StageAsks};
 use crate::setup;
-use aerogel_cpu::CpuTarget;
 use aerogel_graph::Mesh;
-use aerogel_machine::{Machine, Program};
+use aerogel_machine::Program;
 use aerogel_models::{self as models, ModelConfig, ParameterCounts, PositionInput};
 use aerogel_passes::pipeline::{Message, Replica, Schedule};
 use aerogel_plan::{PlanError, Report, plan};
@@ -37,7 +37,11 @@ pub struct RunPlan {
     pub tokens_per_step: u64,
     /// Micro-batches of one rank in one update.
     pub micro_batches: usize,
-    /// Worker threads that the ranks of this machine share.
+    /// What the ranks run on.
+    pub backend: Backend,
+    /// The machine that was planned for, for people.
+    pub machine: String,
+    /// Threads of the CPU that the ranks of this machine share.
     pub threads: usize,
     /// Memory that one rank may take: the recipe's budget, or its share of what the machine has.
     pub budget_bytes: u64,
@@ -84,14 +88,15 @@ impl RunPlan {
         let mesh = layout.shards.mesh.clone();
         let only = rank.map(|r| layout.stage(r));
         let sections = Sections::new(recipe, &model, &layout, forward, only)?;
-        let machine = machine(recipe.parallel.threads);
-        let target = CpuTarget::new(machine.clone());
+        let backend = Backend::of(recipe);
+        let machine = backend.machine(recipe.parallel.threads);
+        let target = backend.target(&machine);
         let mut stages = vec![];
         for StageAsks { asks } in sections.stages {
-            let planned = plan(asks, &target, &machine)?;
+            let planned = plan(asks, target.as_ref(), &machine)?;
             stages.push(Stage { program: Arc::new(planned.program), report: planned.report });
         }
-        let share = machine.memory_bytes / mesh.ranks() as u64;
+        let share = backend.share_bytes(&machine, mesh.ranks());
         Ok(RunPlan {
             tokens_per_step: (recipe.train.batch * model.context) as u64,
             model,
@@ -100,7 +105,9 @@ impl RunPlan {
             stages,
             schedule: sections.schedule,
             micro_batches: layout.micro_batches,
+            backend,
             threads: machine.threads,
+            machine: machine.name,
             budget_bytes: recipe.memory.budget_bytes.unwrap_or(share),
             parameters,
             layout,
@@ -193,17 +200,4 @@ impl RunPlan {
     pub fn of(recipe: &Recipe, workspace: &setup::Workspace) -> Result<RunPlan, TrainError> {
         RunPlan::new(recipe, setup::vocabulary(recipe, workspace)?)
     }
-}
-
-fn machine(threads: usize) -> Machine {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Machine::cpu(if threads == 0 { cores } else { threads }, memory_bytes())
-}
-
-/// Memory of this machine; all there can be where the system does not tell.
-fn memory_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|l| l.starts_with("MemTotal:"));
-    let kib = line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.map_or(u64::MAX, |k| k * 1024)
 }

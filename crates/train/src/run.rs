@@ -61,6 +61,7 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     // What is wrong with the model is told before work on its data.
     let early = RunPlan::of(recipe, &options.workspace)?;
+    early.backend.check(early.mesh.ranks())?;
     fits(&early, recipe)?;
     let (_, data) = prepare_data(recipe, &options.workspace, progress)?;
     let vocab = data.index().tokenizer.vocabulary as usize;

@@ -3,7 +3,6 @@
 use crate::error::TrainError;
 use crate::plan::RunPlan;
 use crate::session::Session;
-use aerogel_cpu::CpuDevice;
 use aerogel_graph::{Clock, Role, random};
 use aerogel_machine::{Device, Program};
 use aerogel_models::shifts_inside;
@@ -85,7 +84,7 @@ fn check(session: &Session, ask: &Sampling) -> Result<(), TrainError> {
 struct Decoder<'a> {
     plan: &'a RunPlan,
     program: &'a Program,
-    device: &'a mut CpuDevice,
+    device: &'a mut dyn Device,
 }
 
 impl Decoder<'_> {

@@ -6,8 +6,6 @@ use crate::pipe::Pipe;
 use crate::plan::RunPlan;
 use crate::tensors::Tensors;
 use aerogel_comm::Fabric;
-use aerogel_cpu::CpuDevice;
-use aerogel_cpu::pool::Pool;
 use aerogel_graph::{Clock, DType, Init, Role, random};
 use aerogel_machine::{Alone, Collectives, Device, DeviceError};
 use std::sync::Arc;
@@ -39,7 +37,7 @@ pub struct Session {
     /// The plan that it runs.
     pub plan: RunPlan,
     /// The devices, with all states.
-    pub ranks: Vec<CpuDevice>,
+    pub ranks: Vec<Box<dyn Device>>,
     pub(crate) tensors: Tensors,
     pub(crate) ties: Ties,
 }
@@ -51,16 +49,12 @@ impl Session {
     /// Loads the programs of all ranks; states are zero.
     ///
     /// # Errors
-    /// A device cannot have the memory.
+    /// There is no such device for so many ranks, or it cannot have the memory.
     pub fn load(plan: RunPlan, ties: Ties) -> Result<Session, TrainError> {
-        let refuse = |e: std::io::Error| DeviceError::Unsupported {
-            what: format!("{} threads ({e})", plan.threads),
-            device: "cpu".to_owned(),
-        };
-        let pool = Arc::new(Pool::new(plan.threads).map_err(refuse)?);
+        let loader = plan.backend.loader(plan.threads, plan.mesh.ranks())?;
         let mut ranks = vec![];
         for (rank, tie) in tie(&plan, &ties).into_iter().enumerate() {
-            ranks.push(CpuDevice::load_rank(plan.program(rank).clone(), pool.clone(), tie)?);
+            ranks.push(loader.load(plan.program(rank).clone(), tie)?);
         }
         let tensors = Tensors::of(&plan);
         Ok(Session { plan, ranks, tensors, ties })
@@ -68,12 +62,12 @@ impl Session {
 
     /// Bytes of all arenas, as allocated.
     pub fn allocated_bytes(&self) -> u64 {
-        self.ranks.iter().map(Device::allocated_bytes).sum()
+        self.ranks.iter().map(|d| d.allocated_bytes()).sum()
     }
 
     /// Bytes beside the arenas: what libraries took, and messages between ranks.
     pub fn library_bytes(&self) -> u64 {
-        let of = |d: &CpuDevice| d.library_bytes() + d.ties().held_bytes();
+        let of = |d: &Box<dyn Device>| d.library_bytes() + d.ties().held_bytes();
         self.ranks.iter().map(of).sum()
     }
 
@@ -119,7 +113,7 @@ impl Session {
     pub(crate) fn each_with<E: Send, T: Send>(
         &mut self,
         items: &mut [E],
-        work: impl Fn(&RunPlan, usize, &mut CpuDevice, &mut E) -> Result<T, TrainError> + Sync,
+        work: impl Fn(&RunPlan, usize, &mut dyn Device, &mut E) -> Result<T, TrainError> + Sync,
     ) -> Result<Vec<T>, TrainError> {
         let plan = &self.plan;
         each(&mut self.ranks, items, 2 * self.ties.timeout, &self.ties.on_hang, |rank, d, e| {

@@ -4,7 +4,6 @@ use crate::error::TrainError;
 use crate::feed::{Feed, Inputs};
 use crate::pipe::Pipe;
 use crate::plan::RunPlan;
-use aerogel_cpu::CpuDevice;
 use aerogel_graph::{Clock, Place};
 use aerogel_machine::{Device, Program};
 use aerogel_passes::section_of;
@@ -77,7 +76,7 @@ impl<'a> Stepper<'a> {
     /// Runs the step with number `index`, counted from 0.
     pub fn step(
         &mut self,
-        device: &mut CpuDevice,
+        device: &mut dyn Device,
         index: u64,
         rate: f64,
     ) -> Result<Updated, TrainError> {
@@ -125,7 +124,7 @@ fn global(program: &Program, section: usize, micro: u64, place: Place) -> u64 {
 /// Gives a section what it reads of the data.
 fn write_inputs(
     program: &Program,
-    device: &mut CpuDevice,
+    device: &mut dyn Device,
     section: usize,
     feed: &mut Feed<'_>,
     position: u64,
@@ -141,7 +140,7 @@ fn write_inputs(
 /// Writes those inputs that a section has.
 pub(crate) fn give(
     program: &Program,
-    device: &mut CpuDevice,
+    device: &mut dyn Device,
     section: usize,
     inputs: &Inputs<'_>,
 ) -> Result<(), TrainError> {
@@ -153,7 +152,7 @@ pub(crate) fn give(
 }
 
 /// A number that a section gave in its last run.
-pub(crate) fn scalar(device: &CpuDevice, section: usize, name: &str) -> Result<f32, TrainError> {
+pub(crate) fn scalar(device: &dyn Device, section: usize, name: &str) -> Result<f32, TrainError> {
     let mut bytes = [0u8; 4];
     device.read_output(section, name, &mut bytes)?;
     Ok(f32::from_le_bytes(bytes))

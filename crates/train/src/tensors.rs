@@ -97,7 +97,7 @@ impl Tensor {
     /// Reads elements from `first` on, from the ranks that hold them.
     pub fn read(
         &self,
-        ranks: &[impl Device],
+        ranks: &[Box<dyn Device>],
         first: u64,
         out: &mut [u8],
     ) -> Result<(), DeviceError> {
@@ -120,7 +120,7 @@ impl Tensor {
     /// Writes elements from `first` on, to every rank that holds some of them.
     pub fn write(
         &self,
-        ranks: &mut [impl Device],
+        ranks: &mut [Box<dyn Device>],
         first: u64,
         bytes: &[u8],
     ) -> Result<(), DeviceError> {

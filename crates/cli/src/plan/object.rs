@@ -52,6 +52,8 @@ pub fn object(plan: &RunPlan, shown: &RankPlan<'_>) -> Value {
             "index": report.peak_index, "values": report.peak_values,
         },
         "sections": sections,
+        "device": plan.backend.name(),
+        "machine": plan.machine,
         "threads": plan.threads,
         "plan_hash": plan.hash(),
         "mesh": mesh,

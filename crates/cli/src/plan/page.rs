@@ -3,7 +3,7 @@
 use crate::show;
 use aerogel_plan::{Kinds, Report};
 use aerogel_recipe::Recipe;
-use aerogel_train::{PipelinePlan, RankPlan, RunPlan};
+use aerogel_train::{Backend, PipelinePlan, RankPlan, RunPlan};
 
 /// The page.
 pub fn page(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
@@ -40,6 +40,10 @@ fn head(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
         1 => ("", "a step"),
         _ => (" on a rank", "for a rank's part of a step"),
     };
+    let machine = match plan.backend {
+        Backend::Cpu => show::plural(plan.threads as u64, "thread", "s"),
+        Backend::Cuda => plan.machine.clone(),
+    };
     let mut text = format!(
         "parameters  {}, of them {} in the matrices of the blocks\n\
          a step      {} tokens in {} of {}, {}{each}\n\
@@ -52,7 +56,7 @@ fn head(recipe: &Recipe, plan: &RunPlan, shown: &RankPlan<'_>) -> String {
         show::plural(recipe.train.micro_batch as u64, "sequence", "s"),
         show::scaled(report.flops_per_step as f64, "FLOP"),
         show::duration(report.seconds),
-        show::plural(plan.threads as u64, "thread", "s"),
+        machine,
         show::duration(whole),
         show::plural(recipe.train.steps, "step", "s"),
         show::bytes(report.total_bytes),

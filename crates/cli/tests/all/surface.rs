@@ -15,7 +15,7 @@ fn help_names_every_command_and_exit_code() {
         let own = place.good(&[word, "--help"]).out;
         assert!(own.contains("Example"), "{word} has no example");
     }
-    for code in [0, 10, 20, 21, 22, 23, 30, 32, 40, 101, 130] {
+    for code in [0, 10, 20, 21, 22, 23, 30, 31, 32, 40, 101, 130] {
         assert!(help.contains(&format!("\n{code:>5}  ")), "{code}");
     }
 }

@@ -105,11 +105,7 @@ pub(crate) fn decode(spec: &AttendSpec, mask: &AttendMask) -> Result<Kernel, Low
     Ok(launches.made)
 }
 
-fn same_queries(
-    kernel: &'static str,
-    heads: &Heads,
-    mask: &AttendMask,
-) -> Result<(), LowerError> {
+fn same_queries(kernel: &'static str, heads: &Heads, mask: &AttendMask) -> Result<(), LowerError> {
     let got = heads.cut.lengths[0];
     match got == mask.queries {
         true => Ok(()),
@@ -122,7 +118,10 @@ fn same_queries(
 
 fn too_wide(kernel: &'static str, heads: &Heads) -> LowerError {
     let [dq, dv] = heads.widths;
-    unsupported(kernel, format!("keys of width {dq} and values of {dv} do not fit a block's memory"))
+    unsupported(
+        kernel,
+        format!("keys of width {dq} and values of {dv} do not fit a block's memory"),
+    )
 }
 
 /// The heads with short sequences packed, if tensor cores suit the operands.
@@ -205,7 +204,8 @@ impl Gradients {
             let blocks = heads.count() * heads.cut.units()[0].div_ceil(per_block);
             Some(Some((found, blocks, 1)))
         };
-        let find = |entry, tile, more: &[(&str, usize)]| Start::find(entry, heads, tile, more, chip);
+        let find =
+            |entry, tile, more: &[(&str, usize)]| Start::find(entry, heads, tile, more, chip);
         Some(match form {
             Backward::Plain if heads.cut.packed => return None,
             Backward::Plain => Gradients {

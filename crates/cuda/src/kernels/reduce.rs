@@ -16,11 +16,7 @@ mod tests;
 
 const NAME: &str = "reduce";
 
-pub(crate) fn reduce(
-    spec: &ReduceSpec,
-    draws: Draws,
-    align: &[u64],
-) -> Result<Kernel, LowerError> {
+pub(crate) fn reduce(spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
     let (sizes, rank) = (&spec.program.sizes, spec.program.sizes.len());
     for (got, operand) in [(spec.reduced.len(), 0), (spec.output.strides.len(), align.len() - 1)] {
         if got != rank {
@@ -74,8 +70,7 @@ impl Form {
             inputs.iter().filter(|o| o.strides[axis] == 1).map(|o| o.dtype.bytes()).sum()
         };
         let wide = axes.iter().copied().filter(|a| sizes[*a] > 1 && bytes(*a) > 0);
-        let columns =
-            wide.max_by_key(|a| (bytes(*a), sizes[*a])).is_some_and(|a| !spec.reduced[a]);
+        let columns = wide.max_by_key(|a| (bytes(*a), sizes[*a])).is_some_and(|a| !spec.reduced[a]);
         let mut strides = elements::strides(program);
         let step = |(stride, gone): (&isize, &bool)| if *gone { 0 } else { *stride };
         strides.push(spec.output.strides.iter().zip(&spec.reduced).map(step).collect());
@@ -95,8 +90,19 @@ impl Form {
         // Operands that repeat take neither time nor registers.
         let moved = along[..program.inputs.len()].iter().filter(|s| **s != 0).count().max(1);
         let most = (8 / moved).max(1);
-        Ok(Form { columns, outer, inner, v, tail, lanes: 0, threads: 0, unroll: 0, chunks: 0, chunk: 0 }
-            .cut(most))
+        Ok(Form {
+            columns,
+            outer,
+            inner,
+            v,
+            tail,
+            lanes: 0,
+            threads: 0,
+            unroll: 0,
+            chunks: 0,
+            chunk: 0,
+        }
+        .cut(most))
     }
 
     /// Chooses threads and chunks; of a thread's units at most so many are in flight.
@@ -152,12 +158,7 @@ impl Form {
         Ok(p)
     }
 
-    fn kernel(
-        &self,
-        spec: &ReduceSpec,
-        draws: Draws,
-        align: &[u64],
-    ) -> Result<Kernel, LowerError> {
+    fn kernel(&self, spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
         space::count(NAME, self.kept())?;
         let numbers = Numbers { operand: 0, index: spec.program.inputs.len() };
         let program = ("Program", &spec.program, Some(spec.value));

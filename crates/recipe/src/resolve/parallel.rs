@@ -19,6 +19,7 @@ pub(crate) fn resolve(
     let mesh = mesh(fields)?;
     let shard = shard::resolve(fields, &mesh)?;
     let mut parallel = Parallel {
+        device: fields.choice("parallel.device"),
         threads: fields.get("parallel.threads"),
         mesh,
         shard,

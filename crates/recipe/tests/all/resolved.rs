@@ -109,6 +109,7 @@ fn the_hash_text_holds_what_defines_the_numbers_and_nothing_else() {
         "checkpoint.every=3",
         "checkpoint.keep=9",
         "memory.budget=1GiB",
+        "parallel.device=cuda",
         "parallel.threads=2",
         "parallel.timeout_seconds=5",
         "parallel.mesh={rows=1,pipe=1}",

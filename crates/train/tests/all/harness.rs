@@ -110,7 +110,7 @@ impl Loaded {
         let device = CpuDevice::load_rank(program.clone(), pool, ties);
         let mut device = device.expect("a plan can be loaded");
         assert_eq!(device.allocated_bytes(), program.arena_bytes, "planned = allocated");
-        device.poison();
+        device.poison().unwrap();
         Loaded { device, program }
     }
 

@@ -213,8 +213,7 @@ impl Heads {
             let moved = |piece: &Piece, n: usize| -> Piece {
                 std::array::from_fn(|at| piece[at] + n as isize * step[at])
             };
-            pieces =
-                pieces.iter().flat_map(|p| (0..size).map(move |n| moved(p, n))).collect();
+            pieces = pieces.iter().flat_map(|p| (0..size).map(move |n| moved(p, n))).collect();
             if pieces.len() > MOST_PIECES {
                 let what = format!(
                     "batch axes that cannot be merged ask for {} launches, at most {MOST_PIECES} \
