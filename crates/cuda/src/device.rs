@@ -14,6 +14,7 @@ use crate::error::CudaError;
 use crate::handles::{Function, Graph, Memory};
 use aerogel_graph::Clock;
 use aerogel_machine::{Collectives, Device, DeviceError, Program, Span};
+pub use load::sources;
 use staging::Staging;
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -22,7 +22,7 @@ mod target;
 
 pub use cache::{Cache, Cubins};
 pub use context::Context;
-pub use device::CudaDevice;
+pub use device::{CudaDevice, sources};
 pub use error::{CudaError, Library};
 pub use gpu::{Architecture, Gpu};
 pub use handles::{Event, Function, Graph, Memory, Module, Pinned};

@@ -47,10 +47,7 @@ impl CudaDevice {
         ties: Arc<dyn Collectives>,
     ) -> Result<CudaDevice, DeviceError> {
         let chip = Chip { architecture: context.gpu().architecture };
-        let place = ties.mesh().place(ties.rank());
-        let making = Making { program: &program, place, chip };
-        let made: Vec<Vec<(u32, Made)>> =
-            program.sections.iter().map(|s| making.section(s)).collect::<Result<_, _>>()?;
+        let made = make_all(&program, ties.mesh().place(ties.rank()), chip)?;
         let kernels = || made.iter().flatten().filter_map(|(_, m)| m.kernel());
         let functions = Functions::load(context, kernels())?;
         let tables = Tables::new(kernels());
@@ -87,6 +84,31 @@ impl CudaDevice {
             sites,
         })
     }
+}
+
+/// What a program asks the compiler for, each source once. It needs no GPU: kernels can be compiled
+/// before there is one.
+///
+/// # Errors
+/// The program was planned for another device.
+pub fn sources(program: &Program, chip: Chip) -> Result<Vec<Source>, DeviceError> {
+    let made = make_all(program, Place::default(), chip)?;
+    let kernels = made.iter().flatten().filter_map(|(_, m)| m.kernel());
+    let mut list: Vec<Source> =
+        kernels.flat_map(|k| &k.launches).map(|launch| launch.source.clone()).collect();
+    list.sort_unstable();
+    list.dedup();
+    Ok(list)
+}
+
+/// The kernels of all sections, each with the number of its step.
+fn make_all(
+    program: &Program,
+    place: Place,
+    chip: Chip,
+) -> Result<Vec<Vec<(u32, Made)>>, DeviceError> {
+    let making = Making { program, place, chip };
+    program.sections.iter().map(|s| making.section(s)).collect()
 }
 
 fn unsupported(what: String) -> DeviceError {
