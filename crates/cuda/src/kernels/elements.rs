@@ -7,6 +7,9 @@ use crate::launch::{Address, Kernel, Launch, Parameters};
 use crate::source::Source;
 use aerogel_lower::{Instr, Operand, Program, Value, space};
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 /// The largest power of two that divides all of these; `most` for none, or for zeros.
 pub(crate) fn common_power(numbers: impl IntoIterator<Item = usize>, most: usize) -> usize {
     numbers

@@ -30,8 +30,7 @@ pub(crate) fn map(program: &Program, draws: Draws, align: &[u64]) -> Result<Kern
     let lanes = elements::lanes(both, &along, space.sizes[last], flat);
     let units = Units::new(&space, lanes);
     let numbers = Numbers { operand: 0, index: operands.len() };
-    let part =
-        elements::part(("Program", program, None), numbers, align, &[&units], lanes);
+    let part = elements::part(("Program", program, None), numbers, align, &[&units], lanes);
     let unroll = unroll(program, &part.along, lanes);
     let text = text::with_programs(Source::text("map.cu"), &[part]);
 
@@ -57,8 +56,8 @@ pub(crate) fn map(program: &Program, draws: Draws, align: &[u64]) -> Result<Kern
 /// but long programs need the registers for themselves.
 fn unroll(program: &Program, along: &[Along], lanes: usize) -> usize {
     let moved = along.iter().filter(|a| **a != Along::Repeat).count();
-    let long = program.instrs.len() > 16
-        || program.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
+    let long =
+        program.instrs.len() > 16 || program.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
     match moved {
         0..=3 if !long && lanes <= 2 => 4,
         0..=3 if !long => 2,

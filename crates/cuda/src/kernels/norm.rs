@@ -25,10 +25,8 @@ pub(crate) fn norm(spec: &NormSpec, draws: Draws, align: &[u64]) -> Result<Kerne
     let stored = next(matches!(spec.output, Output::Store(_)));
     let (gain, bias) = (next(spec.norm.gain.is_some()), next(spec.bias.is_some()));
     let finished = stored.into_iter().chain(numbers).collect();
-    let prologue =
-        RowPart { name: "Prologue", program: &load, result: Some(0), operands: vec![0] };
-    let epilogue =
-        RowPart { name: "Epilogue", program: &finish, result: None, operands: finished };
+    let prologue = RowPart { name: "Prologue", program: &load, result: Some(0), operands: vec![0] };
+    let epilogue = RowPart { name: "Epilogue", program: &finish, result: None, operands: finished };
     let rows = Rows::new(NAME, &spec.norm, vec![prologue, epilogue])?;
     let shape = shape(&rows);
 

@@ -3,7 +3,7 @@
 use super::copy;
 use super::elements::{self, Numbers, defines};
 use super::space::{self, Units};
-use super::text::{self, Along};
+use super::text;
 use super::{MULTIPROCESSORS, unsupported};
 use crate::launch::{Address, Kernel, Parameters};
 use crate::source::Source;
@@ -16,11 +16,7 @@ mod tests;
 
 const NAME: &str = "reduce";
 
-pub(crate) fn reduce(
-    spec: &ReduceSpec,
-    draws: Draws,
-    align: &[u64],
-) -> Result<Kernel, LowerError> {
+pub(crate) fn reduce(spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
     let (sizes, rank) = (&spec.program.sizes, spec.program.sizes.len());
     for (got, operand) in [(spec.reduced.len(), 0), (spec.output.strides.len(), align.len() - 1)] {
         if got != rank {
@@ -41,6 +37,13 @@ pub(crate) fn reduce(
         let fill = FillSpec { sizes: elements::ordered(sizes, &kept), to, value };
         let at = align.len() - 1;
         return copy::fill_at(&fill, Address::operand(at), align[at]);
+    }
+    if spec.program.inputs.is_empty() {
+        // C has no arrays of no elements: such a program is given one to read, and does not.
+        let mut spec = spec.clone();
+        spec.program.inputs.push(Operand { strides: vec![0; rank], ..spec.output.clone() });
+        let form = Form::new(&spec, reduced, kept)?;
+        return form.kernel(&spec, draws, align);
     }
     let form = Form::new(spec, reduced, kept)?;
     form.kernel(spec, draws, align)
@@ -74,8 +77,7 @@ impl Form {
             inputs.iter().filter(|o| o.strides[axis] == 1).map(|o| o.dtype.bytes()).sum()
         };
         let wide = axes.iter().copied().filter(|a| sizes[*a] > 1 && bytes(*a) > 0);
-        let columns =
-            wide.max_by_key(|a| (bytes(*a), sizes[*a])).is_some_and(|a| !spec.reduced[a]);
+        let columns = wide.max_by_key(|a| (bytes(*a), sizes[*a])).is_some_and(|a| !spec.reduced[a]);
         let mut strides = elements::strides(program);
         let step = |(stride, gone): (&isize, &bool)| if *gone { 0 } else { *stride };
         strides.push(spec.output.strides.iter().zip(&spec.reduced).map(step).collect());
@@ -95,8 +97,19 @@ impl Form {
         // Operands that repeat take neither time nor registers.
         let moved = along[..program.inputs.len()].iter().filter(|s| **s != 0).count().max(1);
         let most = (8 / moved).max(1);
-        Ok(Form { columns, outer, inner, v, tail, lanes: 0, threads: 0, unroll: 0, chunks: 0, chunk: 0 }
-            .cut(most))
+        Ok(Form {
+            columns,
+            outer,
+            inner,
+            v,
+            tail,
+            lanes: 0,
+            threads: 0,
+            unroll: 0,
+            chunks: 0,
+            chunk: 0,
+        }
+        .cut(most))
     }
 
     /// Chooses threads and chunks; of a thread's units at most so many are in flight.
@@ -134,13 +147,17 @@ impl Form {
         if self.columns { self.inner.count() * self.v } else { self.outer.count() }
     }
 
-    fn parameters(&self, spec: &ReduceSpec, draws: Draws) -> Result<Parameters, LowerError> {
+    fn parameters(
+        &self,
+        spec: &ReduceSpec,
+        output: usize,
+        draws: Draws,
+    ) -> Result<Parameters, LowerError> {
         let mut p = Parameters::new();
-        let inputs = spec.program.inputs.len();
-        for operand in 0..inputs {
+        for operand in 0..spec.program.inputs.len() {
             p.address(Address::operand(operand));
         }
-        p.address(elements::clock([&spec.program])).address(Address::operand(inputs));
+        p.address(elements::clock([&spec.program])).address(Address::operand(output));
         p.address(if self.chunks > 1 { Address::Workspace(0) } else { Address::Null });
         space::draws(draws, &mut p);
         self.outer.write(&mut p);
@@ -152,20 +169,12 @@ impl Form {
         Ok(p)
     }
 
-    fn kernel(
-        &self,
-        spec: &ReduceSpec,
-        draws: Draws,
-        align: &[u64],
-    ) -> Result<Kernel, LowerError> {
+    fn kernel(&self, spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
         space::count(NAME, self.kept())?;
         let numbers = Numbers { operand: 0, index: spec.program.inputs.len() };
         let program = ("Program", &spec.program, Some(spec.value));
         let spaces = [&self.outer, &self.inner];
-        let mut part = elements::part(program, numbers, align, &spaces, self.v);
-        // A zero stride along the lanes repeats only if nothing else moves with them.
-        part.along.truncate(spec.program.inputs.len());
-        debug_assert!(part.along.iter().all(|a| !matches!(a, Along::Unit(0))));
+        let part = elements::part(program, numbers, align, &spaces, self.v);
         let text = text::with_programs(Source::text("reduce.cu"), &[part]);
         let mut constants = defines(&[
             ("COLUMNS", usize::from(self.columns)),
@@ -179,7 +188,7 @@ impl Form {
         let fold = if spec.fold == Fold::Sum { "Sum" } else { "Max" };
         constants.push(format!("FOLD={fold}"));
         constants.push(format!("OUT={}", text::type_name(spec.output.dtype)));
-        let p = self.parameters(spec, draws)?;
+        let p = self.parameters(spec, align.len() - 1, draws)?;
         let across = match self.columns {
             true => self.inner.count().div_ceil(self.lanes),
             false => self.outer.count().div_ceil(self.threads / self.lanes),

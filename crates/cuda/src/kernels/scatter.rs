@@ -156,7 +156,8 @@ impl Plan<'_> {
         for operand in 0..3 {
             p.address(Address::operand(operand));
         }
-        for part in [at.keys[0], at.keys[1], at.order[0], at.order[1], at.counts, at.bounds, at.sums]
+        for part in
+            [at.keys[0], at.keys[1], at.order[0], at.order[1], at.counts, at.bounds, at.sums]
         {
             p.address(if sorts { Address::Workspace(part) } else { Address::Null });
         }
@@ -199,7 +200,11 @@ impl Plan<'_> {
         let runs = self.stretches.div_ceil(8) + (rows + 1).div_ceil(256);
         let (slices, batches) = (self.slices(), self.batches);
         launches.push(self.launch("scatter_runs", [runs, slices, batches], &first)?);
-        launches.push(self.launch("scatter_add", [rows.div_ceil(ROWS), slices, batches], &first)?);
+        launches.push(self.launch(
+            "scatter_add",
+            [rows.div_ceil(ROWS), slices, batches],
+            &first,
+        )?);
         Ok(elements::kernel(launches, self.scratch.bytes))
     }
 

@@ -87,8 +87,7 @@ impl<'a> Rows<'a> {
         }
         let operands = parts.iter().flat_map(|p| p.program.inputs.iter().chain(&p.program.outputs));
         let numbers = parts.iter().flat_map(|p| indices(p.program));
-        let strides: Vec<Vec<isize>> =
-            operands.map(|o| o.strides.clone()).chain(numbers).collect();
+        let strides: Vec<Vec<isize>> = operands.map(|o| o.strides.clone()).chain(numbers).collect();
         let axes: Vec<usize> = (0..rank - 1).collect();
         let order = by_stride(&axes, &[&strides[0]]);
         let over_rows = strides.iter().map(|own| elements::ordered(own, &order)).collect();
@@ -173,6 +172,11 @@ impl<'a> Rows<'a> {
             list.push(format!("CONST_ALIGN={const_align}"));
         }
         list.extend(types);
+        // Where a thread has most of the registers that there are, or many addresses, the compiler
+        // is not to save any of them for other blocks.
+        if shape.threads >= 512 || self.v == 1 {
+            list.push("MIN_BLOCKS=1".to_owned());
+        }
         Ok(list)
     }
 }
