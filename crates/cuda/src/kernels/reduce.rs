@@ -18,10 +18,11 @@ const NAME: &str = "reduce";
 
 pub(crate) fn reduce(spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
     let (sizes, rank) = (&spec.program.sizes, spec.program.sizes.len());
-    for (got, operand) in [(spec.reduced.len(), 0), (spec.output.strides.len(), align.len() - 1)] {
-        if got != rank {
-            return Err(LowerError::Rank { kernel: NAME, operand, wanted: rank, got });
-        }
+    let operands = spec.program.inputs.iter().chain([&spec.output]);
+    elements::check_ranks(NAME, rank, operands)?;
+    if spec.reduced.len() != rank {
+        let what = format!("{} flags for {rank} axes; give one per axis", spec.reduced.len());
+        return Err(unsupported(NAME, what));
     }
     if !spec.program.outputs.is_empty() {
         return Err(unsupported(NAME, "the program must not store; let a map do it"));
@@ -116,9 +117,11 @@ impl Form {
     fn cut(mut self, most: usize) -> Form {
         let (outer, units) = (self.outer.count(), self.inner.count());
         let (length, chunks) = if self.columns {
-            self.threads = 512;
             let idle = |lanes: &usize| units.div_ceil(*lanes) * lanes;
             self.lanes = [32, 16, 8].into_iter().min_by_key(idle).unwrap_or(32);
+            // A few columns: fewer threads, so that a block has no more groups than with 8 lanes.
+            self.lanes = self.lanes.min(units.next_power_of_two());
+            self.threads = 512.min(64 * self.lanes);
             self.unroll = most.min(4);
             let across = units.div_ceil(self.lanes);
             let blocks = MULTIPROCESSORS as usize * 1024 / self.threads;

@@ -46,7 +46,10 @@ fn programs() -> Vec<(Program, u64)> {
     let (x, b) = (bias.load(DType::Bf16), bias.read(DType::F32, [0, 1]));
     let y = bias.binary(Binary::Add, x, b);
     bias.store(DType::Bf16, y);
-    let list = [gelu, slope, swiglu, gates, dropout, rotary, bias].map(Builder::finish);
+    let mut eight = Builder::new(&[2, 3, 2, 3, 2, 3, 2, 4]);
+    let x = eight.read(DType::F32, [4, 8, 24, 48, 144, 288, 864, 1]);
+    eight.store(DType::Bf16, x);
+    let list = [gelu, slope, swiglu, gates, dropout, rotary, bias, eight].map(Builder::finish);
     let aligned = list.iter().cloned().chain([adamw(1 << 20)]).map(|p| (p, 64));
     let not = list.iter().cloned().chain([adamw((1 << 20) + 3)]).map(|p| (p, 4));
     aligned.chain(not).collect()

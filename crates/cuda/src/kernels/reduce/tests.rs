@@ -44,6 +44,9 @@ fn columns_are_cut_for_the_multiprocessors() {
         .map(|w| u32::from_le_bytes(w.try_into().unwrap()))
         .collect();
     assert_eq!(tail, [65536, 96, 0, 88, 745]);
+    let few = made(&of(&[65536, 12], DType::Bf16, &[true, false], Fold::Sum));
+    assert!(has(&few, "V=4 LANES=4 THREADS=256"));
+    assert_eq!(few.launches[0].grid, [1, 256, 1]);
     assert!(has(&made(&of(&[64, 64], DType::Bf16, &[true, false], Fold::Sum)), "LANES=8"));
     assert_eq!(made(&of(&[64, 64], DType::Bf16, &[true, false], Fold::Sum)).launches.len(), 1);
 }
@@ -87,6 +90,7 @@ fn list() -> Vec<ReduceSpec> {
         for reduced in [[false, true], [true, false]] {
             specs.push(of(&[65536, 768], dtype, &reduced, fold));
             specs.push(of(&[4096, 50257], dtype, &reduced, fold));
+            specs.push(of(&[4096, 6], dtype, &reduced, fold));
         }
         specs.push(of(&[4, 12, 128, 64], dtype, &[true, false, true, false], fold));
         specs.push(of(&[1 << 20], dtype, &[true], fold));
