@@ -19,6 +19,7 @@ const SIDE: usize = 64;
 const TRANSPOSED: usize = 16;
 
 pub(crate) fn copy(spec: &CopySpec, align: &[u64]) -> Result<Kernel, LowerError> {
+    elements::check_ranks("copy", spec.sizes.len(), [&spec.from, &spec.to])?;
     if spec.sizes.contains(&0) {
         return Ok(Kernel::default());
     }
@@ -41,12 +42,15 @@ pub(crate) fn copy(spec: &CopySpec, align: &[u64]) -> Result<Kernel, LowerError>
     let last = space.sizes.len() - 1;
     let wide = |axis: usize| space.sizes[axis] >= TRANSPOSED;
     let source = (0..last).find(|axis| space.strides[0][*axis] == 1 && wide(*axis));
-    if let (Some(a), 1, true) = (source, space.strides[1][last], wide(last)) {
-        if let Some(launch) = transposed(&space, a, bytes, most)? {
-            return Ok(elements::kernel(vec![launch], 0));
-        }
-    }
-    Ok(elements::kernel(straight(&space, bytes, most)?, 0))
+    let tiles = match (source, space.strides[1][last], wide(last)) {
+        (Some(a), 1, true) => transposed(&space, a, bytes, most)?,
+        _ => None,
+    };
+    let launches = match tiles {
+        Some(launch) => vec![launch],
+        None => straight(&space, bytes, most)?,
+    };
+    Ok(elements::kernel(launches, 0))
 }
 
 /// Elements that a vector may have: those of 16 bytes, or as many as divide what all vectors begin
@@ -138,6 +142,7 @@ pub(crate) fn fill(spec: &FillSpec, align: &[u64]) -> Result<Kernel, LowerError>
 
 /// A fill of what lies at an address, a multiple of `align` bytes.
 pub(super) fn fill_at(spec: &FillSpec, to: Address, align: u64) -> Result<Kernel, LowerError> {
+    elements::check_ranks("fill", spec.sizes.len(), [&spec.to])?;
     if spec.sizes.contains(&0) {
         return Ok(Kernel::default());
     }

@@ -5,7 +5,10 @@ use super::space::Units;
 use super::text::{Along, Part, indices};
 use crate::launch::{Address, Kernel, Launch, Parameters};
 use crate::source::Source;
-use aerogel_lower::{Instr, Operand, Program, Value, space};
+use aerogel_lower::{Instr, LowerError, Operand, Program, Value, space};
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// The largest power of two that divides all of these; `most` for none, or for zeros.
 pub(crate) fn common_power(numbers: impl IntoIterator<Item = usize>, most: usize) -> usize {
@@ -28,6 +31,19 @@ pub(crate) fn along(lane: isize, align: usize) -> Along {
         0 => Along::Repeat,
         1 => Along::Unit(align),
         _ => Along::Strided,
+    }
+}
+
+/// Refuses operands with another number of strides than there are axes.
+pub(crate) fn check_ranks<'a>(
+    kernel: &'static str,
+    wanted: usize,
+    operands: impl IntoIterator<Item = &'a Operand>,
+) -> Result<(), LowerError> {
+    let ranks = operands.into_iter().map(|o| o.strides.len()).enumerate();
+    match ranks.into_iter().find(|(_, got)| *got != wanted) {
+        Some((operand, got)) => Err(LowerError::Rank { kernel, operand, wanted, got }),
+        None => Ok(()),
     }
 }
 

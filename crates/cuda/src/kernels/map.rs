@@ -14,6 +14,8 @@ const NAME: &str = "map";
 const THREADS: usize = 256;
 
 pub(crate) fn map(program: &Program, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
+    let both = || program.inputs.iter().chain(&program.outputs);
+    elements::check_ranks(NAME, program.sizes.len(), both())?;
     if program.sizes.contains(&0) || program.outputs.is_empty() {
         return Ok(Kernel::default());
     }
@@ -26,8 +28,7 @@ pub(crate) fn map(program: &Program, draws: Draws, align: &[u64]) -> Result<Kern
     let space = space::merged(NAME, &elements::ordered(&program.sizes, &order), strides)?;
     let (last, flat) = (space.sizes.len() - 1, space.sizes.len() == 1);
     let along: Vec<isize> = space.strides.iter().map(|own| own[last]).collect();
-    let both = program.inputs.iter().chain(&program.outputs);
-    let lanes = elements::lanes(both, &along, space.sizes[last], flat);
+    let lanes = elements::lanes(both(), &along, space.sizes[last], flat);
     let units = Units::new(&space, lanes);
     let numbers = Numbers { operand: 0, index: operands.len() };
     let part = elements::part(("Program", program, None), numbers, align, &[&units], lanes);

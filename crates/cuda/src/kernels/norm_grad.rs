@@ -5,7 +5,7 @@ use super::norm::rows::{self, RowPart, RowShape, Rows};
 use super::{elements, space, text};
 use crate::launch::{Address, Kernel, Parameters};
 use crate::source::Source;
-use aerogel_lower::{Draws, FillSpec, LowerError, NormGradSpec, Operand, Output};
+use aerogel_lower::{Draws, FillSpec, Instr, LowerError, NormGradSpec, Operand, Output, Program};
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +51,7 @@ pub(crate) fn norm_grad(
         part("Epilogue", &finish, None, finished),
     ];
     let rows = Rows::new(NAME, &spec.norm, parts)?;
-    let variant = Variant::of(&rows);
+    let variant = Variant::of(&rows, &finish);
     let summed = dgain.is_some() || dbias.is_some();
     let count = rows.units.count();
     let groups = variant.shape.threads / variant.shape.lanes;
@@ -121,7 +121,7 @@ struct Variant {
 
 /// Widths, up to which they are walked by so many lanes and threads, cut for so many blocks; as
 /// measured with rows of bf16.
-const VARIANTS: [(usize, usize, usize, usize); 8] = [
+const VARIANTS: [(usize, usize, usize, usize); 9] = [
     (256, 32, 256, 396),
     (512, 32, 256, 264),
     (768, 32, 128, 396),
@@ -129,18 +129,24 @@ const VARIANTS: [(usize, usize, usize, usize); 8] = [
     (2048, 128, 128, 660),
     (4096, 256, 256, 264),
     (8192, 512, 512, 132),
+    (16384, 512, 512, 132),
     (usize::MAX, 1024, 1024, 132),
 ];
 
 impl Variant {
-    fn of(rows: &Rows<'_>) -> Variant {
+    fn of(rows: &Rows<'_>, finish: &Program) -> Variant {
         // Of an element a thread has its part of two sums, and its row and the next one as they
         // were loaded. Rows of more bytes are walked as wider ones.
         let words = |bytes: usize| 8 + 2 * bytes;
         let width = rows.width * words(rows.held_bytes().max(6)) / words(6);
-        let own = VARIANTS.iter().find(|(most, ..)| width <= *most).unwrap_or(&VARIANTS[7]);
-        let (_, most, threads, blocks) = *own;
+        let own = VARIANTS.iter().find(|(most, ..)| width <= *most).unwrap_or(&VARIANTS[8]);
+        let (widest, most, threads, blocks) = *own;
         let lanes = if most <= 32 { most.min(rows.row_units().next_power_of_two()) } else { most };
-        Variant { shape: RowShape { lanes, threads }, ahead: threads < 1024, blocks }
+        // Of 512 threads each has 128 registers, in which the next row has room beside short
+        // programs and few addresses.
+        let draws = finish.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
+        let short = !draws && rows.v > 1 && widest <= 8192;
+        let ahead = threads < 512 || threads == 512 && short;
+        Variant { shape: RowShape { lanes, threads }, ahead, blocks }
     }
 }

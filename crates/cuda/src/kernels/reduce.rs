@@ -3,7 +3,7 @@
 use super::copy;
 use super::elements::{self, Numbers, defines};
 use super::space::{self, Units};
-use super::text::{self, Along};
+use super::text;
 use super::{MULTIPROCESSORS, unsupported};
 use crate::launch::{Address, Kernel, Parameters};
 use crate::source::Source;
@@ -18,10 +18,11 @@ const NAME: &str = "reduce";
 
 pub(crate) fn reduce(spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<Kernel, LowerError> {
     let (sizes, rank) = (&spec.program.sizes, spec.program.sizes.len());
-    for (got, operand) in [(spec.reduced.len(), 0), (spec.output.strides.len(), align.len() - 1)] {
-        if got != rank {
-            return Err(LowerError::Rank { kernel: NAME, operand, wanted: rank, got });
-        }
+    let operands = spec.program.inputs.iter().chain([&spec.output]);
+    elements::check_ranks(NAME, rank, operands)?;
+    if spec.reduced.len() != rank {
+        let what = format!("{} flags for {rank} axes; give one per axis", spec.reduced.len());
+        return Err(unsupported(NAME, what));
     }
     if !spec.program.outputs.is_empty() {
         return Err(unsupported(NAME, "the program must not store; let a map do it"));
@@ -37,6 +38,13 @@ pub(crate) fn reduce(spec: &ReduceSpec, draws: Draws, align: &[u64]) -> Result<K
         let fill = FillSpec { sizes: elements::ordered(sizes, &kept), to, value };
         let at = align.len() - 1;
         return copy::fill_at(&fill, Address::operand(at), align[at]);
+    }
+    if spec.program.inputs.is_empty() {
+        // C has no arrays of no elements: such a program is given one to read, and does not.
+        let mut spec = spec.clone();
+        spec.program.inputs.push(Operand { strides: vec![0; rank], ..spec.output.clone() });
+        let form = Form::new(&spec, reduced, kept)?;
+        return form.kernel(&spec, draws, align);
     }
     let form = Form::new(spec, reduced, kept)?;
     form.kernel(spec, draws, align)
@@ -109,9 +117,11 @@ impl Form {
     fn cut(mut self, most: usize) -> Form {
         let (outer, units) = (self.outer.count(), self.inner.count());
         let (length, chunks) = if self.columns {
-            self.threads = 512;
             let idle = |lanes: &usize| units.div_ceil(*lanes) * lanes;
             self.lanes = [32, 16, 8].into_iter().min_by_key(idle).unwrap_or(32);
+            // A few columns: fewer threads, so that a block has no more groups than with 8 lanes.
+            self.lanes = self.lanes.min(units.next_power_of_two());
+            self.threads = 512.min(64 * self.lanes);
             self.unroll = most.min(4);
             let across = units.div_ceil(self.lanes);
             let blocks = MULTIPROCESSORS as usize * 1024 / self.threads;
@@ -140,13 +150,17 @@ impl Form {
         if self.columns { self.inner.count() * self.v } else { self.outer.count() }
     }
 
-    fn parameters(&self, spec: &ReduceSpec, draws: Draws) -> Result<Parameters, LowerError> {
+    fn parameters(
+        &self,
+        spec: &ReduceSpec,
+        output: usize,
+        draws: Draws,
+    ) -> Result<Parameters, LowerError> {
         let mut p = Parameters::new();
-        let inputs = spec.program.inputs.len();
-        for operand in 0..inputs {
+        for operand in 0..spec.program.inputs.len() {
             p.address(Address::operand(operand));
         }
-        p.address(elements::clock([&spec.program])).address(Address::operand(inputs));
+        p.address(elements::clock([&spec.program])).address(Address::operand(output));
         p.address(if self.chunks > 1 { Address::Workspace(0) } else { Address::Null });
         space::draws(draws, &mut p);
         self.outer.write(&mut p);
@@ -163,10 +177,7 @@ impl Form {
         let numbers = Numbers { operand: 0, index: spec.program.inputs.len() };
         let program = ("Program", &spec.program, Some(spec.value));
         let spaces = [&self.outer, &self.inner];
-        let mut part = elements::part(program, numbers, align, &spaces, self.v);
-        // A zero stride along the lanes repeats only if nothing else moves with them.
-        part.along.truncate(spec.program.inputs.len());
-        debug_assert!(part.along.iter().all(|a| !matches!(a, Along::Unit(0))));
+        let part = elements::part(program, numbers, align, &spaces, self.v);
         let text = text::with_programs(Source::text("reduce.cu"), &[part]);
         let mut constants = defines(&[
             ("COLUMNS", usize::from(self.columns)),
@@ -180,7 +191,7 @@ impl Form {
         let fold = if spec.fold == Fold::Sum { "Sum" } else { "Max" };
         constants.push(format!("FOLD={fold}"));
         constants.push(format!("OUT={}", text::type_name(spec.output.dtype)));
-        let p = self.parameters(spec, draws)?;
+        let p = self.parameters(spec, align.len() - 1, draws)?;
         let across = match self.columns {
             true => self.inner.count().div_ceil(self.lanes),
             false => self.outer.count().div_ceil(self.threads / self.lanes),

@@ -5,9 +5,6 @@ use crate::launch::Parameters;
 use aerogel_lower::space::Space;
 use aerogel_lower::{Draws, LowerError};
 
-/// Axes that a kernel walks at most.
-pub(crate) const MOST_AXES: usize = 6;
-
 /// Axes cut into units of lanes along the innermost one.
 pub(crate) struct Units {
     /// Sizes, outermost first; of the innermost axis in whole units.
@@ -57,8 +54,10 @@ impl Units {
     }
 }
 
-/// A space of at least one axis, merged as far as all operands allow, and of no more than kernels
-/// walk.
+/// A space of at least one axis, merged as far as all operands allow.
+///
+/// # Errors
+/// More axes are left than any device walks.
 pub(crate) fn merged(
     kernel: &'static str,
     sizes: &[usize],
@@ -66,12 +65,7 @@ pub(crate) fn merged(
 ) -> Result<Space, LowerError> {
     let mut space = Space::new(kernel, sizes, strides)?;
     space.collapse(0);
-    let space = space.finish(kernel)?;
-    let got = space.sizes.len();
-    if got > MOST_AXES {
-        return Err(LowerError::TooManyAxes { kernel, got, most: MOST_AXES });
-    }
-    Ok(space)
+    space.finish(kernel)
 }
 
 /// Writes a `Divide`: Granlund and Montgomery, "Division by invariant integers using

@@ -172,6 +172,11 @@ impl<'a> Rows<'a> {
             list.push(format!("CONST_ALIGN={const_align}"));
         }
         list.extend(types);
+        // Where a thread has most of the registers that there are, or many addresses, the compiler
+        // is not to save any of them for other blocks.
+        if shape.threads >= 512 || self.v == 1 {
+            list.push("MIN_BLOCKS=1".to_owned());
+        }
         Ok(list)
     }
 }
