@@ -42,9 +42,7 @@ impl<K: Hash + Eq, V> Shared<K, V> {
 
 /// What the pattern keeps.
 pub(super) fn kept(pattern: &Pattern, kinds: usize, cut: Cut) -> Arc<Kept> {
-    KEPT.get((pattern.clone(), kinds, cut), |(pattern, kinds, cut)| {
-        Kept::new(pattern, *kinds, cut)
-    })
+    KEPT.get((pattern.clone(), kinds, cut), |(pattern, kinds, cut)| Kept::new(pattern, *kinds, cut))
 }
 
 /// Lists of it.

@@ -93,7 +93,6 @@ impl Look {
             forms.push(Forward::Hopper);
         }
         forms.extend(self.tiles(self.dense || wide, self.units[0]).map(Forward::Mma));
-        forms.push(Forward::Plain);
         forms
     }
 
@@ -112,7 +111,6 @@ impl Look {
         }
         let wide = self.widths[1] == 128;
         forms.extend(self.tiles(self.dense || wide, self.units[1]).map(Backward::Mma));
-        forms.push(Backward::Plain);
         forms
     }
 
@@ -133,8 +131,9 @@ pub(super) struct Start {
     pub shared_bytes: usize,
 }
 
-static VARIANTS: LazyLock<Vec<Variant>> =
-    LazyLock::new(|| Variant::all().into_iter().filter(|v| v.entry.starts_with("attend")).collect());
+static VARIANTS: LazyLock<Vec<Variant>> = LazyLock::new(|| {
+    Variant::all().into_iter().filter(|v| v.entry.starts_with("attend")).collect()
+});
 
 /// Shared memory of a multiprocessor of an H100.
 const SM_BYTES: usize = 227 << 10;
@@ -178,9 +177,8 @@ impl Start {
         let shared_bytes = shared_bytes(entry, heads.widths, tile, &variant.source.defines);
         let most = match entry {
             // A band waits for memory unless as many blocks as it is made for are there.
-            "attend_band" => {
-                (SM_BYTES / number(&variant.source.defines, "BLOCKS")).min(block_bytes(chip.architecture))
-            }
+            "attend_band" => (SM_BYTES / number(&variant.source.defines, "BLOCKS"))
+                .min(block_bytes(chip.architecture)),
             _ => block_bytes(chip.architecture),
         };
         (shared_bytes <= most).then_some(Start {
@@ -191,6 +189,12 @@ impl Start {
             shared_bytes,
         })
     }
+}
+
+/// Whether there are kernels of these widths for tensor cores.
+pub(super) fn has_widths([dq, dv]: [usize; 2]) -> bool {
+    let of = |v: &Variant, name| number(&v.source.defines, name);
+    VARIANTS.iter().any(|v| v.entry == "attend_fwd" && (of(v, "DQ"), of(v, "DV")) == (dq, dv))
 }
 
 fn number(defines: &[String], name: &str) -> usize {
@@ -214,10 +218,7 @@ fn shared_bytes(entry: &str, [dq, dv]: [usize; 2], tile: usize, defines: &[Strin
         "attend_dq" => 2 * (64 * tile + of("STAGES") * of("CHUNK")) * both,
         "attend_dkv" => {
             let stages = of("STAGES");
-            2 * (64 * tile + 64 * stages) * both
-                + 16384 * tile
-                + 512 * stages
-                + 8192 * of("FUSED")
+            2 * (64 * tile + 64 * stages) * both + 16384 * tile + 512 * stages + 8192 * of("FUSED")
         }
         "attend_band" => (of("KEY_STAGES") + 2) * 128 * both + 9216 + tile * 256 * dq,
         "attend_fwd_sm90" => 1024 + 256 * dq + 2 * 256 * both,

@@ -142,7 +142,7 @@ impl Walk<'_> {
 
     /// Packed columns see nothing of one another.
     fn coverage(&self, head: usize, q: (usize, usize), k: (usize, usize)) -> Coverage {
-        if !self.cut.packed {
+        if self.cut.columns == 1 {
             return self.pattern.coverage(head, q, k);
         }
         let [queries, keys] = self.cut.lengths;

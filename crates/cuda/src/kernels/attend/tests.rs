@@ -1,7 +1,7 @@
 //! What lists and launches say, told again pair by pair, against the patterns and the specs.
 
-//mod choice;
-//mod compile;
+mod choice;
+mod compile;
 mod lists;
-//mod specs;
-//mod walk;
+mod specs;
+mod walk;
