@@ -3,5 +3,6 @@
 mod choice;
 mod compile;
 mod lists;
+mod params;
 mod specs;
 mod walk;

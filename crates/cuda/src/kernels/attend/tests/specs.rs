@@ -5,7 +5,7 @@ use aerogel_lower::{AttendGradSpec, AttendMask, AttendSpec, Attention, Operand};
 
 /// An attention in a few words.
 #[derive(Clone, Debug)]
-pub(in super::super) struct Case {
+pub(super) struct Case {
     pub pattern: &'static str,
     pub batch: Vec<usize>,
     pub kv: usize,

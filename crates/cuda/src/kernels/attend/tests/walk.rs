@@ -5,17 +5,18 @@ use super::lists::{PATTERNS, has, words};
 use super::specs::Case;
 use crate::gpu::Architecture;
 use crate::kernels::Chip;
+use crate::kernels::attend::heads::Heads;
 use crate::kernels::attend::seen::UNIT;
 use crate::kernels::attend::{attend, attend_grad};
 use crate::launch::{Address, Kernel, Launch};
 use aerogel_graph::DType;
 use aerogel_lower::Operand;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 /// Bytes of an operand's row.
 type At = i64;
-/// What a row meets, as addresses of two operands of the other side.
-type Meets = BTreeMap<At, BTreeSet<(At, At)>>;
+/// What a row meets, as addresses of two operands of the other side, rising.
+type Meets = HashMap<At, Vec<(At, At)>>;
 
 /// `Params` of a launch, with its tables.
 struct Read<'a> {
@@ -85,11 +86,16 @@ impl Read<'_> {
         all
     }
 
-    /// All pairs of (own, far) positions of a head's list of tiles; `turned`: own are keys.
-    fn pairs(&self, head: [usize; 5], turned: bool) -> Vec<(usize, usize)> {
+    /// Which list a head has.
+    fn kind(&self, head: [usize; 5]) -> usize {
+        let kinds = self.u32(828);
+        if kinds == 1 { 0 } else { (head[3] * self.u32(784) + head[4]) % kinds }
+    }
+
+    /// All pairs of (own, far) positions of a list of tiles; `turned`: own are keys.
+    fn pairs(&self, kind: usize, turned: bool) -> Vec<(usize, usize)> {
         let (first, entries, masks) = (self.table(728), self.table(736), self.table(752));
-        let (tiles, kinds) = (self.u32(824), self.u32(828));
-        let kind = if kinds == 1 { 0 } else { (head[3] * self.u32(784) + head[4]) % kinds };
+        let tiles = self.u32(824);
         let mut steps = [self.u32(812), self.u32(816)];
         let mut ends = [self.u32(788), self.u32(792)];
         if turned {
@@ -156,16 +162,20 @@ fn wanted(case: &Case, own: &Operand, far: [&Operand; 2], turned: bool) -> Meets
     let mut meets = Meets::new();
     for at in heads(case) {
         let head = at[case.batch.len()] * case.group + at[case.batch.len() + 1];
-        let rows = if turned { case.keys } else { case.queries };
-        (0..rows).for_each(|row| _ = meets.entry(of_spec(own, &at, row)).or_default());
+        let ends = if turned { [case.keys, case.queries] } else { [case.queries, case.keys] };
+        let rows = |of: &Operand, end: usize| -> Vec<At> {
+            (0..end).map(|row| of_spec(of, &at, row)).collect()
+        };
+        let (own, far) = (rows(own, ends[0]), far.map(|far| rows(far, ends[1])));
+        own.iter().for_each(|&row| _ = meets.entry(row).or_default());
         for (i, j) in (0..case.queries).flat_map(|i| (0..case.keys).map(move |j| (i, j))) {
             if mask.pattern.allows(head, i, j) {
                 let (row, column) = if turned { (j, i) } else { (i, j) };
-                let pair = far.map(|far| of_spec(far, &at, column));
-                meets.entry(of_spec(own, &at, row)).or_default().insert((pair[0], pair[1]));
+                meets.get_mut(&own[row]).unwrap().push((far[0][column], far[1][column]));
             }
         }
     }
+    meets.values_mut().for_each(|of| of.sort_unstable());
     meets
 }
 
@@ -174,38 +184,58 @@ fn walked(reads: &[Read<'_>], bytes: i64, own: usize, far: [usize; 2], turned: b
     let mut meets = Meets::new();
     for read in reads {
         let group = read.u32(784);
-        let count = read.u32(if turned { 792 } else { 788 });
+        let pairs: Vec<_> = (0..read.u32(828)).map(|kind| read.pairs(kind, turned)).collect();
+        let ends = [read.u32(788), read.u32(792)];
         for head in read.heads(group) {
-            (0..count).for_each(|x| _ = meets.entry(read.at(own, head, x, bytes).1).or_default());
-            for (x, y) in read.pairs(head, turned) {
-                let to = meets.get_mut(&read.at(own, head, x, bytes).1).unwrap();
-                let pair = far.map(|far| read.at(far, head, y, bytes).1);
-                assert!(to.insert((pair[0], pair[1])), "once each");
+            let rows = |operand, end: usize| -> Vec<At> {
+                (0..end).map(|x| read.at(operand, head, x, bytes).1).collect()
+            };
+            let own = rows(own, ends[usize::from(turned)]);
+            let far = far.map(|far| rows(far, ends[usize::from(!turned)]));
+            own.iter().for_each(|&x| _ = meets.entry(x).or_default());
+            for &(x, y) in &pairs[read.kind(head)] {
+                meets.get_mut(&own[x]).unwrap().push((far[0][y], far[1][y]));
             }
         }
     }
+    meets.values_mut().for_each(|of| of.sort_unstable());
     meets
 }
 
 fn check(case: &Case, chip: Chip, align: u64) {
     let bytes = case.dtype.bytes() as i64;
-    let (spec, grad, mask) = (case.forward(), case.backward(), case.mask());
+    let (spec, mask) = (case.forward(), case.mask());
     let kernel = attend(&spec, &mask, &[align; 5], chip).unwrap();
     let forward = read(&kernel, &["attend_fwd", "attend_fwd_sm90", "attend_plain_fwd"]);
     assert_eq!(forward.len(), kernel.launches.len());
     let got = walked(&forward, bytes, O, [K, V], false);
     assert!(got == wanted(case, &spec.o, [&spec.k, &spec.v], false), "{case:?}");
+    let mut queries = BTreeSet::new();
     for read in &forward {
         for head in read.heads(read.u32(784)) {
             for x in 0..read.u32(788) {
-                assert_eq!(read.at(Q, head, x, bytes).0, 0);
-                assert_eq!(read.at(LSE, head, x, 4).0, 4);
+                let row = read.at(O, head, x, bytes).1;
+                queries.insert((row, read.at(Q, head, x, bytes).1, read.at(LSE, head, x, 4).1));
             }
         }
     }
+    let own = |at: &Vec<usize>, i| [&spec.o, &spec.q, &spec.lse].map(|of| of_spec(of, at, i));
+    let all = heads(case);
+    let of_spec = all.iter().flat_map(|at| (0..case.queries).map(move |i| own(at, i)));
+    assert_eq!(queries, of_spec.map(|[o, q, lse]| (o, q, lse)).collect());
+    check_grad(case, chip, align);
+}
+
+fn check_grad(case: &Case, chip: Chip, align: u64) {
+    let (bytes, grad, mask) = (case.dtype.bytes() as i64, case.backward(), case.mask());
     let kernel = attend_grad(&grad, &mask, &[align; 10], chip).unwrap();
     let by_key = read(&kernel, &["attend_dkv", "attend_dkv_sm90", "attend_plain_dkv"]);
     let by_query = read(&kernel, &["attend_dq", "attend_dq_sm90", "attend_plain_dq"]);
+    let any = Read { kernel: &kernel, launch: &kernel.launches[0], base: 0 };
+    for (operand, number) in [0, 1, 2, 3, 4, 5, 9, 6, 7, 8].into_iter().enumerate() {
+        let wanted = (number < 9 || grad.dlse.is_some()).then_some(Address::operand(number));
+        assert_eq!(any.address(72 * operand), wanted);
+    }
     if by_key.is_empty() {
         assert!(!read(&kernel, &["attend_band"]).is_empty());
         return;
@@ -243,9 +273,11 @@ fn queries_meet_their_keys() {
         let cases = [
             shape(32, 32, 1, [64, 128]),
             shape(24, 24, 2, [32, 32]),
+            shape(12, 20, 1, [32, 64]),
             shape(96, 96, 1, [128, 128]),
             shape(150, 100, 2, [64, 64]),
             shape(130, 130, 3, [96, 96]),
+            shape(130, 150, 2, [128, 128]),
             shape(1, 65, 1, [32, 64]),
             Case { dtype: DType::F32, ..shape(70, 40, 2, [20, 12]) },
         ];
@@ -275,5 +307,17 @@ fn many_axes_take_several_launches() {
         check(&case, chip, 2);
         let kernel = attend(&case.forward(), &case.mask(), &[2; 5], chip).unwrap();
         assert!(kernel.launches.len() > 1);
+    }
+}
+
+/// A long axis is packed in parts, so that lists stay small.
+#[test]
+fn a_long_axis_is_packed_in_parts() {
+    let case = Case { batch: vec![6000], kv: 1, queries: 16, keys: 16, ..Case::default() };
+    let heads = Heads::of(&case.forward(), &case.mask()).unwrap().packed().unwrap();
+    assert_eq!((&heads.batch[..], heads.cut.columns), (&[2][..], 3000));
+    let row = 16 * 64;
+    for (at, place) in heads.places().filter(|(at, _)| *at != LSE) {
+        assert_eq!((&place.batch[..], place.column), (&[3000 * row][..], row), "operand {at}");
     }
 }
