@@ -21,7 +21,7 @@ const KEY_SIDE: [usize; 4] = [K, V, 8, 9];
 /// Packed columns have at most so many positions, so that their lists stay small.
 const MOST_PACKED: usize = 1 << 16;
 /// Launches that axes beyond those of the kernels may cost.
-const MOST_PIECES: usize = 256;
+const MOST_PIECES: usize = 4096;
 
 /// An operand: which of the spec's, and its strides in elements. Where there is one place only, the
 /// stride is 0.
