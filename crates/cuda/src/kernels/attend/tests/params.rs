@@ -65,7 +65,7 @@ fn hopper_gets_maps_of_what_it_copies() {
     assert_eq!(fields(launch, 512 + 856, 12), [all, shared, shared, all].concat());
 }
 
-/// batch, kv, group; positions; lengths; their inverses; steps, units, tiles, kinds, section, widths.
+/// batch, kv, group; positions; lengths and inverses; steps, units, tiles, kinds, section, widths.
 #[test]
 fn sizes_stand_where_kernels_read_them() {
     let case = grouped();
