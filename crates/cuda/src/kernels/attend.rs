@@ -44,7 +44,7 @@ pub(crate) fn attend(
 ) -> Result<Kernel, LowerError> {
     let all = Heads::of(spec, mask)?;
     same_queries("attend", &all, mask)?;
-    if let Some((heads, pieces)) = for_tensor_cores("attend", &all, align)? {
+    for (heads, pieces) in for_tensor_cores("attend", &all, align)? {
         let look = Look::new(&heads, &cache::kept(&mask.pattern, heads.kinds, heads.cut));
         for form in look.forward(chip.architecture.is_hopper()) {
             let maps = form != Forward::Hopper || has_maps(&heads, &[Q, K, V], &pieces);
@@ -71,7 +71,7 @@ pub(crate) fn attend_grad(
     let kernel = "attend_grad";
     let all = Heads::of_grad(spec, mask)?;
     same_queries(kernel, &all, mask)?;
-    if let Some((heads, pieces)) = for_tensor_cores(kernel, &all, align)? {
+    for (heads, pieces) in for_tensor_cores(kernel, &all, align)? {
         let look = Look::new(&heads, &cache::kept(&mask.pattern, heads.kinds, heads.cut));
         for form in look.backward(chip.architecture.is_hopper()) {
             let maps = form != Backward::Hopper || has_maps(&heads, &[Q, K, V, DOUT], &pieces);
@@ -124,16 +124,18 @@ fn too_wide(kernel: &'static str, heads: &Heads) -> LowerError {
     )
 }
 
-/// The heads with short sequences packed, if tensor cores suit the operands.
+/// How tensor cores may see the heads, best first; nothing if they do not take the operands.
 fn for_tensor_cores(
     kernel: &'static str,
     all: &Heads,
     align: &[u64],
-) -> Result<Option<Placed>, LowerError> {
-    if !all.suit_tensor_cores(align) {
-        return Ok(None);
+) -> Result<Vec<Placed>, LowerError> {
+    if !form::has_widths(all.widths) || !all.suit_tensor_cores(align) {
+        return Ok(vec![]);
     }
-    all.packed().unwrap_or_else(|| all.clone()).pieces(kernel).map(Some)
+    let first = all.packed().unwrap_or_else(|| all.clone());
+    let second = if first.cut.packed { None } else { all.as_column() };
+    [first].into_iter().chain(second).map(|heads| heads.pieces(kernel)).collect()
 }
 
 fn has_maps(heads: &Heads, operands: &[usize], pieces: &[Piece]) -> bool {
@@ -156,7 +158,6 @@ fn forward(
     chip: Chip,
 ) -> Result<Option<Kernel>, LowerError> {
     let found = match form {
-        Forward::Plain if heads.cut.packed => None,
         Forward::Plain => plain("attend_plain_fwd", heads, chip).map(|s| (s, 1)),
         Forward::Mma(tile) => Start::find("attend_fwd", heads, tile, &[], chip).map(|s| (s, tile)),
         Forward::Hopper => Start::find("attend_fwd_sm90", heads, 2, &[], chip).map(|s| (s, 2)),
@@ -207,7 +208,6 @@ impl Gradients {
         let find =
             |entry, tile, more: &[(&str, usize)]| Start::find(entry, heads, tile, more, chip);
         Some(match form {
-            Backward::Plain if heads.cut.packed => return None,
             Backward::Plain => Gradients {
                 stats: Some((plain("attend_plain_stats", heads, chip)?, units, PLAIN_ROWS)),
                 by_key: (plain("attend_plain_dkv", heads, chip)?, Of::Columns(1)),

@@ -1,4 +1,18 @@
 //! Which kernels run an attention: measured on an H100, see `lab/results/h100-attend.txt`.
+//!
+//! | pattern | forward | backward |
+//! |---|---|---|
+//! | sequences of up to 64, packed | `mma.sync`, packed | one kernel for all (`FUSED`) |
+//! | sequences of up to 127, packed | `mma.sync`, packed | `mma.sync`, packed |
+//! | long lists: causal, full | Hopper, else 128 rows | Hopper, else 128 rows |
+//! | a window of 128 | 64 rows | `attend_band` |
+//! | a window of 256, keys of width 32 | 64 rows | `attend_band` |
+//! | a window of 256, keys of width 64 | 64 rows | Hopper, else 64 rows (values of 128: 128) |
+//! | any, keys of width 128 | Hopper, else 128 rows | Hopper, else 128 rows |
+//!
+//! Hopper's kernels exist for widths (64, 64), (64, 128) and (128, 128), `attend_band` up to
+//! (64, 128) and where no query heads share keys. Whatever else tensor cores do not take, the
+//! plain kernels do.
 
 use super::heads::Heads;
 use super::seen::{Kept, UNIT};
@@ -93,7 +107,6 @@ impl Look {
             forms.push(Forward::Hopper);
         }
         forms.extend(self.tiles(self.dense || wide, self.units[0]).map(Forward::Mma));
-        forms.push(Forward::Plain);
         forms
     }
 
@@ -112,7 +125,6 @@ impl Look {
         }
         let wide = self.widths[1] == 128;
         forms.extend(self.tiles(self.dense || wide, self.units[1]).map(Backward::Mma));
-        forms.push(Backward::Plain);
         forms
     }
 
@@ -191,6 +203,12 @@ impl Start {
             shared_bytes,
         })
     }
+}
+
+/// Whether there are kernels of these widths for tensor cores.
+pub(super) fn has_widths([dq, dv]: [usize; 2]) -> bool {
+    let of = |v: &Variant, name| number(&v.source.defines, name);
+    VARIANTS.iter().any(|v| v.entry == "attend_fwd" && (of(v, "DQ"), of(v, "DV")) == (dq, dv))
 }
 
 fn number(defines: &[String], name: &str) -> usize {

@@ -21,7 +21,7 @@ const KEY_SIDE: [usize; 4] = [K, V, 8, 9];
 /// Packed columns have at most so many positions, so that their lists stay small.
 const MOST_PACKED: usize = 1 << 16;
 /// Launches that axes beyond those of the kernels may cost.
-const MOST_PIECES: usize = 256;
+const MOST_PIECES: usize = 4096;
 
 /// An operand: which of the spec's, and its strides in elements. Where there is one place only, the
 /// stride is 0.
@@ -160,24 +160,25 @@ impl Heads {
         self.places_mut().zip(space.strides).for_each(|(place, own)| place.batch = own);
     }
 
-    /// Short sequences, packed: along the batch axis that fills units best, the innermost of those.
+    /// Short sequences, packed: along the batch axis that fills units best, the longest of those.
     /// None where sequences are long, or cannot be packed.
     pub fn packed(&self) -> Option<Heads> {
         let lengths = self.cut.lengths;
         let (least, longest) = (lengths[0].min(lengths[1]), lengths[0].max(lengths[1]));
-        if least < 2 || longest >= 2 * UNIT {
+        // Sequences that are longer than a unit straddle units, which pays up to two.
+        let straddle = longest > UNIT;
+        if least < 2 || longest >= 2 * UNIT || straddle && lengths[0] != lengths[1] {
             return None;
         }
-        // Longer sequences straddle units: still fewer than one sequence at a time takes.
-        let wanted = (UNIT / longest).max(1 + usize::from(longest > UNIT));
         let usable = |axis: usize| {
             let most = (MOST_PACKED / longest).min(self.batch[axis]);
             (1..=most).rev().find(|n| self.batch[axis].is_multiple_of(*n)).unwrap_or(1)
         };
-        let axes = 0..if wanted > 1 { self.batch.len() } else { 0 };
-        let best = axes.max_by_key(|&axis| (usable(axis).min(wanted), axis));
+        let filled = |n: usize| n * 1024 / Cut::packed(n, lengths).units()[0];
+        let axes = (0..self.batch.len()).filter(|_| straddle || 2 * longest <= UNIT);
+        let best = axes.max_by_key(|&axis| (filled(usable(axis)), usable(axis)));
         let columns = best.map_or(1, usable);
-        if longest > UNIT && (columns == 1 || lengths[0] != lengths[1]) {
+        if straddle && columns == 1 {
             return None;
         }
         let mut heads = self.clone();
@@ -191,6 +192,14 @@ impl Heads {
             heads.merge();
         }
         Some(heads)
+    }
+
+    /// Long sequences in the form of packed ones, one column each: its blocks need less memory.
+    pub fn as_column(&self) -> Option<Heads> {
+        let [queries, keys] = self.cut.lengths;
+        let fits = (2..1 << 16).contains(&queries) && (2..1 << 16).contains(&keys);
+        let cut = Cut { packed: true, ..Cut::whole(self.cut.lengths) };
+        fits.then(|| Heads { cut, ..self.clone() })
     }
 
     /// At most three batch axes, and the places of the launches that this takes: axes beyond them

@@ -1,11 +1,11 @@
 //! From heads, lists and forms to launches: `Params` and `HopperParams` of `lib/attend*.cuh`.
 
 use super::form::Start;
-use super::heads::{DOUT, Heads, K, OPERANDS, Piece, Q, V};
+use super::heads::{DOUT, Heads, K, Piece, Q, V};
 use super::lists::Lists;
 use super::seen::UNIT;
 use crate::kernels::space::count;
-use crate::launch::{Address, Kernel, Launch, Parameters, TensorMap};
+use crate::launch::{Address, Kernel, Launch, MAP_BYTES, Parameters, TensorMap};
 use crate::source::Source;
 use aerogel_graph::DType;
 use aerogel_lower::LowerError;
@@ -127,13 +127,13 @@ impl<'a> Launches<'a> {
         let mapped = [Q, K, V, DOUT].map(|at| map(self.heads, at, piece));
         for of in &mapped {
             match of {
-                Some((map, _)) => drop(all.map(map.clone())),
-                None => (0..16).for_each(|_| drop(all.align(8).u64(0))),
+                Some((map, _)) => _ = all.map(map.clone()),
+                None => (0..MAP_BYTES / 8).for_each(|_| _ = all.u64(0)),
             }
         }
         all.append(&self.params(piece, tables, side));
         let axes = mapped.iter().flat_map(|of| of.as_ref().map_or([5; 3], |(_, axes)| *axes));
-        axes.for_each(|axis| drop(all.u32(axis)));
+        axes.for_each(|axis| _ = all.u32(axis));
         all.align(64);
         self.push(start, blocks, 1, all)
     }
@@ -166,30 +166,28 @@ impl<'a> Launches<'a> {
     fn params(&self, piece: &Piece, tables: Tables, side: Side) -> Parameters {
         let heads = self.heads;
         let mut p = Parameters::new();
-        for at in 0..OPERANDS {
-            match &heads.operands[at] {
-                None => (0..9).for_each(|_| drop(p.u64(0))),
-                Some(own) => {
-                    let bytes = piece[at] as i64 * own.dtype.bytes() as i64;
-                    p.address(Address::operand(own.number).plus(bytes));
-                    own.batch.iter().for_each(|&s| drop(p.i64(s as i64)));
-                    let rest = [own.kv, own.group, own.column, own.row, own.width];
-                    rest.iter().for_each(|&s| drop(p.i64(s as i64)));
-                }
-            }
+        for (own, &further) in heads.operands.iter().zip(piece) {
+            let Some(own) = own else {
+                (0..9).for_each(|_| _ = p.u64(0));
+                continue;
+            };
+            let bytes = further as i64 * own.dtype.bytes() as i64;
+            p.address(Address::operand(own.number).plus(bytes));
+            let rest = [own.kv, own.group, own.column, own.row, own.width];
+            own.batch.iter().chain(&rest).for_each(|&stride| _ = p.i64(stride as i64));
         }
         p.address(self.stats).address(tables.first).address(tables.entries);
         p.address(tables.order).address(self.masks).address(self.position);
         let cut = &heads.cut;
         let ([queries, keys], [query_units, _]) = (cut.positions(), cut.units());
-        let words = [heads.kv, heads.group, queries, keys, cut.lengths[0], cut.lengths[1]];
-        heads.batch.iter().chain(&words).for_each(|&n| drop(p.u32(n as u32)));
-        cut.lengths.iter().for_each(|&length| drop(p.u32(magic(length))));
+        let [query_length, key_length] = cut.lengths;
         let [query_step, key_step] = cut.steps;
-        let words = [query_step, key_step, query_units, tables.tiles, heads.kinds];
-        words.iter().for_each(|&n| drop(p.u32(n as u32)));
-        p.u32(section(heads, side));
-        heads.widths.iter().for_each(|&n| drop(p.u32(n as u32)));
+        let mut u32s = |all: &[usize]| all.iter().for_each(|&n| _ = p.u32(n as u32));
+        u32s(&heads.batch);
+        u32s(&[heads.kv, heads.group, queries, keys, query_length, key_length]);
+        u32s(&[magic(query_length), magic(key_length), query_step, key_step, query_units]);
+        u32s(&[tables.tiles, heads.kinds, section(heads, side)]);
+        u32s(&heads.widths);
         p.f32(heads.scale).f32((f64::from(heads.scale) * std::f64::consts::LOG2_E) as f32);
         p.align(8);
         p
@@ -197,20 +195,19 @@ impl<'a> Launches<'a> {
 }
 
 /// `x / length = x magic >> 32`, for `x length < 2^32`.
-fn magic(length: usize) -> u32 {
-    let quotient = (1u64 << 32).div_ceil(length.max(1) as u64);
-    u32::try_from(quotient).unwrap_or(u32::MAX)
+fn magic(length: usize) -> usize {
+    (1usize << 32).div_ceil(length.max(1)).min(u32::MAX as usize)
 }
 
 /// Heads that are worked on together.
-fn section(heads: &Heads, side: Side) -> u32 {
+fn section(heads: &Heads, side: Side) -> usize {
     let [queries, keys] = heads.cut.positions();
     let positions = match side {
         Side::Queries => keys.div_ceil(heads.group.max(1)),
         Side::Keys => queries * heads.group,
     };
     let bytes = positions * (heads.widths[0] + heads.widths[1]) * heads.dtype().bytes();
-    (SECTION_BYTES / bytes.max(1)).clamp(1, side.heads(heads).max(1)) as u32
+    (SECTION_BYTES / bytes.max(1)).clamp(1, side.heads(heads).max(1))
 }
 
 /// An operand as the tensor copy engine sees it, and which axes of the head the map's last three

@@ -154,7 +154,7 @@ fn add_own(
     for unit in own.start..own.end.min(units as u32) {
         let from = &all[all.partition_point(|v| side(v) < unit)..];
         match from.partition_point(|v| side(v) == unit) {
-            0 => drop(visits.insert(nothing(unit))),
+            0 => _ = visits.insert(nothing(unit)),
             count => visits.extend(&from[..count]),
         }
     }

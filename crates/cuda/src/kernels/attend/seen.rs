@@ -76,10 +76,12 @@ pub(super) struct Kept {
 impl Kept {
     /// Asks the pattern about stretches, and for pairs only where that is not enough.
     pub fn new(pattern: &Pattern, kinds: usize, cut: &Cut) -> Kept {
-        let mut walk = Walk { pattern, cut, known: HashMap::new(), masks: vec![], out: vec![] };
+        let mut walk = Walk::new(pattern, cut);
         let units = cut.units();
         let kinds = (0..kinds)
             .map(|head| {
+                walk.period = period(pattern, head, cut);
+                walk.again.clear();
                 (0..units[0]).for_each(|unit| walk.stretch(head, unit, 0..units[1]));
                 std::mem::take(&mut walk.out)
             })
@@ -111,9 +113,18 @@ struct Walk<'a> {
     known: HashMap<[u64; UNIT], u32>,
     masks: Vec<u64>,
     out: Vec<Seen>,
+    /// A shift of queries and keys together that changes nothing.
+    period: Option<usize>,
+    /// Codes of units that others are shifts of.
+    again: HashMap<[usize; 4], u32>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(pattern: &'a Pattern, cut: &'a Cut) -> Walk<'a> {
+        let (known, again) = (HashMap::new(), HashMap::new());
+        Walk { pattern, cut, known, masks: vec![], out: vec![], period: None, again }
+    }
+
     /// Units of keys `keys` against a unit of queries: as one, or by halves.
     fn stretch(&mut self, head: usize, unit: usize, keys: Range<usize>) {
         if keys.is_empty() {
@@ -142,7 +153,7 @@ impl Walk<'_> {
 
     /// Packed columns see nothing of one another.
     fn coverage(&self, head: usize, q: (usize, usize), k: (usize, usize)) -> Coverage {
-        if !self.cut.packed {
+        if self.cut.columns == 1 {
             return self.pattern.coverage(head, q, k);
         }
         let [queries, keys] = self.cut.lengths;
@@ -152,30 +163,65 @@ impl Walk<'_> {
         }
     }
 
-    /// One unit, pair by pair.
+    /// One unit, pair by pair, unless a shift of it is known.
     fn unit(&mut self, head: usize, q: (usize, (usize, usize)), k: (usize, (usize, usize))) {
+        let ((query, q), (key, k)) = (q, k);
+        let all = self.cut.positions()[1];
+        let shape = [q.1 - q.0, k.1 - k.0];
+        let place = self.period.map(|n| [q.0 % n, all + q.0 - k.0, shape[0], shape[1]]);
+        let known = place.and_then(|place| self.again.get(&place).copied());
+        let code = known.unwrap_or_else(|| self.code(head, q, k));
+        if let Some(place) = place {
+            self.again.insert(place, code);
+        }
+        if code != EMPTY {
+            self.push(query, key, code);
+        }
+    }
+
+    /// The code of queries `q` against keys `k`, one unit of either.
+    fn code(&mut self, head: usize, q: (usize, usize), k: (usize, usize)) -> u32 {
         let [queries, keys] = self.cut.lengths;
         let (mut by_query, mut by_key) = ([0u64; UNIT], [0u64; UNIT]);
-        for (row, i) in (q.1.0..q.1.1).enumerate() {
-            for (column, j) in (k.1.0..k.1.1).enumerate() {
+        for (row, i) in (q.0..q.1).enumerate() {
+            for (column, j) in (k.0..k.1).enumerate() {
                 let own = i / queries == j / keys;
                 let seen = own && self.pattern.allows(head, i % queries, j % keys);
                 by_query[row] |= u64::from(seen) << column;
                 by_key[column] |= u64::from(seen) << row;
             }
         }
-        let rows = &by_query[..q.1.1 - q.1.0];
+        let rows = &by_query[..q.1 - q.0];
         if rows.iter().all(|&word| word == u64::MAX) {
-            return self.push(q.0, k.0, FULL);
+            return FULL;
         }
         if rows.iter().all(|&word| word == 0) {
-            return;
+            return EMPTY;
         }
         let next = self.known.len() as u32;
         let code = *self.known.entry(by_query).or_insert(next);
         if code == next {
             self.masks.extend(by_query.iter().chain(&by_key));
         }
-        self.push(q.0, k.0, code);
+        code
+    }
+}
+
+/// By how much queries and keys may move together.
+fn period(pattern: &Pattern, head: usize, cut: &Cut) -> Option<usize> {
+    let [queries, keys] = cut.lengths;
+    if cut.columns > 1 {
+        return (queries == keys).then_some(queries);
+    }
+    match pattern {
+        Pattern::Full | Pattern::Causal | Pattern::Before => Some(1),
+        Pattern::Local(_) | Pattern::Strided(_) => Some(1),
+        Pattern::Block(block) | Pattern::Summary { block, .. } => Some(*block),
+        Pattern::Columns { .. } => None,
+        Pattern::Union(a, b) => {
+            let (a, b) = (period(a, head, cut)?, period(b, head, cut)?);
+            if b.is_multiple_of(a) { Some(b) } else { a.is_multiple_of(b).then_some(a) }
+        }
+        Pattern::PerHead(list) => period(&list[head % list.len()], head, cut),
     }
 }

@@ -1,7 +1,8 @@
 //! What lists and launches say, told again pair by pair, against the patterns and the specs.
 
-//mod choice;
-//mod compile;
+mod choice;
+mod compile;
 mod lists;
-//mod specs;
-//mod walk;
+mod params;
+mod specs;
+mod walk;
