@@ -10,7 +10,7 @@ mod epilogue;
 mod launches;
 mod matrix;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::{Chip, unsupported};
 use crate::launch::{Address, Kernel, Launch};

@@ -63,12 +63,22 @@ pub(crate) fn linear_ce(
     align: &[u64],
     chip: Chip,
 ) -> Result<Kernel, LowerError> {
+    in_chunks(spec, align, chip, CHUNK_BYTES)
+}
+
+/// The launches, chunk by chunk, of at most so many bytes of logits.
+fn in_chunks(
+    spec: &LinearCeSpec,
+    align: &[u64],
+    chip: Chip,
+    chunk_bytes: usize,
+) -> Result<Kernel, LowerError> {
     let layer = Layer::new(spec, align, chip)?;
     // The rows as x and dx have them.
     let factors = [X, DX].map(|i| layer.row_strides(i)).to_vec();
     let rows = space::merged(KERNEL, &spec.rows, factors)?;
     let all: usize = rows.elements();
-    let most = (CHUNK_BYTES / (layer.line * layer.dtype.bytes())).max(ROW_STEP);
+    let most = (chunk_bytes / (layer.line * layer.dtype.bytes())).max(ROW_STEP);
     let most = most / ROW_STEP * ROW_STEP;
     let chunks = chunks(&rows.sizes, all.div_ceil(all.div_ceil(most).max(1)), most);
     let tallest = chunks.iter().map(|c| c.sizes.iter().product::<usize>()).max().unwrap_or(0);

@@ -1,4 +1,5 @@
-mod compile;
+pub(crate) mod compile;
+pub(crate) mod emulate;
 
 use super::choice::{self, Choice, Factor, Form, Layout, Question};
 use super::matrix::{self, Roles};
@@ -203,8 +204,8 @@ fn parameters_are_those_of_the_lab() {
     let bytes = launch.parameters.bytes();
     let core = [0, 0, 768, 256, 73_728, 1, 1, 1, 0, 0, 0, 0, 0, 0, 22, 1.0f32.to_bits() as i32];
     assert_eq!(words(&bytes[256..320]), core);
-    let c = [0, 0, 0, 0, 0, 0, 0, 0, 256, 0, 1, 0];
-    assert_eq!(words(&bytes[320..432]), [&[0; 4][..], &c, &c].concat());
+    let c = [0, 0, 0, 0, 0, 0, 256, 0, 1, 0];
+    assert_eq!(words(&bytes[320..416]), [&[0; 4][..], &c, &c].concat());
     assert_eq!(bytes.len(), 448);
     let maps = launch.parameters.maps();
     assert_eq!(maps[0].1.sizes, [768, 73_728, 1, 1, 1]);
