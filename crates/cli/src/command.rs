@@ -43,6 +43,7 @@ pub enum Command {
     Inspect(crate::inspect::InspectArgs),
     Bench(crate::bench::BenchArgs),
     Doctor(crate::doctor::DoctorArgs),
+    Selftest(crate::selftest::SelfTestArgs),
     /// List every key of a recipe: type, default, meaning
     #[command(after_help = "Example: aerogel keys | grep optimizer")]
     Keys,

@@ -1,7 +1,7 @@
 //! `doctor`: what this machine has.
 
 use crate::args::Shared;
-use crate::hardware::Hardware;
+use crate::hardware::{Gpu, Hardware};
 use crate::show;
 use aerogel_store::{Fs, RealFs};
 use aerogel_train::Exit;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// Show what this machine has: cores, instructions, caches, memory, disk
+/// Show what this machine has: cores, instructions, caches, memory, GPUs, disk
 #[derive(Args)]
 #[command(after_help = "Example: aerogel doctor --json")]
 pub struct DoctorArgs {
@@ -38,7 +38,8 @@ fn object(h: &Hardware, runs_bytes: Option<u64>, data_bytes: Option<u64>) -> Val
         "cores": h.cores, "instructions": h.features, "level": h.level,
         "amx_usable": h.amx_usable, "caches": h.caches, "memory_bytes": h.memory_bytes,
         "memory_available_bytes": h.memory_available_bytes, "runs_free_bytes": runs_bytes,
-        "data_free_bytes": data_bytes, "parquet": cfg!(feature = "parquet"),
+        "data_free_bytes": data_bytes, "gpus": h.gpus, "no_gpu": h.no_gpu, "nvrtc": h.nvrtc,
+        "no_nvrtc": h.no_nvrtc, "parquet": cfg!(feature = "parquet"),
     })
 }
 
@@ -58,6 +59,7 @@ fn page(h: &Hardware, runs_bytes: Option<u64>, data_bytes: Option<u64>) -> Strin
          tiles (AMX)   {amx}\n\
          caches        {}\n\
          memory        {}, {} available\n\
+         {}\
          disk          {} free for runs, {} for data\n",
         env!("CARGO_PKG_VERSION"),
         h.os,
@@ -70,9 +72,34 @@ fn page(h: &Hardware, runs_bytes: Option<u64>, data_bytes: Option<u64>) -> Strin
         h.caches_text(),
         size(h.memory_bytes),
         size(h.memory_available_bytes),
+        gpus(h),
         size(runs_bytes),
         size(data_bytes),
     )
+}
+
+/// A line for each GPU and one for the compiler, or the sentences that say why there is none.
+fn gpus(h: &Hardware) -> String {
+    let line = |g: &Gpu| {
+        format!(
+            "GPU           {}: {}, {} multiprocessors, {}, driver of CUDA {}\n",
+            g.name,
+            g.architecture,
+            g.multiprocessors,
+            show::bytes(g.memory_bytes),
+            g.driver,
+        )
+    };
+    let mut text: String = h.gpus.iter().map(line).collect();
+    if let Some(reason) = &h.no_gpu {
+        text += &format!("GPU           none: {reason}\n");
+    }
+    text += &match (&h.nvrtc, &h.no_nvrtc) {
+        (Some(version), _) => format!("NVRTC         {version}\n"),
+        (None, Some(reason)) => format!("NVRTC         none: {reason}\n"),
+        (None, None) => String::new(),
+    };
+    text
 }
 
 /// Free bytes of the disk that a folder lies on, or will.

@@ -1,6 +1,7 @@
-//! What this machine has, as the system tells it: processor, instructions, caches, memory.
+//! What this machine has, as the system and the GPU's driver tell it.
 
 use aerogel_cpu::simd::Simd;
+use aerogel_cuda::CudaError;
 use serde::Serialize;
 use std::path::Path;
 
@@ -45,6 +46,42 @@ pub struct Hardware {
     pub memory_bytes: Option<u64>,
     /// Memory that is free for use.
     pub memory_available_bytes: Option<u64>,
+    /// The GPUs that the driver knows.
+    pub gpus: Vec<Gpu>,
+    /// Why there are none, in one sentence.
+    pub no_gpu: Option<String>,
+    /// Version of the compiler NVRTC, which makes the kernels of GPUs.
+    pub nvrtc: Option<String>,
+    /// Why there is none, in one sentence.
+    pub no_nvrtc: Option<String>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// What kernels are compiled for: `sm_90a`.
+    pub architecture: String,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// All of its memory.
+    pub memory_bytes: u64,
+    /// The version of CUDA that its driver speaks.
+    pub driver: String,
+}
+
+impl Gpu {
+    fn of(gpu: aerogel_cuda::Gpu) -> Gpu {
+        let (major, minor) = (gpu.driver_version / 1000, gpu.driver_version % 1000 / 10);
+        Gpu {
+            name: gpu.name,
+            architecture: gpu.architecture.to_string(),
+            multiprocessors: gpu.multiprocessors,
+            memory_bytes: gpu.memory_bytes,
+            driver: format!("{major}.{minor}"),
+        }
+    }
 }
 
 /// One cache.
@@ -71,7 +108,16 @@ impl Hardware {
         let level = format!("{:?}", Simd::best().level()).to_lowercase();
         let amx = features.iter().any(|f| f == "amx_bf16");
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let (gpus, no_gpu) = parted(aerogel_cuda::Gpu::all());
+        let (nvrtc, no_nvrtc) = parted(aerogel_cuda::version());
         Hardware {
+            no_gpu: no_gpu.or_else(|| {
+                let none = gpus.as_ref().is_some_and(Vec::is_empty);
+                none.then(|| "the NVIDIA driver knows no GPU".to_owned())
+            }),
+            gpus: gpus.into_iter().flatten().map(Gpu::of).collect(),
+            nvrtc: nvrtc.map(|(major, minor)| format!("{major}.{minor}")),
+            no_nvrtc,
             cpu: field(&about, "model name").unwrap_or("unknown").to_owned(),
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
@@ -93,6 +139,14 @@ impl Hardware {
             list if list.is_empty() => "unknown".to_owned(),
             list => list.join(", "),
         }
+    }
+}
+
+/// What is there, or the reason why it is not.
+fn parted<T>(found: Result<T, CudaError>) -> (Option<T>, Option<String>) {
+    match found {
+        Ok(found) => (Some(found), None),
+        Err(e) => (None, Some(e.to_string())),
     }
 }
 

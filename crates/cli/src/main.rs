@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod sample;
+mod selftest;
 mod show;
 mod signals;
 mod train;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Inspect(args) => inspect::run(&args, &shared),
         Command::Bench(args) => bench::run(&args, &shared),
         Command::Doctor(args) => doctor::run(&args, &shared),
+        Command::Selftest(args) => selftest::run(&args, &shared),
         Command::Keys => keys::run(),
     }
 }

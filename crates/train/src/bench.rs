@@ -8,7 +8,7 @@ use crate::session::{Session, Ties};
 use crate::setup::{Workspace, vocabulary};
 use crate::step::Stepper;
 use aerogel_graph::{Cost, Phase};
-use aerogel_machine::{Account, Device, Kind, Span, Timing};
+use aerogel_machine::{Account, Kind, Span, Timing};
 use aerogel_models::shifts_inside;
 use aerogel_recipe::Recipe;
 use std::sync::Arc;

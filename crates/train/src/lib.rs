@@ -25,6 +25,7 @@ mod report;
 mod run;
 mod sample;
 mod sections;
+pub mod selftest;
 mod session;
 mod setup;
 mod step;

@@ -12,8 +12,6 @@ mod device;
 mod harness;
 #[path = "all/learning.rs"]
 mod learning;
-#[path = "all/op_table.rs"]
-mod op_table;
 #[path = "all/parity.rs"]
 mod parity;
 #[path = "all/pieces.rs"]

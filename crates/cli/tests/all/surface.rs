@@ -131,5 +131,32 @@ fn the_machine_and_the_keys_are_shown() {
     let place = Place::new();
     let machine = place.good(&["doctor", "--json"]).object();
     assert!(machine["cores"].as_u64() >= Some(1));
+    assert_eq!(machine["gpus"].as_array().unwrap().is_empty(), machine["no_gpu"].is_string());
+    assert_eq!(machine["nvrtc"].is_null(), machine["no_nvrtc"].is_string());
     assert!(place.good(&["keys"]).out.contains("learning_rate"));
+}
+
+/// Without a driver there is one sentence, plans are for an H100, and nothing is written.
+#[test]
+fn a_machine_without_a_gpu_says_so_and_plans_for_one() {
+    let place = Place::small();
+    let machine = place.good(&["doctor", "--json"]).object();
+    let Some(reason) = machine["no_gpu"].as_str() else { return };
+    let plan = place.good(&["plan", &recipe("quick"), "--device", "cuda", "--json"]).object();
+    assert_eq!(plan["device"], "cuda");
+    assert!(plan["machine"].as_str().unwrap().contains("H100"), "{plan}");
+    assert_eq!(plan["budget_bytes"].as_u64(), Some(85_520_809_984 - (1 << 30)));
+    let page = place.good(&["plan", &recipe("quick"), "parallel.device=cuda"]).out;
+    assert!(page.contains("a step on NVIDIA H100"), "{page}");
+    let ended = place.run(&["train", "small.toml", "--device", "cuda"]);
+    assert_eq!((ended.code, ended.err.trim_end()), (20, format!("error: {reason}").as_str()));
+    assert!(!place.path("data").exists() && !place.path("runs").exists());
+    let ranks = place.run(&["train", "small.toml", "--device", "cuda", "--ranks", "2"]);
+    assert!(ranks.err.contains("one GPU runs one rank so far"), "{}", ranks.err);
+    assert_eq!(ranks.code, 20);
+    let doctor = place.good(&["doctor"]).out;
+    assert!(doctor.contains(&format!("GPU           none: {reason}")), "{doctor}");
+    place.good(&["train", "small.toml", "-q"]);
+    let eval = place.run(&["eval", "small", "--device", "cuda"]);
+    assert_eq!((eval.code, eval.err.trim_end()), (20, format!("error: {reason}").as_str()));
 }

@@ -1,7 +1,7 @@
 //! Concatenations through planner and device: parts that are written where the whole lies, sums of
 //! flat gradients in a state's slot, and what has to be copied, against the interpreter.
 
-use crate::harness::{Loaded, Rng, alone, bytes_of, check, fill, numbers_of};
+use crate::harness::{Rng, alone, bytes_of, check, fill, loaded, numbers_of};
 use aerogel_graph::{
     AxisId, Build, Clock, DType, Env, Graph, Init, OpError, Role, StateId, Type, ValueId,
 };
@@ -135,7 +135,7 @@ fn random_buckets_hold_what_the_interpreter_says() {
         fill(&g, &mut env, &mut Rng(seed + 1000), 4);
         let clock = Clock { seed, step: 7, ..Clock::default() };
         check(&format!("bucket {seed}"), &g, &env, clock);
-        let program = Loaded::new(alone(&g), 1).unwrap().program;
+        let program = loaded(alone(&g), 1).unwrap().program;
         let steps = &program.sections[0].steps;
         let view = |s: &Step| matches!(s, Step::Kernel { claim, .. } if claim.kernel == "view");
         assert!(!steps.iter().any(view), "seed {seed}: a flat concatenation is a kernel");
@@ -175,7 +175,7 @@ fn copies_of_a_state_are_kept_apart() {
     };
     let ask = |name: &str, g| Ask { name: name.to_owned(), graph: g, calls: 3 };
     let asks = vec![ask("forward", forward().unwrap()), ask("backward", backward().unwrap())];
-    let mut device = Loaded::new(asks, 2).unwrap().device;
+    let mut device = loaded(asks, 2).unwrap().device;
     let input = |copy: u32| (0..21).map(|i| f64::from(100 * copy + i)).collect::<Vec<f64>>();
     let mut bytes = vec![0; 84];
     for copy in [1, 0, 2] {

@@ -3,13 +3,13 @@
 
 use crate::device::is_refused;
 use crate::harness::{Rng, check, check_near, fill};
-use crate::op_table::{cases::CASES, harness::World};
 use aerogel_graph::ops::{LinearCeGrad, Scatter, ScatterMode};
 use aerogel_graph::tensor::for_each;
 use aerogel_graph::{
     AxisId, Build, Clock, Cutter, DType, Env, Expr, Graph, Mesh, Node, Op, OpError, Tensor, Type,
     ValueId, gradients, verify::verify,
 };
+use aerogel_train::selftest::{cases::CASES, world::World};
 use std::collections::BTreeMap;
 
 /// The graph with one axis cut into pieces, and the data of one piece; `None` where an op needs the

@@ -1,11 +1,12 @@
 //! A graph on all ranks of its mesh, each a device on a thread of its own, against the interpreter
 //! running them in lockstep.
 
-use crate::harness::{Bytes, Loaded, Reference, agrees, alone, planned, same_bits};
+use crate::harness::{Bytes, Reference, alone, holds, loaded_tied, planned, same_bits};
 use aerogel_comm::{Fabric, Options};
 use aerogel_cpu::pool::Pool;
 use aerogel_graph::{Clock, Env, Graph, Mesh, Rounding, Tensor, interpret_mesh};
 use aerogel_machine::{Call, Collectives, CommError, Program, Traffic};
+use aerogel_train::selftest::runner::Loaded;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +94,7 @@ pub fn tied(program: &Arc<Program>, threads: usize) -> Vec<Loaded> {
     let options = Options { timeout: Duration::from_secs(20) };
     Fabric::new(program.sections[0].axes().mesh.clone(), options)
         .into_iter()
-        .map(|tie| Loaded::tied(program.clone(), pool.clone(), Arc::new(tie)))
+        .map(|tie| loaded_tied(program.clone(), pool.clone(), Arc::new(tie)))
         .collect()
 }
 
@@ -108,8 +109,8 @@ pub fn run_all(
     std::thread::scope(|scope| {
         let start = |(mut rank, env): (Loaded, _)| {
             scope.spawn(move || {
-                rank.write_states(section, env);
-                let got = rank.run(section, env, clock);
+                rank.write_states(section, env).unwrap();
+                let got = rank.run(section, env, clock).unwrap();
                 (rank, got)
             })
         };
@@ -125,6 +126,6 @@ fn all_agree(what: &str, g: &Graph, envs: &[Env], clock: Clock, got: &[Bytes]) {
     });
     for (rank, (declared, exact)) in declared.into_iter().zip(exact).enumerate() {
         let reference = Reference::of(g, [declared, exact], 1.0);
-        agrees(&format!("{what}, rank {rank}"), &envs[rank], &got[rank], &reference);
+        holds(&format!("{what}, rank {rank}"), reference.agrees(&envs[rank], &got[rank]));
     }
 }

@@ -2,7 +2,7 @@
 //! interpreter running the same sections.
 
 use crate::common::step_sections;
-use crate::harness::{Bytes, Loaded, Reference, Rng, bytes_of, fill, numbers_of, same_bits};
+use crate::harness::{Bytes, Reference, Rng, bytes_of, fill, loaded, numbers_of, same_bits};
 use aerogel_graph::{Build, Clock, DType, Env, Graph, Init, Place, Role, State, Tensor};
 use aerogel_models::{
     AttentionKind, Combine, Family, LayerKind, ModelConfig, WeightInit, train_graph,
@@ -118,15 +118,15 @@ fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
     let start = environment(&asks);
     let (mut first, mut copies) = (None, 0);
     for threads in 1..=2 {
-        let mut device = Loaded::new(sections(), threads).unwrap_or_else(|e| panic!("{name}: {e}"));
-        (0..asks.len()).for_each(|i| device.write_states(i, &start));
+        let mut device = loaded(sections(), threads).unwrap_or_else(|e| panic!("{name}: {e}"));
+        (0..asks.len()).for_each(|i| device.write_states(i, &start).unwrap());
         let (mut env, mut rng) = (start.clone(), Rng(4));
         let mut all = vec![];
         for (section, micro) in order(&asks) {
             let g = &asks[section].graph;
             inputs(g, &mut env, &mut rng);
             let clock = Clock { seed: 3, step: 1, micro, ..Clock::default() };
-            let got = device.run(section, &env, clock);
+            let got = device.run(section, &env, clock).unwrap();
             let what = format!("{name} {} of piece {micro}", asks[section].name);
             if threads == 1 {
                 near(&what, &Reference::new(g, &env, clock, 0.0), clock.place, &got);

@@ -1,0 +1,161 @@
+//! What results should be, and how far a device may be from them.
+
+use super::failure::Failure;
+use super::values::{Bytes, bytes_of, numbers_of};
+use aerogel_graph::{
+    Build, Clock, DType, Env, Graph, Node, Op, Rounding, Tensor, ValueId, interpret,
+};
+use std::ops::Range;
+
+/// What the interpreter says of a graph, in f64.
+pub struct Reference<'a> {
+    g: &'a Graph,
+    declared: Vec<Tensor>,
+    exact: Vec<Tensor>,
+    /// Factor of all tolerances: c √K.
+    factor: f64,
+    /// Whether anything is computed from bf16 values.
+    half: bool,
+    /// The least magnitude that rounding is relative to.
+    floor: f64,
+}
+
+impl<'a> Reference<'a> {
+    /// Interprets the graph; what its values are computed from is as large as `floor`.
+    ///
+    /// # Panics
+    /// The environment lacks an input or a state.
+    pub fn new(g: &'a Graph, env: &Env, clock: Clock, floor: f64) -> Reference<'a> {
+        let run = |mode| interpret(g, env, clock, mode).expect("all is given").values;
+        Reference::of(g, [run(Rounding::Declared), run(Rounding::Exact)], floor)
+    }
+
+    /// The same of values that are known, as declared and exactly.
+    pub fn of(g: &'a Graph, [declared, exact]: [Vec<Tensor>; 2], floor: f64) -> Reference<'a> {
+        let factor = 8.0 * (longest_sum(g) as f64).sqrt();
+        Reference { g, declared, exact, floor, factor, half: is_half(g) }
+    }
+
+    /// What it is of.
+    pub fn graph(&self) -> &Graph {
+        self.g
+    }
+
+    /// The numbers of a value.
+    pub fn values(&self, v: ValueId) -> &Tensor {
+        &self.declared[v.index()]
+    }
+
+    /// c √K roundings of what is computed, as a part of a magnitude.
+    pub fn relative(&self) -> f64 {
+        self.factor * if self.half { 2f64.powi(-9) } else { 2f64.powi(-24) }
+    }
+
+    /// How far a device may be from a value: c √K roundings of its largest element (or of what it
+    /// is the difference of), and as many times what rounding each value once has done to it,
+    /// which is large where the graph is badly conditioned. A lost or doubled term makes more.
+    pub fn tolerance(&self, v: ValueId) -> f64 {
+        self.tolerance_in(v, 0..self.declared[v.index()].data.len())
+    }
+
+    /// The same of some of a value's elements, judged by themselves.
+    pub fn tolerance_in(&self, v: ValueId, part: Range<usize>) -> f64 {
+        let [a, b] = [&self.declared, &self.exact].map(|t| &t[v.index()].data[part.clone()]);
+        let finite = |x: &&f64| x.is_finite();
+        let largest = a.iter().filter(finite).fold(self.floor, |m, x| m.max(x.abs()));
+        let noise = a.iter().zip(b).map(|(x, y)| (x - y).abs());
+        let noise = noise.filter(|x| x.is_finite()).fold(0.0, f64::max);
+        let own = if self.g.ty(v).dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
+        self.relative().max(self.factor * own) * largest + self.factor * noise
+    }
+
+    /// The largest error of outputs and new states, in parts of its bound.
+    ///
+    /// # Errors
+    /// It is above its bound, or a state changed that is not assigned.
+    pub fn agrees(&self, env: &Env, got: &Bytes) -> Result<f64, Failure> {
+        let g = self.g;
+        let mut worst = 0f64;
+        for (name, v) in &g.outputs {
+            worst = worst.max(self.compare(&format!("output {name}"), *v, got)?);
+        }
+        for (id, s) in g.states().iter().enumerate() {
+            let name = format!("state {}", s.name);
+            match g.assigns.iter().find(|a| a.0.index() == id) {
+                Some((_, v)) => worst = worst.max(self.compare(&name, *v, got)?),
+                None if got[&name] != bytes_of(g.ty(s.value).dtype, &env[&s.name].data) => {
+                    return Err(Failure::Touched { name });
+                }
+                None => {}
+            }
+        }
+        Ok(worst)
+    }
+
+    fn compare(&self, name: &str, v: ValueId, got: &Bytes) -> Result<f64, Failure> {
+        let ty = self.g.ty(v);
+        let numbers = numbers_of(ty.dtype, &got[name]);
+        let shown = ty.show(self.g.axes());
+        nearest(name, &shown, &numbers, &self.values(v).data, self.tolerance(v))
+    }
+}
+
+/// The largest error of some elements, in parts of `bound`; not a number is infinitely far.
+///
+/// # Errors
+/// It is above the bound.
+pub fn nearest(
+    name: &str,
+    shown: &str,
+    got: &[f64],
+    wanted: &[f64],
+    bound: f64,
+) -> Result<f64, Failure> {
+    let mut worst = (0f64, 0);
+    for (i, (a, b)) in got.iter().zip(wanted).enumerate() {
+        let error = if a == b { 0.0 } else { (a - b).abs() };
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        if error > worst.0 {
+            worst = (error, i);
+        }
+    }
+    let (error, element) = worst;
+    if error <= bound && got.len() == wanted.len() {
+        return Ok(if error == 0.0 { 0.0 } else { error / bound });
+    }
+    let (name, shown) = (name.to_owned(), shown.to_owned());
+    let [got, wanted] = [got, wanted].map(|x| x.get(element).copied().unwrap_or(f64::NAN));
+    Err(Failure::Element { name, shown, element, got, wanted, bound })
+}
+
+/// The names of what two runs gave other bits for: none, or the first.
+///
+/// # Errors
+/// There is one.
+pub fn same_bits(got: &Bytes, wanted: &Bytes) -> Result<(), Failure> {
+    match wanted.iter().find(|(name, bytes)| got.get(*name) != Some(bytes)) {
+        None => Ok(()),
+        Some((name, _)) => Err(Failure::Bits { name: name.clone() }),
+    }
+}
+
+/// Whether anything is computed from bf16 values.
+pub fn is_half(g: &Graph) -> bool {
+    g.values().iter().zip(g.readers()).any(|(v, r)| v.ty.dtype == DType::Bf16 && !r.is_empty())
+}
+
+/// The most terms that one node of the graph adds into one element.
+pub fn longest_sum(g: &Graph) -> usize {
+    let sum = |node: &Node| {
+        let axes = |v: &ValueId| g.ty(*v).axes.clone();
+        let mut all: Vec<_> = node.ins.iter().flat_map(axes).collect();
+        all.sort_unstable();
+        all.dedup();
+        let least = node.outs.iter().map(|v| g.axes().count(&g.ty(*v).axes)).min().unwrap_or(1);
+        match node.op {
+            Op::Map(_) | Op::View(_) => 1,
+            _ => g.axes().count(&all) / least.max(1),
+        }
+    };
+    g.nodes().iter().map(sum).max().unwrap_or(1).max(1)
+}
