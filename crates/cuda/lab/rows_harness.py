@@ -220,7 +220,7 @@ def ptr(b):
 
 
 def draws():
-    return [("Q", CLOCK["first"]), ("Q", CLOCK["stride"])]
+    return [("Q", CLOCK["first"]), ("Q", CLOCK["stride"])] + [("Q", 0)] * 4
 
 
 # ---------------------------------------------------------------- devices

@@ -14,4 +14,7 @@ struct Clock {
 struct Draws {
     u64 first;  // of micro-batch 0, elements
     u64 step;   // from one micro-batch to the next, elements
+    // What tells the draws of a kernel apart. They are arguments and no constants, so that layers
+    // which differ by nothing else share their machine code.
+    u64 stream[4];
 };

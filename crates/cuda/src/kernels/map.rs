@@ -40,7 +40,7 @@ pub(crate) fn map(program: &Program, draws: Draws, align: &[u64]) -> Result<Kern
         p.address(Address::operand(operand));
     }
     p.address(elements::clock([program]));
-    space::draws(draws, &mut p);
+    space::draws(draws, &text::streams([program]), &mut p);
     units.write(&mut p);
     let count = space::count(NAME, units.count())?;
     let tail = if flat { space.sizes[0] % lanes } else { 0 };

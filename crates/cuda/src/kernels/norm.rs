@@ -36,7 +36,7 @@ pub(crate) fn norm(spec: &NormSpec, draws: Draws, align: &[u64]) -> Result<Kerne
         p.address(operand.map_or(Address::Null, Address::operand));
     }
     p.address(elements::clock([&finish]));
-    space::draws(draws, &mut p);
+    space::draws(draws, &text::streams([&load, &finish]), &mut p);
     rows.units.write(&mut p);
     let count = space::count(NAME, rows.units.count())?;
     p.u32(count).u32(rows.width as u32).f32(spec.norm.eps);

@@ -69,7 +69,7 @@ pub(crate) fn norm_grad(
         p.i64(stride.unwrap_or(0) as i64);
     }
     p.address(elements::clock([&finish]));
-    space::draws(draws, &mut p);
+    space::draws(draws, &text::streams([&x, &dy, &finish]), &mut p);
     rows.units.write(&mut p);
     for n in [count, rows.width, chunk, blocks] {
         p.u32(space::count(NAME, n)?);

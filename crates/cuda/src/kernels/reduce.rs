@@ -162,7 +162,7 @@ impl Form {
         }
         p.address(elements::clock([&spec.program])).address(Address::operand(output));
         p.address(if self.chunks > 1 { Address::Workspace(0) } else { Address::Null });
-        space::draws(draws, &mut p);
+        space::draws(draws, &text::streams([&spec.program]), &mut p);
         self.outer.write(&mut p);
         self.inner.write(&mut p);
         let (outer, units) = (self.outer.count(), self.inner.count());

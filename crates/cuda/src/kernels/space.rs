@@ -1,5 +1,6 @@
 //! Spaces as kernels take them: `Space`, `Divide` and `Draws` of `lib/strided.cuh`.
 
+use super::text::STREAMS;
 use super::unsupported;
 use crate::launch::Parameters;
 use aerogel_lower::space::Space;
@@ -77,9 +78,10 @@ pub(crate) fn divide(divisor: usize, to: &mut Parameters) {
     to.u32(d as u32).u32(multiplier as u32).u32(shift);
 }
 
-/// Writes a `Draws`.
-pub(crate) fn draws(draws: Draws, to: &mut Parameters) {
+/// Writes a `Draws`, with the streams that [`streams`](super::text::streams) gives.
+pub(crate) fn draws(draws: Draws, streams: &[u64], to: &mut Parameters) {
     to.u64(draws.first).u64(draws.step);
+    (0..STREAMS).for_each(|n| _ = to.u64(streams.get(n).copied().unwrap_or(0)));
 }
 
 /// A count as kernels take it.

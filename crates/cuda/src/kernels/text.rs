@@ -44,6 +44,32 @@ pub(crate) fn indices(program: &Program) -> Vec<Vec<isize>> {
     list
 }
 
+/// Streams that are arguments of a kernel: `Draws` of `lib/clock.cuh` has room for so many. Those of
+/// longer programs are constants in their text.
+pub(crate) const STREAMS: usize = 4;
+
+/// The streams that programs draw from, each once, as far as there is room.
+pub(crate) fn streams<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<u64> {
+    let mut list = vec![];
+    for instr in programs.into_iter().flat_map(|p| &p.instrs) {
+        if let Instr::Rand { stream, .. } = instr
+            && !list.contains(stream)
+            && list.len() < STREAMS
+        {
+            list.push(*stream);
+        }
+    }
+    list
+}
+
+/// A stream as it is written in the text, where `draws` is the struct.
+pub(crate) fn stream_text(streams: &[u64], stream: u64, draws: &str) -> String {
+    match streams.iter().position(|s| *s == stream) {
+        Some(n) => format!("{draws}.stream[{n}]"),
+        None => format!("{stream:#x}ull"),
+    }
+}
+
 /// The one that an instruction wants.
 fn index(instr: &Instr, axes: usize) -> Option<Vec<isize>> {
     match instr {
@@ -69,9 +95,10 @@ pub(crate) fn programs(parts: &[Part<'_>]) -> String {
     let numbers: usize = parts.iter().map(|p| p.indices_along.len()).sum();
     let mut text = format!("constexpr int OPERANDS = {operands};\n");
     let _ = writeln!(text, "constexpr int INDICES = {numbers};");
+    let streams = streams(parts.iter().map(|p| p.program));
     let (mut operand, mut index) = (0, operands);
     for part in parts {
-        part.write(&mut text, operand, index);
+        part.write(&mut text, Numbered { operand, index, streams: &streams });
         operand += part.along.len();
         index += part.indices_along.len();
     }
@@ -89,6 +116,14 @@ pub(crate) fn with_programs(template: &str, parts: &[Part<'_>]) -> String {
 const SITE: &str = "const Site<OPERANDS + INDICES>& s";
 const FUNCTION: &str = "    template <int N>\n    static __device__ __forceinline__ void";
 
+/// What a part's first operand and index are called, and the streams of all parts.
+#[derive(Clone, Copy)]
+struct Numbered<'a> {
+    operand: usize,
+    index: usize,
+    streams: &'a [u64],
+}
+
 /// The lines of a struct under construction.
 #[derive(Default)]
 struct Lines {
@@ -100,8 +135,8 @@ struct Lines {
 }
 
 impl Part<'_> {
-    fn write(&self, text: &mut String, operand: usize, index: usize) {
-        let lines = self.lines(operand, index);
+    fn write(&self, text: &mut String, first: Numbered<'_>) {
+        let lines = self.lines(first);
         let join = |list: &[String], indent: usize| -> String {
             list.iter().map(|line| format!("{:indent$}{line}\n", "")).collect()
         };
@@ -121,7 +156,8 @@ impl Part<'_> {
         );
     }
 
-    fn lines(&self, operand: usize, index: usize) -> Lines {
+    fn lines(&self, first: Numbered<'_>) -> Lines {
+        let operand = first.operand;
         let mut lines = Lines::default();
         let Program { inputs, outputs, .. } = self.program;
         for (i, input) in inputs.iter().enumerate() {
@@ -144,7 +180,7 @@ impl Part<'_> {
                 Instr::Piece { dst } => lines.each.push(format!("f32 v{dst} = s.piece();")),
                 Instr::Coord { dst, .. } | Instr::Rand { dst, .. } => {
                     let own = index_of(instr, &wanted, self.program.sizes.len());
-                    self.number(&mut lines, instr, *dst, own, index + own);
+                    self.number(&mut lines, instr, *dst, own, first);
                 }
                 _ => lines.each.extend(arithmetic(instr)),
             }
@@ -177,13 +213,22 @@ impl Part<'_> {
         });
     }
 
-    fn number(&self, lines: &mut Lines, instr: &Instr, dst: Value, own: usize, k: usize) {
+    fn number(
+        &self,
+        lines: &mut Lines,
+        instr: &Instr,
+        dst: Value,
+        own: usize,
+        first: Numbered<'_>,
+    ) {
+        let k = first.index + own;
         let Instr::Rand { stream, .. } = instr else {
             lines.each.push(format!("f32 v{dst} = s.coordinate({k}, i);"));
             return;
         };
         lines.before.push(format!("f32 d{dst}[N];"));
-        let key = format!("s.clock->seed, s.clock->step, {stream:#x}ull");
+        let stream = stream_text(first.streams, *stream, "s.draws");
+        let key = format!("s.clock->seed, s.clock->step, {stream}");
         lines.before.push(format!("Stream t{dst}({key});"));
         lines.before.push(match self.indices_along[own] {
             Along::Unit(_) => format!("draw_unit<N>(t{dst}, s.element({k}), d{dst});"),

@@ -2,7 +2,7 @@
 //! that the host fills in for it.
 
 use super::super::space;
-use super::super::text::{arithmetic, index_of, indices};
+use super::super::text::{arithmetic, index_of, indices, stream_text, streams};
 use super::matrix::{FIRST, Matrices};
 use crate::launch::{Address, Parameters};
 use aerogel_graph::DType;
@@ -64,7 +64,7 @@ fn reads_clock(program: &Program) -> bool {
 
 /// The header.
 pub(super) fn text(program: &Program, along: &[Along]) -> String {
-    let mut lines = Lines::default();
+    let mut lines = Lines { streams: streams([program]), ..Lines::default() };
     lines.operands(program, along);
     for instr in &program.instrs {
         lines.instr(program, along, instr);
@@ -107,6 +107,7 @@ struct Lines {
     before: Vec<String>,
     each: Vec<String>,
     after: Vec<String>,
+    streams: Vec<u64>,
 }
 
 impl Lines {
@@ -196,7 +197,8 @@ impl Lines {
             self.each.push(format!("f32 v{dst} = f32(i32(n{dst} + i * {step}));"));
             return;
         };
-        let key = format!("e.clock->seed, e.clock->step, {stream:#x}ull");
+        let stream = stream_text(&self.streams, *stream, "e.draws");
+        let key = format!("e.clock->seed, e.clock->step, {stream}");
         self.before.push(format!("f32 d{dst}[V];"));
         self.before.push(format!("const Stream t{dst}({key});"));
         let base = "e.draws.first + e.clock->micro * e.draws.step";
@@ -233,7 +235,7 @@ pub(super) fn parameters(
     }
     if reads_clock(program) {
         out.address(Address::Clock);
-        space::draws(place, &mut out);
+        space::draws(place, &streams([program]), &mut out);
     }
     out
 }
