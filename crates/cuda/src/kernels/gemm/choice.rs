@@ -64,6 +64,9 @@ const MOST_SPLITS: usize = 96;
 /// K of a panel that stays in shared memory.
 const RESIDENT_K: usize = 256;
 
+/// Columns of as many panels as a grid has in its second dimension.
+const RESIDENT_N: usize = 65_535 * 128;
+
 /// A kernel and its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Form {
@@ -172,7 +175,7 @@ impl Question<'_> {
                 layouts,
                 permuted: lines,
             }));
-            if x.k.size <= RESIDENT_K {
+            if x.k.size <= RESIDENT_K && x.n.size <= RESIDENT_N {
                 let bn = if x.n.size > 128 { 256 } else { 128 };
                 all.push(Form::Resident { bn, layouts, permuted: lines && self.plain });
             }
