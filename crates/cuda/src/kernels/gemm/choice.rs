@@ -1,5 +1,6 @@
 //! Which kernel makes a product, with which tiles, and how many blocks share the depth of a tile:
-//! by a model of what each takes on an H100, fitted to `lab/results/h100-gemm.txt`.
+//! by a model of what each takes on an H100. Rates of the Hopper kernels and of the largest tile of
+//! tensor cores follow `lab/results/h100-gemm.txt`; those of the other tiles are estimates.
 
 use super::super::MULTIPROCESSORS;
 use super::matrix::{A, B, Matrices};
