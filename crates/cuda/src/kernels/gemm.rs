@@ -1,5 +1,5 @@
-//! Products: axes become matrices, a model of the machine chooses kernel and tiles, the element-wise
-//! part becomes a header, and all of it launches.
+//! Products: axes become matrices, a model of the machine chooses kernel and tiles, the
+//! element-wise part becomes a header, and all of it launches.
 //!
 //! Everything is a product with a program behind it: one that stores C, or adds to it, where the
 //! spec has none. A depth of more axes than kernels walk is summed over several launches in f32

@@ -85,28 +85,21 @@ fn in_chunks(
     let logits = (tallest * layer.line * layer.dtype.bytes()) as u64;
     let work = logits.next_multiple_of(256);
     let (mut launches, mut most) = (vec![], 0);
+    let mut add = |(list, bytes): (Vec<Launch>, u64)| {
+        most = most.max(bytes);
+        launches.extend(list);
+    };
     for (number, chunk) in chunks.iter().enumerate() {
-        let mut product = |made: (Vec<Launch>, u64)| {
-            most = most.max(made.1);
-            launches.extend(made.0);
-        };
-        product(layer.logits(&rows, chunk, work)?);
-        launches.push(layer.cross_entropy(chunk)?);
-        let mut product = |made: (Vec<Launch>, u64)| {
-            most = most.max(made.1);
-            launches.extend(made.0);
-        };
+        add(layer.logits(&rows, chunk, work)?);
+        add((vec![layer.cross_entropy(chunk)?], 0));
         // First dw, which reads x: dx may take its place.
-        layer.dw(&rows, chunk, number > 0, work)?.map(&mut product);
-        layer.dx(&rows, chunk, work)?.map(&mut product);
+        layer.dw(&rows, chunk, number > 0, work)?.map(&mut add);
+        layer.dx(&rows, chunk, work)?.map(&mut add);
     }
     if chunks.is_empty() {
         // Nothing but zeros for dw.
         let none = Chunk { first: 0, sizes: vec![0; rows.sizes.len()] };
-        if let Some((list, bytes)) = layer.dw(&rows, &none, false, work)? {
-            most = bytes;
-            launches.extend(list);
-        }
+        layer.dw(&rows, &none, false, work)?.map(&mut add);
     }
     Ok(Kernel { launches, workspace_bytes: work + most, tables: vec![] })
 }
@@ -300,7 +293,9 @@ impl<'a> Layer<'a> {
         p.i64(self.line as i64).i64(self.line as i64);
         Units::whole(&self.rows, vec![0; 6]).write(&mut p);
         let numbers = [chunk.first, count, spec.vocab, spec.first_row, spec.all_rows];
-        numbers.iter().for_each(|n| drop(p.u32(*n as u32)));
+        for number in numbers {
+            p.u32(number as u32);
+        }
         p.align(8);
         let t = super::text::type_name(self.dtype);
         let values = [

@@ -1,5 +1,6 @@
 //! Which kernel makes a product, with which tiles, and how many blocks share the depth of a tile:
-//! by a model of what each takes on an H100, fitted to `lab/results/h100-gemm.txt`.
+//! by a model of what each takes on an H100. Rates of the Hopper kernels and of the largest tile of
+//! tensor cores follow `lab/results/h100-gemm.txt`; those of the other tiles are estimates.
 
 use super::super::MULTIPROCESSORS;
 use super::matrix::{A, B, Matrices};
@@ -63,6 +64,9 @@ const START_SECONDS: f64 = 3e-6;
 const MOST_SPLITS: usize = 96;
 /// K of a panel that stays in shared memory.
 const RESIDENT_K: usize = 256;
+
+/// Columns of as many panels as a grid has in its second dimension.
+const RESIDENT_N: usize = 65_535 * 128;
 
 /// A kernel and its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -172,7 +176,7 @@ impl Question<'_> {
                 layouts,
                 permuted: lines,
             }));
-            if x.k.size <= RESIDENT_K {
+            if x.k.size <= RESIDENT_K && x.n.size <= RESIDENT_N {
                 let bn = if x.n.size > 128 { 256 } else { 128 };
                 all.push(Form::Resident { bn, layouts, permuted: lines && self.plain });
             }

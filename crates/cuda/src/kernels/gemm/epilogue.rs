@@ -221,14 +221,20 @@ pub(super) fn parameters(
 ) -> Parameters {
     let operands = program.inputs.len() + program.outputs.len();
     let mut out = Parameters::new();
-    places.iter().for_each(|address| drop(out.address(*address)));
+    for address in places {
+        out.address(*address);
+    }
     let strides = |operand: usize, out: &mut Parameters| {
         let Matrices { batch, m, n, .. } = matrices;
-        (batch.len()..3).for_each(|_| drop(out.i64(0)));
-        let axes = batch.iter().chain([m, n]);
-        axes.for_each(|axis| drop(out.i64(axis.strides[FIRST + operand] as i64)));
+        let missing = std::iter::repeat_n(0, 3 - batch.len());
+        let own = batch.iter().chain([m, n]).map(|axis| axis.strides[FIRST + operand]);
+        for stride in missing.chain(own) {
+            out.i64(stride as i64);
+        }
     };
-    (0..operands).for_each(|operand| strides(operand, &mut out));
+    for operand in 0..operands {
+        strides(operand, &mut out);
+    }
     for (i, first) in first.iter().enumerate() {
         out.i64(*first as i64);
         strides(operands + i, &mut out);

@@ -139,10 +139,14 @@ impl Job<'_> {
             }
         }
         for which in [A, B] {
-            batch(x, |axis| axis.map_or(0, |a| a.strides[which]), |s| drop(p.i64(s as i64)));
+            for stride in batch(x, |axis| axis.map_or(0, |a| a.strides[which])) {
+                p.i64(stride as i64);
+            }
         }
-        [&x.m, &x.n, &x.k, &x.k_outer].iter().for_each(|axis| drop(p.u32(axis.size as u32)));
-        batch(x, |axis| axis.map_or(1, |a| a.size), |size| drop(p.u32(size as u32)));
+        let sizes = [&x.m, &x.n, &x.k, &x.k_outer].map(|axis| axis.size).into_iter();
+        for size in sizes.chain(batch(x, |axis| axis.map_or(1, |a| a.size))) {
+            p.u32(size as u32);
+        }
         p.u32(self.choice.splits as u32).f32(self.alpha).u32(0);
         p
     }
@@ -162,11 +166,14 @@ impl Job<'_> {
             false => map(x, B, places[B], layouts[B]),
         });
         p.address(self.work(x));
-        [&x.m, &x.n, &x.k].iter().for_each(|axis| drop(p.u32(axis.size as u32)));
-        batch(x, |axis| axis.map_or(1, |a| a.size), |size| drop(p.u32(size as u32)));
+        let sizes = [&x.m, &x.n, &x.k].map(|axis| axis.size).into_iter();
+        for size in sizes.chain(batch(x, |axis| axis.map_or(1, |a| a.size))) {
+            p.u32(size as u32);
+        }
         for which in [A, B] {
-            let has = |axis: Option<&Axis>| axis.is_some_and(|a| moves(a, which));
-            batch(x, has, |has| drop(p.u32(u32::from(has))));
+            for has in batch(x, |axis| axis.is_some_and(|a| moves(a, which))) {
+                p.u32(u32::from(has));
+            }
         }
         p.u32(self.choice.splits as u32).f32(self.alpha);
         p
@@ -220,11 +227,11 @@ impl Job<'_> {
     }
 }
 
-/// Calls `put` for each of three batch axes, outermost first; those that are not there come first.
-fn batch<T>(x: &Matrices, of: impl Fn(Option<&Axis>) -> T, put: impl FnMut(T)) {
+/// What there is to say of each of three batch axes, outermost first; those that are not there come
+/// first.
+fn batch<T>(x: &Matrices, of: impl Fn(Option<&Axis>) -> T) -> [T; BATCH_AXES] {
     let missing = BATCH_AXES - x.batch.len();
-    let axes = (0..missing).map(|_| None).chain(x.batch.iter().map(Some));
-    axes.map(of).for_each(put);
+    std::array::from_fn(|i| of(i.checked_sub(missing).map(|own| &x.batch[own])))
 }
 
 /// Whether a factor has elements of its own along a batch axis.

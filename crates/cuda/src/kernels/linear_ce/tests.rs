@@ -101,7 +101,8 @@ fn softmax_of(launch: &Launch, memory: &mut Memory) {
         let given = at(2).map(|at| memory.get(at));
         assert_eq!(given.is_some(), defined(launch, "GIVEN") == 1);
         let (cells, gradient) = row(&logits, target, weight, given);
-        (0..3).for_each(|i| drop(at(3 + i).map(|at| memory.0.insert(at, cells[i]))));
+        let places = (0..3).filter_map(|i| Some((at(3 + i)?, cells[i])));
+        memory.0.extend(places);
         if launch.source.defines.iter().any(|d| d.starts_with("GRADIENT=")) {
             let cells = gradient.into_iter().enumerate();
             memory.0.extend(cells.map(|(i, g)| (logit(i as i64), g)));

