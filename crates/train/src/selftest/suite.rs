@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::rng::Rng;
 use super::runner::Runner;
+pub use super::runner::Tight;
 use super::values::fill;
 use super::world::Built;
 use crate::backend::Backend;
@@ -56,6 +57,7 @@ impl Bench {
     pub fn hold(
         &self,
         dtype: DType,
+        tight: Tight,
         rng: &mut Rng,
         rows: usize,
         given: Env,
@@ -65,9 +67,9 @@ impl Bench {
         fill(&g, &mut env, rng, rows);
         let clock = Clock { seed: rng.next(), step: 3, ..Clock::default() };
         if flops(&g) <= INTERPRETED {
-            return self.device.check(&g, &env, clock, 1.0);
+            return self.device.check_exact(&g, &env, clock, tight);
         }
-        self.device.check_beside(&self.cpu, &g, &form(DType::F32)?, &env, clock)
+        self.device.check_beside(&self.cpu, &g, &form(DType::F32)?, &env, clock, tight)
     }
 }
 
