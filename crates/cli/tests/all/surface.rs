@@ -151,7 +151,15 @@ fn a_machine_without_a_gpu_says_so_and_plans_for_one() {
     let ended = place.run(&["train", "small.toml", "--device", "cuda"]);
     assert_eq!((ended.code, ended.err.trim_end()), (20, format!("error: {reason}").as_str()));
     assert!(!place.path("data").exists() && !place.path("runs").exists());
-    let ranks = place.run(&["train", "small.toml", "--device", "cuda", "--ranks", "2"]);
+    let ranks = place.run(&[
+        "train",
+        "small.toml",
+        "--device",
+        "cuda",
+        "--ranks",
+        "2",
+        "train.micro_batch=1",
+    ]);
     assert!(ranks.err.contains("one GPU runs one rank so far"), "{}", ranks.err);
     assert_eq!(ranks.code, 20);
     let doctor = place.good(&["doctor"]).out;

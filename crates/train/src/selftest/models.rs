@@ -210,6 +210,6 @@ fn decoded(
     let tight = Tight { steps: 32.0, ..Tight::default() };
     bench.hold(dtype, tight, rng, VOCABULARY, given, &|dtype| {
         let compute = if dtype == DType::F32 { Compute::F32 } else { Compute::Bf16 };
-        precision(&graph, compute).map_err(|e| OpError::new("precision", &e.to_string()))
+        precision(&graph, compute).map_err(|e| OpError::new("precision", e.to_string()))
     })
 }

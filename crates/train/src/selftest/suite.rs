@@ -13,12 +13,15 @@ use aerogel_graph::{Build, Clock, DType, Env, Graph};
 /// FLOPs of a graph that the interpreter is given.
 const INTERPRETED: u64 = 2_000_000;
 
+/// What a case does with the device.
+type Run = Box<dyn FnOnce(&Bench) -> Result<f64, Failure>>;
+
 /// One thing to hold a device to.
 pub struct Case {
     /// What sets it apart within its group.
     pub name: String,
     /// Runs it; gives the largest error in parts of its bound.
-    pub run: Box<dyn FnOnce(&Bench) -> Result<f64, Failure>>,
+    pub run: Run,
 }
 
 /// The device that is tested, and the one that it is compared with where the interpreter would
