@@ -109,7 +109,7 @@ fn step(args: &StepArgs, shared: &Shared) -> anyhow::Result<(String, Value)> {
         Compute::Bf16 => "bf16",
     };
     let times = time_steps(&recipe, &shared.workspace(), 2, args.steps as usize)?;
-    let rates = cpu::rates(dtype, times.plan.threads)?;
+    let rates = cpu::rates(times.plan.backend, dtype, times.plan.threads)?;
     let account = StepAccount::new(&recipe.name, dtype, &times, rates);
     let object = json!({
         "version": cpu::VERSION, "aerogel": env!("CARGO_PKG_VERSION"),

@@ -16,6 +16,8 @@ use std::path::Path;
 
 /// The model whose step is timed: that of the comparison with PyTorch.
 const SMALL_GPT: &str = include_str!("../../../../bench/small-gpt.toml");
+/// Numbers that are copied on a GPU: more than its caches hold.
+const COPIED: usize = 1 << 26;
 /// Version of the JSON object.
 pub const VERSION: u32 = 1;
 /// The dtypes of kernels, with their names in recipes.
@@ -123,8 +125,15 @@ pub fn measure(plan: &Plan, tell: &dyn Fn(&str)) -> anyhow::Result<(String, Valu
 }
 
 /// A step's rates where nothing else is measured: a product in its dtype, and a copy.
-pub fn rates(dtype: &str, threads: usize) -> anyhow::Result<Rates> {
+pub fn rates(backend: Backend, dtype: &str, threads: usize) -> anyhow::Result<Rates> {
     let dtype = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
+    if backend == Backend::Cuda {
+        let lab = Lab { backend, threads, repeats: 9 };
+        return Ok(Rates {
+            product_flops_per_second: lab::product(lab, 4096, dtype)?.flops_per_second(),
+            copy_bytes_per_second: lab::copy_bytes_per_second(lab, COPIED)?,
+        });
+    }
     let product = lab::product(on_cpu(threads, 9), 1024, dtype)?;
     let plan = Plan { threads, quick: true, only: vec![] };
     Ok(Rates {

@@ -56,6 +56,17 @@ pub fn product(lab: Lab, n: usize, dtype: DType) -> anyhow::Result<Measured> {
     Ok(Measured { flops: 2 * (n as u64).pow(3), ..found })
 }
 
+/// The rate at which f32 are read and written by a map, of bytes read and written.
+pub fn copy_bytes_per_second(lab: Lab, count: usize) -> anyhow::Result<f64> {
+    let mut g = Graph::new();
+    let a = g.axis("a", count)?;
+    let x = state(&mut g, "x", DType::F32, &[a])?;
+    let y = g.map(&[x], &|v| 2.0 * &v[0])?;
+    g.output("y", y);
+    let all = measure(lab, g)?;
+    Ok(8.0 * count as f64 / total(&all, |a| a.kind == Kind::Map).seconds)
+}
+
 /// Attention, forward and backward. FLOPs are those of the pairs that the pattern keeps.
 pub fn attention(lab: Lab, ask: Attention, dtype: DType) -> anyhow::Result<[Measured; 2]> {
     let mut g = Graph::new();
@@ -156,6 +167,13 @@ mod tests {
     fn medians() {
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn copies_take_time() {
+        let lab = Lab { backend: Backend::Cpu, threads: 1, repeats: 3 };
+        let rate = copy_bytes_per_second(lab, 1 << 16).unwrap();
+        assert!(rate.is_finite() && rate > 1e6, "{rate}");
     }
 
     #[test]

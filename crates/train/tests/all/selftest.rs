@@ -2,10 +2,11 @@
 
 use crate::harness::{Reference, Rng, bytes_of, fill, loaded, numbers_of};
 use aerogel_graph::{Build, Clock, DType, Env, Graph};
+use aerogel_machine::DeviceError;
 use aerogel_train::selftest::reference::{Bound, judge, nearest, same_bits};
 use aerogel_train::selftest::runner::{Runner, alone};
 use aerogel_train::selftest::{Ended, Failure, SelfTest, groups, selftest};
-use aerogel_train::{Backend, TrainError};
+use aerogel_train::{Backend, Exit, TrainError};
 use std::collections::BTreeMap;
 
 fn ask(cases: usize, only: Option<&str>) -> SelfTest {
@@ -33,6 +34,20 @@ fn a_group_runs_alone_and_an_unknown_one_is_refused() {
     let refused = selftest(&ask(2, Some("updates")), &mut |_| ()).unwrap_err();
     assert!(matches!(refused, TrainError::Contradiction { .. }), "{refused}");
     assert!(refused.to_string().contains("attention"), "{refused}");
+}
+
+/// Only what breaks the device stops the cases after it.
+#[test]
+fn a_lost_device_is_told_from_a_failure() {
+    let failed = |is_lost| {
+        let (device, reason) = ("cuda".to_owned(), "an illegal address".to_owned());
+        DeviceError::Failed { device, reason, is_lost }
+    };
+    for is_lost in [true, false] {
+        assert_eq!(Failure::Device(failed(is_lost)).is_lost(), is_lost);
+        assert_eq!(Failure::Train(TrainError::Device(failed(is_lost))).is_lost(), is_lost);
+        assert_eq!(TrainError::Device(failed(is_lost)).exit(), Exit::Hardware);
+    }
 }
 
 /// A product of 64 terms, from which one term is missing in one element.
