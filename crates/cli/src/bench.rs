@@ -118,7 +118,7 @@ fn step(args: &StepArgs, shared: &Shared) -> anyhow::Result<(String, Value)> {
     if let Some(path) = &args.profile {
         write(path, &format!("{}\n", trace::chrome(&times.last_step)))?;
     }
-    let rates = cpu::rates(dtype, times.plan.threads)?;
+    let rates = cpu::rates(times.plan.backend, dtype, times.plan.threads)?;
     let account = StepAccount::new(&recipe.name, dtype, &times, rates);
     let object = json!({
         "version": cpu::VERSION, "aerogel": env!("CARGO_PKG_VERSION"),

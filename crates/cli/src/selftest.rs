@@ -23,8 +23,8 @@ pub struct SelfTestArgs {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Cases of each group [default: about a minute of them on a CPU, in all]
-    #[arg(long, value_name = "N")]
-    cases: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cases: Option<u32>,
     /// One group alone, by its name in the table
     #[arg(long, value_name = "GROUP")]
     only: Option<String>,
@@ -48,7 +48,7 @@ pub fn run(args: &SelfTestArgs, shared: &Shared) -> anyhow::Result<Exit> {
     let ask = SelfTest {
         backend: args.device,
         seed: args.seed,
-        cases: args.cases,
+        cases: args.cases.map(|n| n as usize),
         only: args.only.clone(),
     };
     let mut tallies: Vec<Tally> = vec![];

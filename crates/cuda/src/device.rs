@@ -60,13 +60,24 @@ pub struct CudaDevice {
     sites: Vec<Arc<str>>,
 }
 
+/// Calls that fail because a kernel did, after which the GPU is of no further use to this process.
+const HEARS_OF_FAILURES: [&str; 5] = [
+    "cuStreamSynchronize",
+    "cuEventSynchronize",
+    "cuMemcpyDtoHAsync",
+    "cuMemcpyHtoDAsync",
+    "cuGraphLaunch",
+];
+
 impl From<CudaError> for DeviceError {
     fn from(e: CudaError) -> DeviceError {
         let (device, reason) = ("cuda".to_owned(), e.to_string());
         match e {
             CudaError::Memory { bytes, .. } => DeviceError::Arena { bytes, reason },
-            // Errors of kernels are sticky: the context is of no further use.
-            CudaError::Call { .. } => DeviceError::Failed { device, reason, is_lost: true },
+            CudaError::Call { call, .. } => {
+                let is_lost = HEARS_OF_FAILURES.contains(&call);
+                DeviceError::Failed { device, reason, is_lost }
+            }
             _ => DeviceError::Failed { device, reason, is_lost: false },
         }
     }

@@ -67,8 +67,7 @@ impl Session {
 
     /// Bytes beside the arenas: what libraries took, and messages between ranks.
     pub fn library_bytes(&self) -> u64 {
-        let of = |d: &Box<dyn Device>| d.library_bytes() + d.ties().held_bytes();
-        self.ranks.iter().map(of).sum()
+        self.ranks.iter().map(|d| d.library_bytes() + d.ties().held_bytes()).sum()
     }
 
     /// Draws the initial values, by (seed, name, element).

@@ -26,5 +26,7 @@ mod ranks;
 mod resume;
 #[path = "all/sections.rs"]
 mod sections;
+#[path = "all/selftest.rs"]
+mod selftest;
 #[path = "all/steps_of_ranks.rs"]
 mod steps_of_ranks;

@@ -1,7 +1,7 @@
 //! `bench cpu`: what this machine reaches, beside its limits.
 
 use crate::bench::account::{Rates, StepAccount};
-use crate::bench::lab::{self, Attention, HEAD_WIDTH, Measured};
+use crate::bench::lab::{self, Attention, HEAD_WIDTH, Lab, Measured};
 use crate::hardware::Hardware;
 use crate::show;
 use aerogel_cpu::peak::{Peak, copy_bytes_per_second, peak_bf16, peak_f32};
@@ -9,13 +9,15 @@ use aerogel_cpu::pool::Pool;
 use aerogel_graph::DType;
 use aerogel_models::Part;
 use aerogel_recipe::Recipe;
-use aerogel_train::{Workspace, time_steps};
+use aerogel_train::{Backend, Workspace, time_steps};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// The model whose step is timed: that of the comparison with PyTorch.
 const SMALL_GPT: &str = include_str!("../../../../bench/small-gpt.toml");
+/// Numbers that are copied on a GPU: more than its caches hold.
+const COPIED: usize = 1 << 26;
 /// Version of the JSON object.
 pub const VERSION: u32 = 1;
 /// The dtypes of kernels, with their names in recipes.
@@ -80,7 +82,7 @@ pub fn measure(plan: &Plan, tell: &dyn Fn(&str)) -> anyhow::Result<(String, Valu
         tell("products");
         for (rate, (dtype, name)) in rates.iter_mut().zip(DTYPES) {
             let n = plan.size(1024, 512);
-            let found = lab::product(n, dtype, plan.threads, plan.size(25, 7))?;
+            let found = lab::product(on_cpu(plan.threads, plan.size(25, 7)), n, dtype)?;
             *rate = found.flops_per_second();
             if plan.wants(What::Gemm) {
                 rows.push(kernel_row(&format!("product {n}³, {name}"), found, limits.of(dtype)));
@@ -123,9 +125,16 @@ pub fn measure(plan: &Plan, tell: &dyn Fn(&str)) -> anyhow::Result<(String, Valu
 }
 
 /// A step's rates where nothing else is measured: a product in its dtype, and a copy.
-pub fn rates(dtype: &str, threads: usize) -> anyhow::Result<Rates> {
+pub fn rates(backend: Backend, dtype: &str, threads: usize) -> anyhow::Result<Rates> {
     let dtype = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
-    let product = lab::product(1024, dtype, threads, 9)?;
+    if backend == Backend::Cuda {
+        let lab = Lab { backend, threads, repeats: 9 };
+        return Ok(Rates {
+            product_flops_per_second: lab::product(lab, 4096, dtype)?.flops_per_second(),
+            copy_bytes_per_second: lab::copy_bytes_per_second(lab, COPIED)?,
+        });
+    }
+    let product = lab::product(on_cpu(threads, 9), 1024, dtype)?;
     let plan = Plan { threads, quick: true, only: vec![] };
     Ok(Rates {
         product_flops_per_second: product.flops_per_second(),
@@ -167,7 +176,7 @@ fn attention(
     ];
     for ask in asks {
         for (dtype, name) in DTYPES {
-            let found = lab::attention(ask, dtype, plan.threads, plan.size(15, 5))?;
+            let found = lab::attention(on_cpu(plan.threads, plan.size(15, 5)), ask, dtype)?;
             let pattern = ask.part.pattern().to_string();
             for (found, phase) in found.into_iter().zip(["forward", "backward"]) {
                 let words = format!("attention {pattern} {}, {name}, {phase}", ask.seq);
@@ -190,6 +199,10 @@ fn small_gpt(plan: &Plan, dtype: &'static str, rates: Rates) -> anyhow::Result<S
     let nowhere = Workspace::under(Path::new("/nonexistent"));
     let times = time_steps(&recipe, &nowhere, plan.size(3, 1), plan.size(21, 3))?;
     Ok(StepAccount::new("small-gpt", dtype, &times, rates))
+}
+
+fn on_cpu(threads: usize, repeats: usize) -> Lab {
+    Lab { backend: Backend::Cpu, threads, repeats }
 }
 
 fn heading() -> Vec<String> {

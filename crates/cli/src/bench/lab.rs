@@ -1,15 +1,14 @@
 //! Single kernels on their way through graph, plan and device, as training runs them.
 
-use aerogel_cpu::{CpuDevice, CpuTarget};
 use aerogel_graph::{
     AxisId, Build, Clock, DType, Graph, Init, OpError, ParamClass, Phase, Role, Type, ValueId,
     gradients,
 };
-use aerogel_machine::{Account, Device, Kind, Machine};
+use aerogel_machine::{Account, Alone, Kind};
 use aerogel_models::Part;
 use aerogel_models::attention::{Form, Heads, attend};
 use aerogel_plan::{Ask, plan};
-use aerogel_train::TrainError;
+use aerogel_train::{Backend, TrainError};
 use std::sync::Arc;
 
 /// A kernel's work, and the median time of a run.
@@ -33,29 +32,43 @@ pub struct Attention {
     pub heads: usize,
 }
 
+/// What kernels are measured on, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Lab {
+    pub backend: Backend,
+    pub threads: usize,
+    pub repeats: usize,
+}
+
 /// Width of a head.
 pub const HEAD_WIDTH: usize = 64;
 
 /// C = A · B of n × n matrices, row by row as they lie, all of one dtype.
-pub fn product(n: usize, dtype: DType, threads: usize, repeats: usize) -> anyhow::Result<Measured> {
+pub fn product(lab: Lab, n: usize, dtype: DType) -> anyhow::Result<Measured> {
     let mut g = Graph::new();
     let axes = [g.axis("m", n)?, g.axis("k", n)?, g.axis("n", n)?];
     let a = state(&mut g, "a", dtype, &axes[..2])?;
     let b = state(&mut g, "b", dtype, &axes[1..])?;
     let c = g.einsum_to(&[a, b], &[axes[0], axes[2]], dtype)?;
     g.output("c", c);
-    let all = measure(g, threads, repeats)?;
+    let all = measure(lab, g)?;
     let found = total(&all, |a| a.kind == Kind::Product);
     Ok(Measured { flops: 2 * (n as u64).pow(3), ..found })
 }
 
+/// The rate at which f32 are read and written by a map, of bytes read and written.
+pub fn copy_bytes_per_second(lab: Lab, count: usize) -> anyhow::Result<f64> {
+    let mut g = Graph::new();
+    let a = g.axis("a", count)?;
+    let x = state(&mut g, "x", DType::F32, &[a])?;
+    let y = g.map(&[x], &|v| 2.0 * &v[0])?;
+    g.output("y", y);
+    let all = measure(lab, g)?;
+    Ok(8.0 * count as f64 / total(&all, |a| a.kind == Kind::Map).seconds)
+}
+
 /// Attention, forward and backward. FLOPs are those of the pairs that the pattern keeps.
-pub fn attention(
-    ask: Attention,
-    dtype: DType,
-    threads: usize,
-    repeats: usize,
-) -> anyhow::Result<[Measured; 2]> {
+pub fn attention(lab: Lab, ask: Attention, dtype: DType) -> anyhow::Result<[Measured; 2]> {
     let mut g = Graph::new();
     let batch = g.axis("batch", 1)?;
     let (seq, kv, group) = (g.axis("seq", ask.seq)?, g.axis("kv", ask.heads)?, g.axis("group", 1)?);
@@ -76,7 +89,7 @@ pub fn attention(
         g.output(name, gradient.ok_or_else(missing)?);
     }
     g.output("loss", loss);
-    let all = measure(g, threads, repeats)?;
+    let all = measure(lab, g)?;
     let of = |phase| total(&all, |a| a.kind == Kind::Attention && a.phase == phase);
     Ok([of(Phase::Forward), of(Phase::Backward)])
 }
@@ -95,26 +108,24 @@ fn total(all: &[(Account, f64)], is_meant: impl Fn(&Account) -> bool) -> Measure
 }
 
 /// The kernels of a graph, each with the median time of its runs.
-fn measure(
-    graph: Graph,
-    threads: usize,
-    repeats: usize,
-) -> Result<Vec<(Account, f64)>, TrainError> {
+fn measure(lab: Lab, graph: Graph) -> Result<Vec<(Account, f64)>, TrainError> {
     let states: Vec<(String, Type)> =
         graph.states().iter().map(|s| (s.name.clone(), graph.ty(s.value).clone())).collect();
     let counts: Vec<usize> = states.iter().map(|(_, ty)| graph.axes().count(&ty.axes)).collect();
-    let machine = Machine::cpu(threads, u64::MAX);
+    let machine = lab.backend.machine(lab.threads);
+    let target = lab.backend.target(&machine);
     let ask = Ask { name: "bench".to_owned(), graph, calls: 1 };
-    let program = plan(vec![ask], &CpuTarget::new(machine.clone()), &machine)?.program;
+    let program = plan(vec![ask], target.as_ref(), &machine)?.program;
     let accounts = program.sections[0].accounts();
-    let mut device = CpuDevice::load(Arc::new(program), threads)?;
+    let loader = lab.backend.loader(lab.threads, 1)?;
+    let mut device = loader.load(Arc::new(program), Arc::new(Alone::new()))?;
     for ((name, ty), count) in states.iter().zip(counts) {
         device.write_state(name, 0, &numbers(count, ty.dtype))?;
     }
     let clock = Clock::default();
     device.run(0, clock, 0)?;
     let mut seconds: Vec<Vec<f64>> = vec![vec![]; accounts.len()];
-    for _ in 0..repeats {
+    for _ in 0..lab.repeats {
         device.profile(true);
         device.run(0, clock, 0)?;
         for t in device.spans() {
@@ -159,9 +170,17 @@ mod tests {
     }
 
     #[test]
+    fn copies_take_time() {
+        let lab = Lab { backend: Backend::Cpu, threads: 1, repeats: 3 };
+        let rate = copy_bytes_per_second(lab, 1 << 16).unwrap();
+        assert!(rate.is_finite() && rate > 1e6, "{rate}");
+    }
+
+    #[test]
     fn the_work_of_attention_is_that_of_its_pairs() {
         let ask = Attention { part: Part::Strided { stride: 4 }, seq: 16, heads: 2 };
-        let [forward, backward] = attention(ask, DType::F32, 1, 1).unwrap();
+        let lab = Lab { backend: Backend::Cpu, threads: 1, repeats: 1 };
+        let [forward, backward] = attention(lab, ask, DType::F32).unwrap();
         // 4 columns, each causal over 4 rows, for 2 heads: 80 pairs.
         let pairs = 4 * 10 * 2;
         assert_eq!(forward.flops, pairs * (4 * HEAD_WIDTH as u64 + 4));

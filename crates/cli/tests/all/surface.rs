@@ -8,7 +8,7 @@ fn help_names_every_command_and_exit_code() {
     let help = place.good(&["--help"]).out;
     let words = [
         "prepare", "plan", "explain", "train", "eval", "sample", "inspect", "bench", "doctor",
-        "keys",
+        "selftest", "keys",
     ];
     for word in words {
         assert!(help.contains(&format!("\n  {word} ")), "{word}");
@@ -151,7 +151,15 @@ fn a_machine_without_a_gpu_says_so_and_plans_for_one() {
     let ended = place.run(&["train", "small.toml", "--device", "cuda"]);
     assert_eq!((ended.code, ended.err.trim_end()), (20, format!("error: {reason}").as_str()));
     assert!(!place.path("data").exists() && !place.path("runs").exists());
-    let ranks = place.run(&["train", "small.toml", "--device", "cuda", "--ranks", "2"]);
+    let ranks = place.run(&[
+        "train",
+        "small.toml",
+        "--device",
+        "cuda",
+        "--ranks",
+        "2",
+        "train.micro_batch=1",
+    ]);
     assert!(ranks.err.contains("one GPU runs one rank so far"), "{}", ranks.err);
     assert_eq!(ranks.code, 20);
     let doctor = place.good(&["doctor"]).out;
@@ -159,4 +167,26 @@ fn a_machine_without_a_gpu_says_so_and_plans_for_one() {
     place.good(&["train", "small.toml", "-q"]);
     let eval = place.run(&["eval", "small", "--device", "cuda"]);
     assert_eq!((eval.code, eval.err.trim_end()), (20, format!("error: {reason}").as_str()));
+}
+
+#[test]
+fn the_machine_is_tested_and_one_that_is_not_there_is_refused() {
+    let place = Place::new();
+    let ended = place.good(&["selftest", "--cases", "2"]);
+    assert!(ended.out.contains("All 20 cases hold on cpu"), "{}", ended.out);
+    assert!(ended.err.contains("attention of every pattern"), "{}", ended.err);
+    let args = ["selftest", "-q", "--json", "--only", "products", "--cases", "3", "--seed", "4"];
+    let ended = place.good(&args);
+    assert_eq!(ended.err, "");
+    let object = ended.object();
+    assert_eq!((object["whole"].as_bool(), object["seed"].as_u64()), (Some(true), Some(4)));
+    assert_eq!(object["groups"].as_array().map(Vec::len), Some(1));
+    assert_eq!(object["groups"][0]["cases"], 3);
+    let unknown = place.run(&["selftest", "--only", "product"]);
+    assert_eq!(unknown.code, 20);
+    assert!(unknown.err.contains("choose one of ops, graphs, products"), "{}", unknown.err);
+    let machine = place.good(&["doctor", "--json"]).object();
+    let Some(reason) = machine["no_gpu"].as_str() else { return };
+    let ended = place.run(&["selftest", "--device", "cuda"]);
+    assert_eq!((ended.code, ended.err.trim_end()), (20, format!("error: {reason}").as_str()));
 }

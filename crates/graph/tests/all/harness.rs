@@ -1,6 +1,8 @@
 //! The comparison of random graphs' gradients with central differences.
 
-use aerogel_graph::{Axes, Env, Expr, Graph, Rounding, Tensor, ValueId, gradients, interpret};
+use aerogel_graph::{
+    Axes, Build, Env, Expr, Graph, Rounding, Tensor, ValueId, gradients, interpret,
+};
 
 pub use super::rng::Rng;
 pub use super::world::{Built, World};

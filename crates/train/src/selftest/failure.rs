@@ -2,6 +2,7 @@
 
 use crate::error::TrainError;
 use aerogel_graph::OpError;
+use aerogel_graph::interpret::EnvError;
 use aerogel_machine::DeviceError;
 use aerogel_plan::PlanError;
 use std::any::Any;
@@ -66,6 +67,9 @@ pub enum Failure {
     /// The case's graph cannot be built.
     #[error(transparent)]
     Graph(#[from] OpError),
+    /// Its data is not complete.
+    #[error(transparent)]
+    Data(#[from] EnvError),
     /// There is no plan of it.
     #[error(transparent)]
     Plan(#[from] PlanError),

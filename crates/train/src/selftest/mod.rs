@@ -33,7 +33,10 @@ pub use failure::Failure;
 
 use crate::backend::Backend;
 use crate::error::TrainError;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Instant;
 use suite::{Bench, Case};
 
@@ -140,21 +143,68 @@ pub fn selftest(ask: &SelfTest, tell: &mut dyn FnMut(Done)) -> Result<Ended, Tra
             advice: format!("choose one of {}", names.join(", ")),
         });
     }
-    let bench = Bench::new(ask.backend)?;
-    for group in GROUPS.iter().filter(is_meant) {
-        for number in 0..ask.cases.unwrap_or(group.usual) {
-            let started = Instant::now();
-            let case = (group.case)(ask.seed, number);
-            let (name, run) = (case.name, case.run);
-            let result = catch_unwind(AssertUnwindSafe(|| run(&bench)));
-            let result = result.unwrap_or_else(|panic| Err(Failure::panicked(panic.as_ref())));
-            let is_lost = result.as_ref().is_err_and(Failure::is_lost);
-            let seconds = started.elapsed().as_secs_f64();
-            tell(Done { group: group.name, number, name, result, seconds });
-            if is_lost {
-                return Ok(Ended::Lost);
+    let all: Vec<(&Group, usize)> = GROUPS
+        .iter()
+        .filter(is_meant)
+        .flat_map(|g| (0..ask.cases.unwrap_or(g.usual)).map(move |number| (g, number)))
+        .collect();
+    // Most of a GPU's time goes to compiling, which cases do side by side.
+    let workers = match ask.backend {
+        Backend::Cpu => 1,
+        Backend::Cuda => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let benches: Vec<Bench> =
+        (0..workers).map(|_| Bench::new(ask.backend)).collect::<Result<_, _>>()?;
+    Ok(run_all(ask.seed, &all, benches, tell))
+}
+
+/// Runs cases on as many threads as there are benches, and tells of them in order.
+fn run_all(
+    seed: u64,
+    all: &[(&Group, usize)],
+    benches: Vec<Bench>,
+    tell: &mut dyn FnMut(Done),
+) -> Ended {
+    let next = AtomicUsize::new(0);
+    let (send, receive) = mpsc::channel();
+    let work = |bench: Bench, send: mpsc::Sender<(usize, Done)>| {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&(group, number)) = all.get(at) else { return };
+            // The receiver may have heard of a lost device.
+            if send.send((at, run_one(seed, group, number, &bench))).is_err() {
+                return;
             }
         }
-    }
-    Ok(Ended::Whole)
+    };
+    std::thread::scope(|scope| {
+        for bench in benches {
+            let (work, send) = (&work, send.clone());
+            scope.spawn(move || work(bench, send));
+        }
+        drop(send);
+        let (mut waiting, mut told) = (BTreeMap::new(), 0);
+        for (at, done) in receive {
+            waiting.insert(at, done);
+            while let Some(done) = waiting.remove(&told) {
+                told += 1;
+                let is_lost = done.result.as_ref().is_err_and(Failure::is_lost);
+                tell(done);
+                if is_lost {
+                    next.store(all.len(), Ordering::Relaxed);
+                    return Ended::Lost;
+                }
+            }
+        }
+        Ended::Whole
+    })
+}
+
+fn run_one(seed: u64, group: &Group, number: usize, bench: &Bench) -> Done {
+    let started = Instant::now();
+    let case = (group.case)(seed, number);
+    let (name, run) = (case.name, case.run);
+    let result = catch_unwind(AssertUnwindSafe(|| run(bench)));
+    let result = result.unwrap_or_else(|panic| Err(Failure::panicked(panic.as_ref())));
+    Done { group: group.name, number, name, result, seconds: started.elapsed().as_secs_f64() }
 }

@@ -1,9 +1,9 @@
 //! Whole small models: three training steps of each, as a run makes them, and decoding.
 
 use super::failure::Failure;
+use super::reference::{Bound, judge};
 use super::rng::Rng;
-use super::runner::judge;
-use super::suite::{Bench, Case, rng_of, word};
+use super::suite::{Bench, Case, Tight, rng_of, word};
 use crate::backend::Backend;
 use crate::error::TrainError;
 use crate::feed::Feed;
@@ -54,6 +54,7 @@ batch = 4
 micro_batch = 2
 [optimizer]
 learning_rate = 1e-3
+epsilon = 1e-3
 [schedule]
 warmup = 0
 [sample]
@@ -162,15 +163,17 @@ fn trained(recipe: &Recipe, seed: u64) -> Result<Trained, TrainError> {
     Ok(Trained { losses, norms, parameters, hash: session.parameters_hash()? })
 }
 
-/// Losses and norms agree to some digits. Where a gradient is next to nothing its sign is noise, and
-/// Adam makes a whole step of it, so parameters are compared as a whole, in steps.
+/// Losses and norms agree to some digits, and parameters to a part of the way that they may have
+/// gone. The recipe's epsilon is large, so that Adam makes no step of a gradient that is nothing
+/// but rounding, as that of a key's bias.
 fn compared(got: &Trained, wanted: &Trained, dtype: DType) -> Result<f64, Failure> {
     let (loss, norm, moved) = match dtype {
-        DType::F32 => (2e-5, 2e-4, 0.1),
-        _ => (1e-2, 5e-2, 0.6),
+        DType::F32 => (1e-5, 1e-4, 0.001),
+        _ => (1e-2, 5e-2, 0.05),
     };
-    let losses = judge("losses", "", &got.losses, &wanted.losses, loss)?;
-    let norms = judge("gradient norms", "", &got.norms, &wanted.norms, norm)?;
+    let within = |relative| Bound { relative, floor: 0.0 };
+    let losses = judge("losses", "", &got.losses, &wanted.losses, within(loss))?;
+    let norms = judge("gradient norms", "", &got.norms, &wanted.norms, within(norm))?;
     let mut worst = losses.max(norms);
     let steps = LEARNING_RATE * STEPS as f64;
     for ((name, a), (_, b)) in got.parameters.iter().zip(&wanted.parameters) {
@@ -203,8 +206,10 @@ fn decoded(
     for p in &positions {
         given.insert(p.name.clone(), scalar(position / p.stride % p.size));
     }
-    bench.hold(dtype, rng, VOCABULARY, given, &|dtype| {
+    // Two layers, one after another.
+    let tight = Tight { steps: 32.0, ..Tight::default() };
+    bench.hold(dtype, tight, rng, VOCABULARY, given, &|dtype| {
         let compute = if dtype == DType::F32 { Compute::F32 } else { Compute::Bf16 };
-        precision(&graph, compute).map_err(|e| OpError::new("precision", &e.to_string()))
+        precision(&graph, compute).map_err(|e| OpError::new("precision", e.to_string()))
     })
 }

@@ -1,7 +1,7 @@
 //! Products: axes of any role in any order, with the chains of maps that follow them.
 
 use super::rng::Rng;
-use super::suite::{Case, rng_of, word};
+use super::suite::{Case, Tight, rng_of, word};
 use super::world::Built;
 use aerogel_graph::{AxisId, Build, DType, Env, Expr, Graph, ValueId};
 
@@ -42,7 +42,7 @@ pub fn case(seed: u64, number: usize) -> Case {
     let [x, y, out] = [0, 1, 2].map(|i| show(&shape.orders[i]));
     let name = format!("[{x}] x [{y}] -> [{out}], chain {}, {}", shape.chain, word(dtype));
     Case::new(name, move |bench| {
-        bench.hold(dtype, &mut rng, 1, Env::new(), &|dtype| shape.graph(dtype))
+        bench.hold(dtype, Tight::default(), &mut rng, 1, Env::new(), &|dtype| shape.graph(dtype))
     })
 }
 

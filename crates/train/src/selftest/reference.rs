@@ -7,6 +7,19 @@ use aerogel_graph::{
 };
 use std::ops::Range;
 
+/// The largest element of a value in which everything cancels.
+const CANCELLED: f64 = 1e-4;
+
+/// How near results have to come.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// Errors, in parts of the largest element, and of all together in parts of their root mean
+    /// square.
+    pub relative: f64,
+    /// The least size that this is of: that of terms which may cancel.
+    pub floor: f64,
+}
+
 /// What the interpreter says of a graph, in f64.
 pub struct Reference<'a> {
     g: &'a Graph,
@@ -126,6 +139,37 @@ pub fn nearest(
     let (name, shown) = (name.to_owned(), shown.to_owned());
     let [got, wanted] = [got, wanted].map(|x| x.get(element).copied().unwrap_or(f64::NAN));
     Err(Failure::Element { name, shown, element, got, wanted, bound })
+}
+
+/// The largest error of some elements in parts of its bound, which is relative to the largest of
+/// them; for all together, to their root mean square. Where everything cancels, what is left is
+/// the rounding of terms that are about 1.
+///
+/// # Errors
+/// It is above its bound.
+pub fn judge(
+    name: &str,
+    shown: &str,
+    got: &[f64],
+    wanted: &[f64],
+    bound: Bound,
+) -> Result<f64, Failure> {
+    let finite = || wanted.iter().filter(|x| x.is_finite());
+    let mean = |sum: f64| (sum / wanted.len().max(1) as f64).sqrt();
+    let largest = finite().fold(0f64, |m, x| m.max(x.abs()));
+    let size = mean(finite().map(|x| x * x).sum());
+    let floor = if largest < CANCELLED { 1.0 } else { bound.floor };
+    let Bound { relative, .. } = bound;
+    let worst = nearest(name, shown, got, wanted, relative * largest.max(floor))?;
+    let errors = got.iter().zip(wanted).filter(|(a, b)| a != b);
+    let error = mean(errors.map(|(a, b)| (a - b).powi(2)).sum());
+    let bound = relative * size.max(floor);
+    // Written so that NaN fails.
+    if error == 0.0 || error <= bound {
+        return Ok(worst.max(if error == 0.0 { 0.0 } else { error / bound }));
+    }
+    let (name, shown) = (name.to_owned(), shown.to_owned());
+    Err(Failure::Mean { name, shown, got: error, bound })
 }
 
 /// The names of what two runs gave other bits for: none, or the first.

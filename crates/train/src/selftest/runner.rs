@@ -1,11 +1,11 @@
 //! Graphs on a device: planned, loaded into an arena full of NaN, run twice, and compared.
 
 use super::failure::Failure;
-use super::reference::{Reference, is_half, longest_sum, nearest, same_bits};
+use super::reference::{Bound, Reference, is_half, judge, longest_sum, same_bits};
 use super::values::{Bytes, bytes_of, numbers_of};
 use crate::backend::{Backend, Loader};
 use crate::error::TrainError;
-use aerogel_graph::{Build, Clock, DType, Env, Graph, Op, ValueId};
+use aerogel_graph::{Build, Clock, DType, Env, Graph, Op, Rounding, StateId, ValueId, interpret};
 use aerogel_machine::{Alone, Device, Machine, Program, Target};
 use aerogel_plan::{Ask, plan};
 use std::sync::Arc;
@@ -14,12 +14,25 @@ use std::sync::Arc;
 const ALONE: &str = "alone";
 /// Threads of the CPU.
 const THREADS: usize = 2;
-/// Roundings that an element computed in several steps may be off, in parts of the largest.
-const STEPS: f64 = 8.0;
 
 /// One graph as the only section of a plan.
 pub fn alone(g: &Graph) -> Vec<Ask> {
     vec![Ask { name: ALONE.to_owned(), graph: g.clone(), calls: 1 }]
+}
+
+/// How tightly a graph is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Tight {
+    /// Roundings that an element may be off, for all the steps that it was computed in.
+    pub steps: f64,
+    /// The least size that roundings are relative to.
+    pub floor: f64,
+}
+
+impl Default for Tight {
+    fn default() -> Tight {
+        Tight { steps: 8.0, floor: 0.0 }
+    }
 }
 
 /// Plans and loads for one backend.
@@ -71,6 +84,25 @@ impl Runner {
         Reference::new(g, env, clock, floor).agrees(env, &got)
     }
 
+    /// Runs a graph twice and compares it with the interpreter, which rounds nothing on the way.
+    /// Bounds do not grow with what rounding in bf16 may add up to, as those of
+    /// [`Runner::check`] do: the graph has to be well conditioned.
+    ///
+    /// # Errors
+    /// As [`Runner::check`].
+    pub fn check_exact(
+        &self,
+        g: &Graph,
+        env: &Env,
+        clock: Clock,
+        tight: Tight,
+    ) -> Result<f64, Failure> {
+        let got = self.twice(g, env, clock)?;
+        let run = interpret(g, env, clock, Rounding::Exact)?;
+        let wanted = |v: ValueId| run.values[v.index()].data.clone();
+        compared(g, &got, longest_sum(g), tight, ends(g).map(|(name, v)| (name, v, wanted(v))))
+    }
+
     /// The same for graphs that the interpreter would take long for: `exact` is the graph in f32,
     /// and runs on the CPU in primitive ops, products as they are.
     ///
@@ -83,6 +115,7 @@ impl Runner {
         exact: &Graph,
         env: &Env,
         clock: Clock,
+        tight: Tight,
     ) -> Result<f64, Failure> {
         let got = self.twice(g, env, clock)?;
         let fused = |op: &Op| {
@@ -96,19 +129,11 @@ impl Runner {
         let mut loaded = cpu.load(alone(&primitive))?;
         loaded.write_states(0, env)?;
         let wanted = loaded.run(0, env, clock)?;
-        let half = if is_half(g) { 2f64.powi(-9) } else { 0.0 };
-        let sums = (longest_sum(&primitive) as f64).sqrt() * 2f64.powi(-24);
-        let mut worst = 0f64;
-        for (name, v, w) in ends(g, exact) {
-            let (ty, exact) = (g.ty(v), exact.ty(w));
-            let numbers = numbers_of(ty.dtype, &got[&name]);
-            let wanted = numbers_of(exact.dtype, &wanted[&name]);
-            let own = if ty.dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
-            let relative = STEPS * (half.max(own) + sums);
-            let shown = ty.show(g.axes());
-            worst = worst.max(judge(&name, &shown, &numbers, &wanted, relative)?);
-        }
-        Ok(worst)
+        let all = ends(g).zip(ends(exact)).map(|((name, v), (_, w))| {
+            let wanted = numbers_of(exact.ty(w).dtype, &wanted[&name]);
+            (name, v, wanted)
+        });
+        compared(g, &got, longest_sum(&primitive), tight, all)
     }
 
     /// Runs a graph twice, the second time on what the first run left.
@@ -122,44 +147,33 @@ impl Runner {
     }
 }
 
-/// The largest error of some elements in parts of its bound, which is relative to the largest of
-/// them; for all together, to their root mean square.
-///
-/// # Errors
-/// It is above its bound.
-pub fn judge(
-    name: &str,
-    shown: &str,
-    got: &[f64],
-    wanted: &[f64],
-    relative: f64,
-) -> Result<f64, Failure> {
-    let finite = || wanted.iter().filter(|x| x.is_finite());
-    let largest = finite().fold(0f64, |m, x| m.max(x.abs()));
-    let worst = nearest(name, shown, got, wanted, relative * largest)?;
-    let mean = |sum: f64| (sum / wanted.len().max(1) as f64).sqrt();
-    let errors = got.iter().zip(wanted).filter(|(a, b)| a != b);
-    let error = mean(errors.map(|(a, b)| (a - b).powi(2)).sum());
-    let bound = relative * mean(finite().map(|x| x * x).sum());
-    // Written so that NaN fails.
-    if error == 0.0 || error <= bound {
-        return Ok(worst.max(if error == 0.0 { 0.0 } else { error / bound }));
-    }
-    let (name, shown) = (name.to_owned(), shown.to_owned());
-    Err(Failure::Mean { name, shown, got: error, bound })
+/// The outputs and new states of a graph.
+fn ends(g: &Graph) -> impl Iterator<Item = (String, ValueId)> {
+    let state = |id: StateId| format!("state {}", g.states()[id.index()].name);
+    let outputs = g.outputs.iter().map(|(name, v)| (format!("output {name}"), *v));
+    outputs.chain(g.assigns.iter().map(move |(s, v)| (state(*s), *v)))
 }
 
-/// The outputs and new states of a graph, beside those of its f32 form.
-fn ends(g: &Graph, exact: &Graph) -> Vec<(String, ValueId, ValueId)> {
-    let outputs = g.outputs.iter().zip(&exact.outputs);
-    let assigns = g.assigns.iter().zip(&exact.assigns);
-    outputs
-        .map(|((name, v), (_, w))| (format!("output {name}"), *v, *w))
-        .chain(
-            assigns
-                .map(|((s, v), (_, w))| (format!("state {}", g.states()[s.index()].name), *v, *w)),
-        )
-        .collect()
+/// The largest error of all values in parts of its bound: some roundings of what is computed, and
+/// as many of f32 as sums of so many terms make.
+fn compared(
+    g: &Graph,
+    got: &Bytes,
+    terms: usize,
+    tight: Tight,
+    wanted: impl Iterator<Item = (String, ValueId, Vec<f64>)>,
+) -> Result<f64, Failure> {
+    let half = if is_half(g) { 2f64.powi(-9) } else { 0.0 };
+    let sums = (terms as f64).sqrt() * 2f64.powi(-24);
+    let mut worst = 0f64;
+    for (name, v, wanted) in wanted {
+        let ty = g.ty(v);
+        let own = if ty.dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
+        let numbers = numbers_of(ty.dtype, &got[&name]);
+        let bound = Bound { relative: tight.steps * (half.max(own) + sums), floor: tight.floor };
+        worst = worst.max(judge(&name, &ty.show(g.axes()), &numbers, &wanted, bound)?);
+    }
+    Ok(worst)
 }
 
 impl Loaded {

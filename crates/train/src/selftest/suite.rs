@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::rng::Rng;
 use super::runner::Runner;
+pub use super::runner::Tight;
 use super::values::fill;
 use super::world::Built;
 use crate::backend::Backend;
@@ -12,12 +13,15 @@ use aerogel_graph::{Build, Clock, DType, Env, Graph};
 /// FLOPs of a graph that the interpreter is given.
 const INTERPRETED: u64 = 2_000_000;
 
+/// What a case does with the device.
+type Run = Box<dyn FnOnce(&Bench) -> Result<f64, Failure>>;
+
 /// One thing to hold a device to.
 pub struct Case {
     /// What sets it apart within its group.
     pub name: String,
     /// Runs it; gives the largest error in parts of its bound.
-    pub run: Box<dyn FnOnce(&Bench) -> Result<f64, Failure>>,
+    pub run: Run,
 }
 
 /// The device that is tested, and the one that it is compared with where the interpreter would
@@ -56,6 +60,7 @@ impl Bench {
     pub fn hold(
         &self,
         dtype: DType,
+        tight: Tight,
         rng: &mut Rng,
         rows: usize,
         given: Env,
@@ -65,9 +70,9 @@ impl Bench {
         fill(&g, &mut env, rng, rows);
         let clock = Clock { seed: rng.next(), step: 3, ..Clock::default() };
         if flops(&g) <= INTERPRETED {
-            return self.device.check(&g, &env, clock, 1.0);
+            return self.device.check_exact(&g, &env, clock, tight);
         }
-        self.device.check_beside(&self.cpu, &g, &form(DType::F32)?, &env, clock)
+        self.device.check_beside(&self.cpu, &g, &form(DType::F32)?, &env, clock, tight)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::harness::{Rng, alone, bytes_of, check, fill, loaded, numbers_of};
 use aerogel_graph::{
     AxisId, Build, Clock, DType, Env, Graph, Init, OpError, Role, StateId, Type, ValueId,
 };
-use aerogel_machine::{Device, Step};
+use aerogel_machine::Step;
 use aerogel_plan::Ask;
 
 /// What becomes part of a bucket.

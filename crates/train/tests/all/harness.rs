@@ -5,7 +5,7 @@
 use crate::ranks::Placed;
 use aerogel_cpu::pool::Pool;
 use aerogel_cpu::{CpuDevice, CpuTarget};
-use aerogel_graph::{Clock, Env, Graph};
+use aerogel_graph::{Build, Clock, Env, Graph};
 use aerogel_machine::{Collectives, Machine, Program};
 use aerogel_plan::{Ask, Plan, PlanError, plan};
 use aerogel_train::selftest::reference;

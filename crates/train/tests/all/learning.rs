@@ -3,7 +3,6 @@
 use crate::common::Log;
 use aerogel_data::{Dataset, ImageShape, NoProgress, Sampler, made};
 use aerogel_graph::Clock;
-use aerogel_machine::Device;
 use aerogel_recipe::Recipe;
 use aerogel_store::Resume;
 use aerogel_train::{Event, Opened, Options, Pick, Session, Workspace, evaluate, open_run, train};
