@@ -72,10 +72,10 @@ class Program:
                 draw = (f"draw_unit<N>(t{value}, s.element({k}), d{value})"
                         if self.indices[a[0]] == "unit" else
                         f"draw_strided<N>(t{value}, s.element({k}), s.lane[{k}], d{value})")
-                before.append(f"        f32 d{value}[N];")
+                before.append(f"        u32 d{value}[N];")
                 before.append(f"        Stream t{value}(s.clock->seed, s.clock->step, {a[1]:#x}ull);")
                 before.append(f"        {draw};")
-                e = f"d{value}[i]"
+                e = f"unit_interval(d{value}[i])"
             elif op == "select":
                 e = f"{v[0]} != 0.0f ? {v[1]} : {v[2]}"
             elif op == "fma":

@@ -57,24 +57,25 @@ __device__ __forceinline__ u32 pick(u32 a, u32 b, u32 c, u32 d, u32 which) {
     return which & 2 ? high_pair : low_pair;
 }
 
-// The draw of one element.
-__device__ __forceinline__ f32 draw(const Stream& stream, u64 element) {
+// The word of one element.
+__device__ __forceinline__ u32 draw(const Stream& stream, u64 element) {
     Quad q = stream.quad(element >> 2);
-    return unit_interval(pick(q.word[0], q.word[1], q.word[2], q.word[3], u32(element) & 3));
+    return pick(q.word[0], q.word[1], q.word[2], q.word[3], u32(element) & 3);
 }
 
-// The draws of N elements that are `stride` apart.
+// The words of N elements that are `stride` apart. Whoever wants numbers makes them of the words;
+// whether one is under a constant, the word tells as well: see kernels/text.rs.
 template <int N>
 __device__ __forceinline__ void draw_strided(const Stream& stream, u64 first, i64 stride,
-                                             f32 (&out)[N]) {
+                                             u32 (&out)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) out[i] = draw(stream, first + u64(i * stride));
 }
 
-// The draws of N consecutive elements. The first is a multiple of 4 as a rule: then no word is
+// The words of N consecutive elements. The first is a multiple of 4 as a rule: then no word is
 // thrown away and none is moved.
 template <int N>
-__device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (&out)[N]) {
+__device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, u32 (&out)[N]) {
     u32 shift = u32(first) & 3;
     if constexpr (N < 4) {
         draw_strided<N>(stream, first, 1, out);
@@ -83,7 +84,7 @@ __device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (
         for (int i = 0; i < N; i += 4) {
             Quad q = stream.quad((first + i) >> 2);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) out[i + j] = unit_interval(q.word[j]);
+            for (int j = 0; j < 4; ++j) out[i + j] = q.word[j];
         }
     } else {
         u32 word[N + 4];
@@ -95,7 +96,7 @@ __device__ __forceinline__ void draw_unit(const Stream& stream, u64 first, f32 (
         }
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            out[i] = unit_interval(pick(word[i], word[i + 1], word[i + 2], word[i + 3], shift));
+            out[i] = pick(word[i], word[i + 1], word[i + 2], word[i + 3], shift);
         }
     }
 }

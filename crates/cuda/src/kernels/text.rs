@@ -182,7 +182,7 @@ impl Part<'_> {
                     let own = index_of(instr, &wanted, self.program.sizes.len());
                     self.number(&mut lines, instr, *dst, own, first);
                 }
-                _ => lines.each.extend(arithmetic(instr)),
+                _ => lines.each.extend(arithmetic(self.program, instr)),
             }
         }
         lines.each.extend(self.result.map(|v| format!("result[i] = v{v};")));
@@ -226,7 +226,7 @@ impl Part<'_> {
             lines.each.push(format!("f32 v{dst} = s.coordinate({k}, i);"));
             return;
         };
-        lines.before.push(format!("f32 d{dst}[N];"));
+        lines.before.push(format!("u32 d{dst}[N];"));
         let stream = stream_text(first.streams, *stream, "s.draws");
         let key = format!("s.clock->seed, s.clock->step, {stream}");
         lines.before.push(format!("Stream t{dst}({key});"));
@@ -234,7 +234,7 @@ impl Part<'_> {
             Along::Unit(_) => format!("draw_unit<N>(t{dst}, s.element({k}), d{dst});"),
             _ => format!("draw_strided<N>(t{dst}, s.element({k}), s.lane[{k}], d{dst});"),
         });
-        lines.each.push(format!("f32 v{dst} = d{dst}[i];"));
+        lines.each.push(drawn(dst));
     }
 }
 
@@ -243,10 +243,19 @@ pub(crate) fn index_of(instr: &Instr, wanted: &[Vec<isize>], axes: usize) -> usi
     index(instr, axes).and_then(|own| wanted.iter().position(|w| *w == own)).unwrap_or(0)
 }
 
+/// The line that makes a number of a drawn word. The compiler drops it where nobody looks at the
+/// number.
+pub(crate) fn drawn(dst: Value) -> String {
+    format!("f32 v{dst} = unit_interval(d{dst}[i]);")
+}
+
 /// The line of an instruction that neither reads nor writes nor asks where it is: it defines `vN`
 /// from others, with the functions of `lib/math.cuh` and `round_bf16`.
-pub(crate) fn arithmetic(instr: &Instr) -> Option<String> {
+pub(crate) fn arithmetic(program: &Program, instr: &Instr) -> Option<String> {
     let value = match *instr {
+        Instr::Binary { op: Binary::Lt, a, b, .. } => {
+            under(program, a, b).unwrap_or_else(|| binary(Binary::Lt, a, b))
+        }
         Instr::Const { value, .. } => format!("__uint_as_float({:#010x}u)", value.to_bits()),
         Instr::Unary { op, a, .. } => unary(op, a),
         Instr::Binary { op, a, b, .. } => binary(op, a, b),
@@ -255,6 +264,25 @@ pub(crate) fn arithmetic(instr: &Instr) -> Option<String> {
         _ => return None,
     };
     instr.target().map(|dst| format!("f32 v{dst} = {value};"))
+}
+
+/// Whether a draw is under a constant, asked of its word: a draw is the number of the upper 24 bits,
+/// in parts of 2^24, and making a float of it takes as long as a quarter of the drawing.
+fn under(program: &Program, a: Value, b: Value) -> Option<String> {
+    let defined = |v: Value| program.instrs.iter().find(|i| i.target() == Some(v));
+    let (Some(Instr::Rand { .. }), Some(Instr::Const { value, .. })) = (defined(a), defined(b))
+    else {
+        return None;
+    };
+    let parts = (f64::from(*value) * f64::from(1 << 24)).ceil();
+    Some(match parts {
+        p if p <= 0.0 => "0.0f".to_owned(),
+        p if p < f64::from(1 << 24) => {
+            format!("math::truth(d{a}[i] < {:#x}u)", (parts as u32) << 8)
+        }
+        p if p.is_nan() => "0.0f".to_owned(),
+        _ => "1.0f".to_owned(),
+    })
 }
 
 fn unary(op: Unary, a: Value) -> String {
@@ -290,5 +318,34 @@ fn binary(op: Binary, a: Value, b: Value) -> String {
         Binary::Lt => format!("math::truth(v{a} < v{b})"),
         Binary::Le => format!("math::truth(v{a} <= v{b})"),
         Binary::Eq => format!("math::truth(v{a} == v{b})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draw_is_under_a_constant_if_its_word_is() {
+        let line = |value: f32| {
+            let program = Program {
+                sizes: vec![8],
+                inputs: vec![],
+                outputs: vec![],
+                instrs: vec![
+                    Instr::Rand { dst: 0, stream: 1, strides: vec![1] },
+                    Instr::Const { dst: 1, value },
+                    Instr::Binary { op: Binary::Lt, dst: 2, a: 0, b: 1 },
+                ],
+            };
+            arithmetic(&program, &program.instrs[2]).unwrap()
+        };
+        assert_eq!(line(0.25), "f32 v2 = math::truth(d0[i] < 0x40000000u);");
+        assert_eq!(line(0.0), "f32 v2 = 0.0f;");
+        assert_eq!(line(1.0), "f32 v2 = 1.0f;");
+        // 0.1f lies between two parts of 2^24: the draw of the lower one is under it.
+        let parts = (f64::from(0.1f32) * f64::from(1 << 24)).floor();
+        assert!(((parts / f64::from(1 << 24)) as f32) < 0.1);
+        assert!(line(0.1).contains(&format!("{:#x}u", (parts as u32 + 1) << 8)));
     }
 }

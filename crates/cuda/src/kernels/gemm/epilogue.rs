@@ -2,7 +2,7 @@
 //! that the host fills in for it.
 
 use super::super::space;
-use super::super::text::{arithmetic, index_of, indices, stream_text, streams};
+use super::super::text::{arithmetic, drawn, index_of, indices, stream_text, streams};
 use super::matrix::{FIRST, Matrices};
 use crate::launch::{Address, Parameters};
 use aerogel_graph::DType;
@@ -165,7 +165,7 @@ impl Lines {
                 let operands = program.inputs.len() + program.outputs.len();
                 self.number(instr, dst, own, along[operands + own]);
             }
-            _ => self.each.extend(arithmetic(instr)),
+            _ => self.each.extend(arithmetic(program, instr)),
         }
     }
 
@@ -199,7 +199,7 @@ impl Lines {
         };
         let stream = stream_text(&self.streams, *stream, "e.draws");
         let key = format!("e.clock->seed, e.clock->step, {stream}");
-        self.before.push(format!("f32 d{dst}[V];"));
+        self.before.push(format!("u32 d{dst}[V];"));
         self.before.push(format!("const Stream t{dst}({key});"));
         let base = "e.draws.first + e.clock->micro * e.draws.step";
         self.before.push(format!("const u64 n{dst} = {base} + u64({first});"));
@@ -207,7 +207,7 @@ impl Lines {
             Along::Unit => format!("draw_unit<V>(t{dst}, n{dst}, d{dst});"),
             _ => format!("draw_strided<V>(t{dst}, n{dst}, {step}, d{dst});"),
         });
-        self.each.push(format!("f32 v{dst} = d{dst}[i];"));
+        self.each.push(drawn(dst));
     }
 }
 

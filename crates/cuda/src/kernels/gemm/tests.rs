@@ -235,7 +235,7 @@ fn dropout_draws_for_the_elements_that_it_drops() {
     // One address, two times strides, the number between them, then clock and draws.
     let epi = &words(list[0].parameters.bytes())[40..];
     assert_eq!(epi[12..24], [0, 0, 0, 0, 0, 0, 0, 0, 640, 0, 1, 0]);
-    assert_eq!(epi[24..], [0, 0, 3, 0, 5, 0]);
+    assert_eq!(epi[24..], [0, 0, 3, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
     assert!(list[0].parameters.addresses().contains(&(160 + 96, Address::Clock)));
     // An output with its rows inside: the kernel's columns are the tensor's rows.
     spec.epilogue.as_mut().unwrap().outputs[0].strides = vec![1, 128];
