@@ -181,7 +181,6 @@ __device__ __forceinline__ void add_dq(const Params& p, const Visit& at, u32 row
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_band(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 base = shared_address(shared);
     const Work w = place(p, blockIdx.x, 1);

@@ -41,7 +41,6 @@ __device__ __forceinline__ bool sees(const Term& t, u32 i, u32 j) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     attend_decode(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ float scratch[];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 row = blockIdx.x % p.queries;

@@ -255,7 +255,6 @@ __device__ __forceinline__ void finish_dq(const Params& p, const Work& w, u32 qu
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_dkv(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 base = shared_address(shared);
     const Work w = place(p, blockIdx.x, 1);

@@ -160,7 +160,6 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
 
 extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     attend_dkv_sm90(const __grid_constant__ HopperParams h) {
-    begin_kernel();
     extern __shared__ unsigned char shared[];
     __shared__ Barrier own_full, full[STAGES], empty[STAGES];
     const u32 group = threadIdx.x / 128;

@@ -73,7 +73,6 @@ __device__ __forceinline__ void chunk(const Params& p, const u32* words, u32 q, 
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_dq(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 base = shared_address(shared);
     const Work w = place(p, blockIdx.x, p.group);

@@ -31,7 +31,6 @@ __device__ __forceinline__ List list_of(const Params& p, u32 list) {
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_fwd(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, p.group);
     const u32 lane = threadIdx.x % 32, row = blockIdx.y * WARPS + threadIdx.x / 32;
@@ -73,7 +72,6 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 /// lse log2(e) and D, as attend_stats makes them.
 extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_stats(const __grid_constant__ Params p) {
-    begin_kernel();
     const u32 unit = blockIdx.x % p.query_units;
     const Work w = head_of(p, blockIdx.x / p.query_units, p.group);
     const u32 row = blockIdx.y * WARPS + threadIdx.x / 32, i = unit * p.query_step + row;
@@ -98,7 +96,6 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_dq(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, p.group);
     const u32 lane = threadIdx.x % 32, row = blockIdx.y * WARPS + threadIdx.x / 32;
@@ -131,7 +128,6 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     attend_plain_dkv(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ float scratch[];
     const Work w = place(p, blockIdx.x, 1);
     const u32 lane = threadIdx.x % 32, row = blockIdx.y * WARPS + threadIdx.x / 32;

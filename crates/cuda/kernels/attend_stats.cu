@@ -20,7 +20,6 @@ static_assert(UNIT % (SIDE * ROUNDS) == 0, "a warp's rows are of one unit");
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     attend_stats(const __grid_constant__ Params p) {
-    begin_kernel();
     const u32 blocks = (p.query_units + UNITS - 1) / UNITS;
     const u32 head = blockIdx.x / blocks;
     const u32 row = threadIdx.x / 32 * SIDE * ROUNDS;  // the warp's first

@@ -43,7 +43,6 @@ struct Params {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 copy(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
     i64 at[UNROLL][2];
     Vec<T, V> x[UNROLL];
@@ -77,7 +76,6 @@ __device__ __forceinline__ u32 element(const u32* tile, u32 row, u32 column) {
 // tile[b][a]: rows as the source has them.
 extern "C" __global__ void __launch_bounds__(256)
 copy_transpose(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ u32 tile[SIDE * PITCH];
     u32 tile_b = p.tiles_a.quotient(blockIdx.x);
     u32 a = (blockIdx.x - tile_b * p.tiles_a.divisor) * SIDE, b = tile_b * SIDE;

@@ -227,7 +227,6 @@ struct Known {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 cross_entropy(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ uint4 memory[];
     __shared__ f32 folds[LANES > 32 ? LANES / 32 : 1];
     u32 number = blockIdx.x * GROUPS + threadIdx.x / LANES;

@@ -31,7 +31,6 @@ struct Params {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 fill(const __grid_constant__ Params p) {
-    begin_kernel();
     Vec<T, V> x;
 #pragma unroll
     for (int w = 0; w < int(sizeof(x) / 4); ++w) {

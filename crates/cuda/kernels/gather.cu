@@ -42,7 +42,6 @@ struct Params {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 gather(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
     i64 at[UNROLL][3];
     u32 id[UNROLL], unit[UNROLL];

@@ -236,7 +236,6 @@ struct Sums {
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS) gemm(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ __align__(128) unsigned char shared[];
     const Gemm& g = p.gemm;
     const Block block = block_of(g);
@@ -272,6 +271,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const __grid_constant
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
-    begin_kernel();
     reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
 }

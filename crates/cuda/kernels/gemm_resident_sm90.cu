@@ -81,7 +81,6 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& at, int c
 
 extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     gemm(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ unsigned char shared[];
     __shared__ Barrier panel_full[SLICES], full[STAGES], empty[STAGES];
     const int group = threadIdx.x / 128;

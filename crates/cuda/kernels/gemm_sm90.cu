@@ -149,7 +149,6 @@ __device__ __forceinline__ void leave() {
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     __launch_bounds__(128 * (1 + CONSUMERS), 1) gemm(const __grid_constant__ Params p) {
-    begin_kernel();
     extern __shared__ unsigned char shared[];
     __shared__ Barrier full[STAGES], empty[STAGES];
     const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;
@@ -180,6 +179,5 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
-    begin_kernel();
     reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
 }

@@ -108,7 +108,6 @@ __device__ __forceinline__ void one(const Site<ALL>& site) {
 
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 map(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 first = blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
     Site<ALL> site[UNROLL];
     Program::Loads<V> loads[UNROLL];

@@ -138,7 +138,6 @@ __device__ __forceinline__ f32 sum_of(const f32 (&x)[UNITS][V]) {
 
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_rows(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ f32 shared[LANES > 32 ? LANES / 32 : 1];
     u32 lane = threadIdx.x % LANES;
     u32 row = blockIdx.x * GROUPS + threadIdx.x / LANES;

@@ -200,7 +200,6 @@ struct Sources {
 
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_grad(const __grid_constant__ Params p) {
-    begin_kernel();
     // Folds take turns with two pieces, so that one may begin while another is read.
     __shared__ f32 folds[2][LANES > 32 ? 2 * LANES / 32 : 1];
     __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];
@@ -305,7 +304,6 @@ norm_grad(const __grid_constant__ Params p) {
 #if SUMS
 extern "C" __global__ void __launch_bounds__(1024)
 norm_grad_finish(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 column = blockIdx.x * 32 + threadIdx.x / 32;
     const f32* part = p.partials + u64(blockIdx.y) * p.width;
     constexpr int W = V % 4 == 0 ? 4 : V;

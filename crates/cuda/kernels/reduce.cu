@@ -161,7 +161,6 @@ __device__ __forceinline__ void store_one(const Params& p, i64 at, f32 value) {
 #if COLUMNS
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 reduce(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ f32 shared[GROUPS][LANES * V];
     u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
     u32 unit = blockIdx.x * LANES + lane;
@@ -198,7 +197,6 @@ reduce(const __grid_constant__ Params p) {
 
 extern "C" __global__ void __launch_bounds__(1024)
 reduce_finish(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 column = blockIdx.x * 32 + threadIdx.x / 32, columns = p.units * V;
     f64 total = fold_partials<FOLD, V % 4 == 0 ? 4 : V>(p.partials, columns, p.chunks, columns);
     if (threadIdx.x % 32 > 0 || column >= columns) return;
@@ -209,7 +207,6 @@ reduce_finish(const __grid_constant__ Params p) {
 #else
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 reduce(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ f32 shared[LANES > 32 ? LANES / 32 : 1];
     u32 lane = threadIdx.x % LANES;
     u32 row = blockIdx.x * GROUPS + threadIdx.x / LANES;
@@ -251,7 +248,6 @@ reduce(const __grid_constant__ Params p) {
 
 extern "C" __global__ void __launch_bounds__(1024)
 reduce_finish(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 row = blockIdx.x * 32 + threadIdx.x / 32;
     f64 total = fold_partials<FOLD, 1>(p.partials, p.outer_count, p.chunks, p.outer_count);
     if (threadIdx.x % 32 > 0 || row >= p.outer_count) return;

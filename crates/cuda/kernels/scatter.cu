@@ -130,7 +130,6 @@ struct Tile {
 
 extern "C" __global__ void __launch_bounds__(256)
 scatter_count(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ u32 counts[WARPS][DIGITS];
     u32 digit = threadIdx.x, total = 0;
     for (u32 pass = 1; pass < p.passes; ++pass) counts_of(p, pass, blockIdx.x)[digit] = 0;
@@ -159,7 +158,6 @@ __device__ __forceinline__ u32 sum_before(u32 own) {
 
 extern "C" __global__ void __launch_bounds__(256)
 scatter_place(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ u32 counts[WARPS][DIGITS];
     Tile tile(p, p.pass);
     // Where the tile's items of a digit go: after those of lesser digits and of earlier tiles.
@@ -282,7 +280,6 @@ __device__ __forceinline__ void add_stretch(const Params& p, u32 stretch) {
 
 extern "C" __global__ void __launch_bounds__(256, 2)
 scatter_runs(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 stretches = (p.count + STRETCH - 1) / STRETCH;
     u32 blocks = (stretches + WARPS - 1) / WARPS;  // which add stretches; the others find bounds
     if (blockIdx.x < blocks) {
@@ -296,7 +293,6 @@ scatter_runs(const __grid_constant__ Params p) {
 
 extern "C" __global__ void __launch_bounds__(256, 3)
 scatter_add(const __grid_constant__ Params p) {
-    begin_kernel();
     __shared__ u32 bounds[ROWS + 1];
     __shared__ f32 shared[WARPS][32 * V];
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, unit = blockIdx.y * 32 + lane;
@@ -370,7 +366,6 @@ scatter_add(const __grid_constant__ Params p) {
 // batches).
 extern "C" __global__ void __launch_bounds__(256)
 scatter_set(const __grid_constant__ Params p) {
-    begin_kernel();
     u32 i = blockIdx.x * 8 + threadIdx.x / 32;
     u32 unit = blockIdx.y * 32 + threadIdx.x % 32;
     if (i >= p.count || unit >= p.units) return;

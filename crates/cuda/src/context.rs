@@ -260,34 +260,18 @@ impl Context {
         self.0.enter()?;
         let mut pointers: Vec<*mut c_void> =
             arguments.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
-        let mut overlap = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0],
-            gridDimY: grid[1],
-            gridDimZ: grid[2],
-            blockDimX: block[0],
-            blockDimY: block[1],
-            blockDimZ: block[2],
-            sharedMemBytes: shared_bytes,
-            hStream: self.0.stream,
-            attrs: &raw mut overlap,
-            // Every kernel waits by itself for what came before it: lib/begin.cuh.
-            numAttrs: u32::from(self.0.gpu.architecture.overlaps_kernels()),
-        };
         // SAFETY: forwarded; the driver copies the arguments before it returns.
         let launched = unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
+            result::launch_kernel(
                 function.function,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
+                grid.into(),
+                block.into(),
+                shared_bytes,
+                self.0.stream,
+                &mut pointers,
             )
         };
-        ok("cuLaunchKernelEx", launched.result())
+        ok("cuLaunchKernel", launched)
     }
 
     /// Records what `enqueue` enqueues instead of running it.

@@ -20,11 +20,6 @@ impl Architecture {
     pub fn is_hopper(self) -> bool {
         self == Architecture::SM90A
     }
-
-    /// Whether a kernel may take its places while the one before it still runs.
-    pub(crate) fn overlaps_kernels(self) -> bool {
-        self.capability.0 >= 9
-    }
 }
 
 /// As the compiler names it: `sm_80`, `sm_90a`.

@@ -21,7 +21,6 @@ pub(crate) const HEADERS: &[(&str, &str)] = texts![
     "lib/attend_sm90.cuh",
     "lib/attend_tile.cuh",
     "lib/attend_walk.cuh",
-    "lib/begin.cuh",
     "lib/clock.cuh",
     "lib/gemm_bias_gelu.cuh",
     "lib/gemm_epilogue.cuh",

@@ -29,6 +29,21 @@ fn dump() {
                     let t = std::time::Instant::now();
                     match compile(x, Architecture::SM90A) {
                         Ok(c) => {
+                            if let Ok(d) = std::env::var("DUMP") {
+                                let i = list.iter().position(|y| y == x).unwrap();
+                                std::fs::write(format!("{d}/{i}.cubin"), &c.cubin).unwrap();
+                                std::fs::write(
+                                    format!("{d}/{i}.txt"),
+                                    format!(
+                                        "{} {}\n{}\n{}",
+                                        x.file,
+                                        x.defines.join(" "),
+                                        x.generated,
+                                        &x.text[..]
+                                    ),
+                                )
+                                .unwrap();
+                            }
                             let u: Vec<String> = c
                                 .usage
                                 .iter()

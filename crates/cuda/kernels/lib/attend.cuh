@@ -22,7 +22,6 @@
 // - step != 64 only for tiles of one unit. Packing: length >= 2, positions * length < 2^32.
 // - Full lists name each unit once, in rising order: the order of sums.
 #pragma once
-#include "lib/begin.cuh"
 #include "lib/ptx.cuh"
 
 constexpr u32 UNIT = 64;

@@ -4,7 +4,6 @@
 //
 // Workspace: float part[splits][batches][m][round_up(n, 8)], 16-byte aligned.
 #pragma once
-#include "lib/begin.cuh"
 #include "lib/gemm_epilogue.cuh"
 
 struct Parts {

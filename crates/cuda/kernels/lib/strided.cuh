@@ -4,7 +4,6 @@
 // on together. So a space counts units, and its strides say how far an operand goes from one step
 // of an axis to the next; `lane` says how far from lane to lane.
 #pragma once
-#include "lib/begin.cuh"
 #include "lib/clock.cuh"
 
 // The compiler gives up registers for occupancy, and now and then spills a few of them. A generated

@@ -140,12 +140,16 @@ impl Variant {
         let words = |bytes: usize| 8 + 2 * bytes;
         let width = rows.width * words(rows.held_bytes().max(6)) / words(6);
         let own = VARIANTS.iter().find(|(most, ..)| width <= *most).unwrap_or(&VARIANTS[8]);
-        let (widest, most, threads, blocks) = *own;
+        let (widest, most, threads, mut blocks) = *own;
         let lanes = if most <= 32 { most.min(rows.row_units().next_power_of_two()) } else { most };
         // Of 512 threads each has 128 registers, in which the next row has room beside short
         // programs and few addresses.
         let draws = finish.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
         let short = !draws && rows.v > 1 && widest <= 8192;
+        // Draws beside another operand take registers: a multiprocessor holds two such blocks.
+        if draws && !finish.inputs.is_empty() && blocks == 396 {
+            blocks = 264;
+        }
         let ahead = threads < 512 || threads == 512 && short;
         Variant { shape: RowShape { lanes, threads }, ahead, blocks }
     }

@@ -14,6 +14,8 @@ use std::fmt::Write as _;
 pub(super) enum Along {
     /// One after the other, in whole vectors of 16 bytes.
     Wide,
+    /// One after the other, and the same in all rows, as a bias is: the first-level cache has them.
+    Columns,
     /// One after the other.
     Unit,
     /// One for the whole row.
@@ -33,8 +35,13 @@ pub(super) fn along(program: &Program, matrices: &Matrices, align: &[u64]) -> Ve
         (1, None) => Along::Unit,
         (1, Some(dtype)) => {
             let vector = 16 / dtype.bytes() as isize;
-            let whole = matrices.strides(FIRST + i, n).all(|stride| stride % vector == 0);
-            if whole && align[i] >= 16 { Along::Wide } else { Along::Unit }
+            let others = || matrices.strides(FIRST + i, n);
+            let whole = others().all(|stride| stride % vector == 0) && align[i] >= 16;
+            match whole {
+                true if i < program.inputs.len() && others().all(|s| s == 0) => Along::Columns,
+                true => Along::Wide,
+                false => Along::Unit,
+            }
         }
         _ => Along::Strided,
     };
@@ -44,7 +51,7 @@ pub(super) fn along(program: &Program, matrices: &Matrices, align: &[u64]) -> Ve
 /// The column stride as `Strides::offset` wants it.
 fn column(along: Along) -> i32 {
     match along {
-        Along::Wide | Along::Unit => 1,
+        Along::Wide | Along::Columns | Along::Unit => 1,
         Along::Repeat => 0,
         Along::Strided => -1,
     }
@@ -124,6 +131,12 @@ impl Lines {
                 self.load.push(format!("in.in{i} = widen_any({place});"));
                 continue;
             }
+            if along[i] == Along::Columns {
+                // Not asked for ahead: that would take the registers of what is far away.
+                self.before.push(format!("Packed<{t}, V> columns{i};"));
+                self.before.push(format!("columns{i}.load(e.in{i} + at.col, at.count);"));
+                continue;
+            }
             self.words.push(format!("Packed<{t}, V>::WORDS"));
             self.loads.push(format!("Packed<{t}, V> in{i};"));
             self.load.push(match along[i] {
@@ -152,10 +165,14 @@ impl Lines {
             Instr::Product { dst } => self.each.push(format!("f32 v{dst} = x[i];")),
             Instr::Piece { dst } => self.each.push(format!("f32 v{dst} = f32(e.clock->micro);")),
             Instr::Load { dst, input } => {
-                let lane = if along[input] == Along::Repeat { "" } else { "[i]" };
+                let read = match along[input] {
+                    Along::Repeat => format!("in.in{input}"),
+                    Along::Columns => format!("columns{input}[i]"),
+                    _ => format!("in.in{input}[i]"),
+                };
                 let value = match program.inputs[input].dtype {
-                    DType::U32 => format!("f32(__float_as_uint(in.in{input}{lane}))"),
-                    _ => format!("in.in{input}{lane}"),
+                    DType::U32 => format!("f32(__float_as_uint({read}))"),
+                    _ => read,
                 };
                 self.each.push(format!("f32 v{dst} = {value};"));
             }
@@ -258,7 +275,7 @@ pub(super) fn traffic(program: &Program, along: &[Along], matrices: &Matrices) -
             matrices.batch.iter().chain([&matrices.m, &matrices.n]).map(size).product();
         let bytes = own as f64 * operand.dtype.bytes() as f64;
         match along {
-            Along::Wide | Along::Repeat => bytes,
+            Along::Wide | Along::Columns | Along::Repeat => bytes,
             Along::Unit => 3.0 * bytes,
             Along::Strided => 8.0 * bytes + rows,
         }
