@@ -72,6 +72,16 @@ struct Packed<bf16, V> {
         load_strided(p, 1, count);
     }
 
+    // Of what nobody writes meanwhile, so that the compiler may ask for it ahead of stores.
+    __device__ __forceinline__ void load_constant(const bf16* p, int count) {
+        if (count < V) return load_strided(p, 1, count);
+#pragma unroll
+        for (int i = 0; i < WORDS; i += 2) {
+            uint2 two = __ldg((const uint2*)p + i / 2);
+            word[i] = two.x, word[i + 1] = two.y;
+        }
+    }
+
     __device__ __forceinline__ void load_strided(const bf16* p, i64 stride, int count) {
 #pragma unroll
         for (int i = 0; i < V; i += 2) {
@@ -102,6 +112,16 @@ struct Packed<float, V> {
             return;
         }
         load_strided(p, 1, count);
+    }
+
+    __device__ __forceinline__ void load_constant(const float* p, int count) {
+        if (count < V) return load_strided(p, 1, count);
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            float4 four = __ldg((const float4*)(p + i));
+            word[i] = four.x, word[i + 1] = four.y;
+            word[i + 2] = four.z, word[i + 3] = four.w;
+        }
     }
 
     __device__ __forceinline__ void load_strided(const float* p, i64 stride, int count) {

@@ -134,7 +134,7 @@ impl Lines {
             if along[i] == Along::Columns {
                 // Not asked for ahead: that would take the registers of what is far away.
                 self.before.push(format!("Packed<{t}, V> columns{i};"));
-                self.before.push(format!("columns{i}.load(e.in{i} + at.col, at.count);"));
+                self.before.push(format!("columns{i}.load_constant(e.in{i} + at.col, at.count);"));
                 continue;
             }
             self.words.push(format!("Packed<{t}, V>::WORDS"));
