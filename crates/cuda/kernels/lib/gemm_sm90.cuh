@@ -2,6 +2,7 @@
 #pragma once
 #include "lib/gemm_epilogue.cuh"
 #include "lib/gemm_split.cuh"
+#include "lib/gemm_sums.cuh"
 #include "lib/tma.cuh"
 #include "lib/wgmma.cuh"
 
@@ -18,9 +19,16 @@ struct Gemm {
     float alpha;                          // factor on the product
 };
 
+#ifndef SUMS
+#define SUMS 0
+#endif
+
 struct Params {
     Gemm gemm;
     Epi epi;
+#if SUMS
+    Sums sums;
+#endif
 };
 
 static_assert(sizeof(Gemm) == 320, "the host writes this layout");
@@ -122,8 +130,8 @@ struct Source {
 };
 
 // Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
-template <bool LEFT_K, bool RIGHT_K, int SUMS>
-__device__ __forceinline__ void multiply_box(float (&sum)[SUMS], unsigned a, unsigned b, bool add) {
+template <bool LEFT_K, bool RIGHT_K, int COUNT>
+__device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, unsigned b, bool add) {
     const unsigned long long left = matrix_descriptor<LEFT_K>(a);
     const unsigned long long right = matrix_descriptor<RIGHT_K>(b);
     products_begin();
