@@ -155,8 +155,7 @@ impl Product {
         // Room for those of any form, so that it depends on nothing but the shares.
         let count = sums.map_or(0, Sums::count);
         let arrange = |which: usize, most_bytes: u64| {
-            let (x, choice, along) =
-                self.arrange(&all, program, places, which, (count, most_bytes));
+            let (x, choice, along) = self.arrange(&all, program, places, which, sums, most_bytes);
             (x, choice, along, choice::part_bytes(x, choice.splits, count))
         };
         let most_bytes = arrange(1, u64::MAX).3.max(arrange(2, u64::MAX).3);
@@ -180,15 +179,16 @@ impl Product {
         Ok(Made { launches, bytes: bytes.next_multiple_of(PART), sums: job.beside.is_some() })
     }
 
-    /// The fastest arrangement for one of the three alignments of the places, whose shares have so
-    /// many sums beside their own, and so many bytes for all.
+    /// The fastest arrangement for one of the three alignments of the places, with the sums of a
+    /// factor if there are any, in so many bytes of workspace.
     fn arrange<'a>(
         &self,
         all: &'a [Matrices],
         program: &Program,
         places: &[Place],
         which: usize,
-        (beside, most_bytes): (usize, u64),
+        sums: Option<&Sums<'_>>,
+        most_bytes: u64,
     ) -> (&'a Matrices, Choice, Vec<Along>) {
         let aligned: Vec<u64> = places.iter().map(|place| place.align[which]).collect();
         let plain = program.inputs.is_empty() && program.outputs.len() == 1;
@@ -202,10 +202,12 @@ impl Product {
                 hopper: self.chip.architecture.is_hopper(),
                 traffic: epilogue::traffic(program, &along, matrices),
                 plain,
-                beside,
+                beside: sums.map_or(0, Sums::count),
                 most_bytes,
             };
-            (matrices, choice::choose(&question), along)
+            let mut choice = choice::choose(&question);
+            choice.seconds += sums.map_or(0.0, |sums| sums.seconds(matrices, &choice));
+            (matrices, choice, along)
         });
         asked
             .min_by(|x, y| x.1.seconds.total_cmp(&y.1.seconds))

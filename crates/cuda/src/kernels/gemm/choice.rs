@@ -93,6 +93,11 @@ pub(super) fn part_bytes(x: &Matrices, splits: usize, beside: usize) -> u64 {
     if splits > 1 { 4 * (splits * floats) as u64 } else { 0 }
 }
 
+/// What a kernel takes that reads so many bytes, and one that adds up what its blocks found.
+pub(super) fn reading_seconds(bytes: f64) -> f64 {
+    bytes / TRAFFIC + 2.0 * START_SECONDS
+}
+
 /// Shares of so many slices, of which none is empty, if so many are wanted.
 pub(super) fn shares(slices: usize, wanted: usize) -> usize {
     let share = slices.div_ceil(wanted.clamp(1, slices.max(1))).max(1);

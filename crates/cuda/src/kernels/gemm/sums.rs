@@ -3,7 +3,7 @@
 
 use super::super::reduce::reduce;
 use super::super::unsupported;
-use super::choice::{Choice, Form, Layout};
+use super::choice::{Choice, Form, Layout, reading_seconds};
 use super::matrix::{A, B, Matrices};
 use crate::launch::{Address, Launch};
 use aerogel_graph::DType;
@@ -96,6 +96,16 @@ impl<'a> Sums<'a> {
             }
         }
         Some(Beside { address: self.to.address, stride: stride.unwrap_or(0) })
+    }
+
+    /// What they take besides the product.
+    pub fn seconds(&self, matrices: &Matrices, choice: &Choice) -> f64 {
+        if self.beside(matrices, choice).is_some() {
+            return 0.0;
+        }
+        let reduction = self.reduction();
+        let elements: usize = reduction.program.sizes.iter().product();
+        reading_seconds((elements * reduction.program.inputs[0].dtype.bytes()) as f64)
     }
 
     /// The reduction of the factor by itself.

@@ -508,7 +508,7 @@ fn tall_and_deep_products_mean_what_they_say() {
         check(&spec, AMPERE, 64, &mut files);
     }
     assert!(files["gemm_sm90.cu"] >= 2 && files["permuted"] >= 1, "{files:?}");
-    assert!(files["sums"] >= 1 && files["sums alone"] >= 4, "{files:?}");
+    assert!(files["sums"] >= 3 && files["sums alone"] >= 3, "{files:?}");
     // More batches than a grid holds.
     let axis = |role, size, a, b, c| Axis { role, size, a, b, c };
     let mut spec = plain([1, 1, 2], [true; 2], [DType::Bf16; 3]);
