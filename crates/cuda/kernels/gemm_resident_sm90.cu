@@ -56,14 +56,15 @@ __device__ __forceinline__ void produce(const Gemm& g, const Memory& at) {
         }
 }
 
-__device__ __forceinline__ void consume(const Params& p, const Memory& at, int consumer) {
+__device__ __forceinline__ void consume(const Params& p, const Memory& at, int consumer,
+                                        const float* columns) {
     const Gemm& g = p.gemm;
     const int slices = (g.k + BOX - 1) / BOX, tiles = (g.m + BOX - 1) / BOX;
     float sum[BN / 2];
     for (int turn = consumer;; turn += CONSUMERS) {
         const int number = blockIdx.x + turn * gridDim.x;
         if (number >= tiles) break;
-        Tile<BN> tile(p, number * BOX, blockIdx.y * BN, blockIdx.z, 0);
+        Tile<BN> tile(p, columns, number * BOX, blockIdx.y * BN, blockIdx.z, 0);
         tile.load_first();
         for (int slice = 0; slice < slices; slice++) {
             const int place = turn * slices + slice, slot = place % STAGES;
@@ -83,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     gemm(const __grid_constant__ Params p) {
     extern __shared__ unsigned char shared[];
     __shared__ Barrier panel_full[SLICES], full[STAGES], empty[STAGES];
+    __shared__ __align__(16) float columns[EPILOGUE_COLUMN ? BN : 4];
     const int group = threadIdx.x / 128;
     const unsigned start = boxes_start(shared);
     const Memory at = {start, start + SLICES * PANEL_BOXES * BOX_BYTES, shared_of(panel_full),
@@ -97,12 +99,13 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
         }
         barrier_init_fence();
     }
+    stage_columns<BN, 128 * (1 + CONSUMERS)>(p, columns, blockIdx.y * BN, threadIdx.x);
     __syncthreads();
     if (group == 0) {
         registers_shrink<40>();
         if (threadIdx.x == 0) produce(p.gemm, at);
     } else {
         registers_grow<232>();
-        consume(p, at, group - 1);
+        consume(p, at, group - 1, columns);
     }
 }

@@ -17,11 +17,13 @@
 //     EPILOGUE   <lib/NAME.cuh>
 //     B_PERMUTED                see lib/gemm_sm90.cuh
 //     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
+//     SUMS                      see lib/gemm_sums.cuh
 //
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
 // * splits * ceil(m / (128 CLUSTER)) * ceil(n / BN); dynamic shared memory 197,632 bytes.
 // No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
-// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it.
+// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of ceil(m / 64) more
+// blocks.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -32,6 +34,7 @@ constexpr int BM = 128, STAGES = BN == 256 ? 4 : 6;
 constexpr int A_BYTES = BM / BOX * BOX_BYTES, B_BYTES = BN / BOX * BOX_BYTES;
 constexpr int SLOT_BYTES = A_BYTES + B_BYTES;
 constexpr int CONSUMERS = 2;
+static_assert(!SUMS || (!A_K && !BATCHED), "sums are of rows that lie side by side");
 
 // A place in the ring. A slot's barriers change phase each time around.
 struct Slot {
@@ -83,6 +86,7 @@ struct Ring {
 
     // One warp is done with the slot, for every block that writes into it.
     __device__ __forceinline__ void release(Slot s) const {
+        if constexpr (SUMS) __syncwarp();  // all lanes have loaded
         const unsigned lane = threadIdx.x % 32;
         if constexpr (CLUSTER == 1) {
             if (lane == 0) barrier_arrive(is_empty(s));
@@ -115,15 +119,31 @@ __device__ __forceinline__ void produce(const Gemm& g, const Ring& ring, int ran
     }
 }
 
-__device__ __forceinline__ void consume(const Params& p, const Ring& ring, int rank, int consumer) {
+// Waits for the threads of this warpgroup alone.
+__device__ __forceinline__ void warpgroup_sync(int consumer) {
+    asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
+}
+
+__device__ __forceinline__ void consume(const Params& p, const Ring& ring, int rank, int consumer,
+                                        float* columns) {
+    int staged = -1;  // the first of the columns that are in shared memory
     Slot slot;
     float sum[BN / 2];
     for (int i = blockIdx.x / CLUSTER; i < items_of(p.gemm); i += gridDim.x / CLUSTER) {
         const Item x = item_of(p.gemm, i, rank);
-        Tile<BN> tile(p, x.row + consumer * BOX, x.col, x.which, x.split);
+        Tile<BN> tile(p, columns, x.row + consumer * BOX, x.col, x.which, x.split);
+        if (EPILOGUE_COLUMN && !SPLIT && x.col != staged) {
+            warpgroup_sync(consumer);
+            stage_columns<BN, 128>(p, columns, x.col, threadIdx.x % 128);
+            warpgroup_sync(consumer);
+            staged = x.col;
+        }
+        const bool sums = SUMS && x.col == 0;
+        RowSums rows;
         tile.load_first();
         barrier_wait(ring.is_full(slot), slot.phase);
         multiply_box<A_K, B_K>(sum, ring.a(slot) + consumer * BOX_BYTES, ring.b(slot), false);
+        if (sums) rows.add(ring.a(slot) + consumer * BOX_BYTES);
         Slot before = slot;
         slot.next();
         for (int slice = x.first + 1; slice < x.last; slice++) {
@@ -131,6 +151,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
             multiply_box<A_K, B_K>(sum, ring.a(slot) + consumer * BOX_BYTES, ring.b(slot), true);
             products_wait<1>();
             ring.release(before);
+            if (sums) rows.add(ring.a(slot) + consumer * BOX_BYTES);
             before = slot;
             slot.next();
         }
@@ -138,6 +159,9 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
         pin(sum);
         ring.release(before);
         tile.finish(sum);
+#if SUMS
+        if (sums) rows.store(p.sums, parts_of(p.gemm), x.split, x.row + consumer * BOX);
+#endif
     }
 }
 
@@ -151,6 +175,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     __launch_bounds__(128 * (1 + CONSUMERS), 1) gemm(const __grid_constant__ Params p) {
     extern __shared__ unsigned char shared[];
     __shared__ Barrier full[STAGES], empty[STAGES];
+    __shared__ __align__(16) float columns[CONSUMERS][EPILOGUE_COLUMN && !SPLIT ? BN : 4];
     const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;
     const Ring ring = {boxes_start(shared), shared_of(full), shared_of(empty)};
     if (threadIdx.x == 0) {
@@ -173,11 +198,16 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
         leave();
     } else {
         registers_grow<232>();
-        consume(p, ring, rank, group - 1);
+        consume(p, ring, rank, group - 1, columns[group - 1]);
         leave();
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
-    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
+    const Parts parts = parts_of(p.gemm);
+#if SUMS
+    const int blocks = ((i64)parts.m * ((parts.n + 7) / 8) + 63) / 64;
+    if ((int)blockIdx.x >= blocks) return reduce_sums(parts, p.sums, blockIdx.x - blocks);
+#endif
+    reduce_parts(parts, p.gemm.batch, p.gemm.alpha, p.epi);
 }

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 
-SECTIONS = ["general", "ring", "resident", "cluster"]
-SECTIONS += ["times_flagship", "times_gpt2", "times_square"]
+SECTIONS = ["general", "ring", "sums", "resident", "cluster"]
+SECTIONS += ["times_flagship", "times_sums", "times_gpt2", "times_square"]
 MOST_SECONDS = 60
 
 

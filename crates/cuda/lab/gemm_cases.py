@@ -144,7 +144,13 @@ def run_case(folder, name, sizes, batch=(1, 1, 1), a_repeat=(), b_repeat=(), ord
         h, dh = out(torch.bfloat16, True), out(torch.bfloat16)
         refs, outs, operands = [product * gelu_parts(h.view.double())[1]], [dh], [h, dh]
     epi = epilogue_params([x.view for x in operands])
-    if hopper:
+    if defs.get("SUMS"):
+        # Rows of a matrix whose other columns are canaries: a stride of its own.
+        sums = Array([1, 1, 1, m, 1], torch.float32, "cols", 2, False)
+        refs, outs = refs + [a.view.double().sum(-1, keepdim=True)], outs + [sums]
+        calls, work = run_hopper(module, defs, a.view, b.view, epi, alpha, splits,
+                                 sums.view[0, 0, 0, :, 0])
+    elif hopper:
         calls, work = run_hopper(module, defs, a.view, b.view, epi, alpha, splits)
     else:
         cut = lambda x: x.view if k_outer == 1 else x.view.unflatten(-1, (k_outer, k))
@@ -217,6 +223,27 @@ def rings(folder, cluster):
 def ring(folder):
     rings(folder, 1)
     summary("ring")
+
+
+def sums(folder):
+    go = lambda name, *rest, **more: case(folder, name, *rest, **more)
+    for c in (1, 2):
+        for bn in (256, 128):
+            for b in (0, 1):
+                name = f"ring{c}_sums_{bn}_0{b}"
+                go(name, (128, 256, 64))
+                go(name, (300, 520, 200), alpha=0.37)
+                go(name, (130, 77, 72))
+                go(name, (1000, 600, 1000))
+                go(name, (3, 5, 1))
+                go(name, (1, 1, 8))
+                go(name, (3000, 2500, 136))
+        for splits in (2, 3, 5, 7, 40, 96):
+            go(f"ring{c}_sums_ragged", (256, 264, 20000), splits=splits, alpha=0.5)
+            go(f"ring{c}_sums_ragged", (77, 131, 10007), splits=splits, pads=(8, 8, 16))
+            go(f"ring{c}_sums", (768, 256, 8192), splits=splits)
+            go(f"ring{c}_sums_128", (200, 128, 12345), splits=splits)
+    summary("sums")
 
 
 def cluster(folder):

@@ -118,10 +118,10 @@ def epilogue_params(operands):
     return out + b"".join(strides_of(x) for x in operands)
 
 
-def work_for(splits, batches, m, n):
+def work_for(splits, batches, m, n, sums=False):
     if splits == 1:
         return None
-    size = splits * batches * m * (-(-n // 8) * 8)
+    size = splits * (batches * m * (-(-n // 8) * 8) + (m if sums else 0))
     return torch.full((size,), math.nan, device="cuda")
 
 
@@ -167,13 +167,14 @@ def general(module, defs, a, b, epi, alpha=1.0, splits=1, k_outer=1):
     return calls, work
 
 
-def hopper(module, defs, a, b, epi, alpha=1.0, wanted=1):
-    """Calls of gemm_sm90.cu or gemm_resident_sm90.cu; shapes as for `general`."""
+def hopper(module, defs, a, b, epi, alpha=1.0, wanted=1, sums=None):
+    """Calls of gemm_sm90.cu or gemm_resident_sm90.cu; shapes as for `general`. `sums`: where those
+    of A go with -DSUMS=1, one for each of its rows."""
     batch = [max(x, y) for x, y in zip(a.shape[:3], b.shape[:3])]
     batches, m, n, k = math.prod(batch), a.shape[3], b.shape[3], a.shape[4]
     bn, cluster = defs["BN"], defs.get("CLUSTER")
     splits = split_of(-(-k // 64), wanted)
-    work = work_for(splits, batches, m, n)
+    work = work_for(splits, batches, m, n, sums is not None)
     map_a, a_batched = operand_map(a, defs["A_K"], False)
     map_b, b_batched = operand_map(b, defs["B_K"], defs.get("B_PERMUTED", 0))
     core = map_a + map_b + struct.pack(
@@ -181,6 +182,11 @@ def hopper(module, defs, a, b, epi, alpha=1.0, wanted=1):
         *b_batched, splits, alpha)
     assert len(core) == 320
     params = core + epi
+    assert (sums is not None) == bool(defs.get("SUMS"))
+    if sums is not None:
+        assert len(epi) % 8 == 0 and sums.shape == (m,) and sums.dtype == torch.float32
+        params += struct.pack("<Qq", sums.data_ptr(), sums.stride(0))
+    params += bytes(-len(params) % 64)
     columns = -(-n // bn)
     if cluster is None:
         assert k <= 256 and splits == 1
@@ -192,7 +198,8 @@ def hopper(module, defs, a, b, epi, alpha=1.0, wanted=1):
     calls = [Launch(module.gemm, grid, 384, module.shared_bytes, params)]
     if splits > 1:
         reduce = module.entry("gemm_reduce")
-        calls.append(Launch(reduce, reduce_grid(batches, m, n), 256, 0, params))
+        blocks = reduce_grid(batches, m, n)[0] + (-(-m // 64) if sums is not None else 0)
+        calls.append(Launch(reduce, (blocks, 1, 1), 256, 0, params))
     return calls, work
 
 

@@ -82,7 +82,7 @@ class Shape:
     def time_one(self, folder, variant, outs, extra, torch_ms, check, size):
         file, defs = VARIANTS[variant]
         module = load(folder, variant, file, defs)
-        calls, keep = [], []
+        calls, works, keep = [], [], []
         for i in range(self.sets):
             epi = epilogue_params([five(x) for x in extra(i, outs[i])])
             a, b = five(self.a[i]), five(self.b[i])
@@ -92,9 +92,11 @@ class Shape:
                 tiles = -(-self.m // 128) * -(-self.n // defs["BN"])
                 best = best_split(tiles, -(-self.k // 64), self.m, self.n, self.k)
                 wanted = max(2, best) if defs.get("SPLIT") else 1
-                made, work = hopper(module, defs, a, b, epi, wanted=wanted)
+                sums = torch.zeros(self.m, device="cuda") if defs.get("SUMS") else None
+                made, work = hopper(module, defs, a, b, epi, wanted=wanted, sums=sums)
+                keep.append(sums)
             calls.append(made)
-            keep.append(work)
+            works.append(work)
         outs[0].zero_()
         for call in calls[0]:
             call()
@@ -104,8 +106,8 @@ class Shape:
         err = error(outs[0][rows], wanted_rows)
         ms = graph_ms(lambda i: [call() for call in calls[i]], self.sets)
         label = variant
-        if keep[0] is not None:
-            label += f" /{keep[0].numel() // (self.m * self.n)}"
+        if works[0] is not None:
+            label += f" /{works[0].numel() // (self.m * self.n)}"
         row(self.title, label, ms, torch_ms, self.flops, size, err)
 
 
@@ -175,6 +177,18 @@ def times_gpt2(folder):
         plain(folder, f"y {m}x{n}x{k}", m, n, k, both("permuted", "11"), sets=2)
         plain(folder, f"dx {m}x{k}x{n}", m, k, n, both("10"), b_form="n", sets=2)
         plain(folder, f"dw {n}x{k}x{m}", n, k, m, both("00", "split"), "m", "n", torch.float32, 2)
+
+
+def times_sums(folder):
+    """Weight gradients alone and with the sums of A; torch's time of those sums by themselves."""
+    shapes = [(768, 256, 73728), (512, 256, 49152), (256, 512, 49152), (128, 256, 49152),
+              (256, 128, 49152), (3072, 768, 65536), (768, 3072, 65536)]
+    for m, n, k in shapes:
+        s = Shape(f"dw {m}x{n}x{k}", m, n, k, "m", "n")
+        names = ("unsummed_128", "sums_128") if n <= 128 else ("unsummed", "sums")
+        size = 2 * (m * k + n * k) + 4 * m * n
+        s.time(folder, both(*names), torch.float32, lambda i, out: [out],
+               lambda i: s.a[i].sum(1, dtype=torch.float32), size=size)
 
 
 def times_square(folder):

@@ -60,6 +60,17 @@ for c in (1, 2):
     add(f"ring{c}_10_128", "gemm_sm90.cu", A_K=1, B_K=0, BN=128, **LEAN, C_BF16=1)
     add(f"ring{c}_split", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1, ACCUMULATE=1)
     add(f"ring{c}_00", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, ACCUMULATE=1)
+    # Sums of A: ragged columns, then the forms whose timings count
+    for bn in (256, 128):
+        for b in (0, 1):
+            add(f"ring{c}_sums_{bn}_0{b}", "gemm_sm90.cu", A_K=0, B_K=b, BN=bn, CLUSTER=c,
+                BATCHED=0, SUMS=1)
+    add(f"ring{c}_sums_ragged", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, CLUSTER=c, BATCHED=0,
+        SPLIT=1, SUMS=1)
+    add(f"ring{c}_sums", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1, SUMS=1)
+    add(f"ring{c}_unsummed", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1)
+    add(f"ring{c}_sums_128", "gemm_sm90.cu", A_K=0, B_K=0, BN=128, **LEAN, SPLIT=1, SUMS=1)
+    add(f"ring{c}_unsummed_128", "gemm_sm90.cu", A_K=0, B_K=0, BN=128, **LEAN, SPLIT=1)
     for e in ("bias_gelu", "residual"):
         add(f"ring{c}_{e}", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1,
             EPILOGUE=header(e))

@@ -141,6 +141,12 @@ impl Parameters {
         self
     }
 
+    /// Puts other addresses for those that there are.
+    pub fn rename(&mut self, of: impl Fn(Address) -> Address) {
+        self.addresses.iter_mut().for_each(|(_, address)| *address = of(*address));
+        self.maps.iter_mut().for_each(|(_, map)| map.address = of(map.address));
+    }
+
     /// The bytes, zero where addresses and maps belong.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -31,6 +31,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = texts![
     "lib/gemm_sm90.cuh",
     "lib/gemm_split.cuh",
     "lib/gemm_store.cuh",
+    "lib/gemm_sums.cuh",
     "lib/math.cuh",
     "lib/mma.cuh",
     "lib/mma_gemm.cuh",

@@ -32,6 +32,6 @@ pub use program::{Binary, Instr, Program, Unary, Value};
 pub use source::{Source, Strides, section_strides};
 pub use spec::{
     AttendGradSpec, AttendMask, AttendSpec, Attention, Axis, Call, Contraction, CopySpec, FillSpec,
-    GatherSpec, LinearCeSpec, NormGradSpec, NormSpec, Normalisation, Output, ReduceSpec, Role,
-    RowsShape, ScatterSpec, Spec,
+    GatherSpec, LinearCeSpec, NormGradSpec, NormSpec, Normalisation, OperandSums, Output,
+    ReduceSpec, Role, RowsShape, ScatterSpec, Spec,
 };

@@ -19,7 +19,11 @@ use aerogel_graph::{NodeId, Op};
 /// A node in a form that no kernel runs, and those that devices or the planner take care of:
 /// collectives and what targets expand.
 pub fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, LowerError> {
-    let node = s.graph.node(nodes[0]);
+    let mut node = s.graph.node(nodes[0]);
+    if let (Op::Reduce(_), [_, product]) = (&node.op, nodes) {
+        // The sum of an operand beside a product that comes after it.
+        node = s.graph.node(*product);
+    }
     match &node.op {
         Op::Einsum(op) if node.ins.len() == 2 => {
             Ok(vec![contraction::contraction(s, op, node, nodes)])

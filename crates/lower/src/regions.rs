@@ -1,9 +1,11 @@
 //! Regions: which nodes go into one kernel. Chains of maps over the same axes are one program; a
 //! contraction, a norm and the gradient of one take the chain that follows them as epilogue, a
-//! reduction the chain before it as its prologue.
+//! reduction the chain before it as its prologue. A contraction without an epilogue takes the sum
+//! of one of its operands over the axes that it contracts: the gradient of a bias goes with that of
+//! the weights.
 
 use crate::draws::{Origin, global_strides};
-use aerogel_graph::ops::ScatterMode;
+use aerogel_graph::ops::{Fold, ScatterMode};
 use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
 use aerogel_machine::Sight;
 
@@ -26,8 +28,42 @@ pub fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
             list.push(grown);
         }
     }
+    list.extend(with_sum(sight, node));
     list.push(vec![node]);
     list
+}
+
+/// A contraction that has no epilogue, and a sum of one of its operands beside it, whichever of the
+/// two is the node.
+fn with_sum(sight: &Sight<'_>, node: NodeId) -> Option<Vec<NodeId>> {
+    let g = sight.graph;
+    let fits = |product: NodeId, sum: NodeId| {
+        let pair = [product.min(sum), product.max(sum)];
+        (sight.free)(pair[1])
+            && sums_operand(g, product, sum)
+            && (sight.runs)(&pair)
+            && grow(sight, product).len() == 1
+    };
+    let later = |v: &ValueId| sight.uses.readers(*v).iter().copied().filter(|r| *r > node);
+    let others = g.node(node).ins.iter().flat_map(later);
+    let mut fitting = others.filter(|other| match &g.node(node).op {
+        Op::Einsum(_) => fits(node, *other),
+        Op::Reduce(_) => fits(*other, node),
+        _ => false,
+    });
+    fitting.next().map(|other| vec![node, other])
+}
+
+/// Whether a node sums an operand of a contraction over exactly the axes that this contracts.
+fn sums_operand(g: &Graph, product: NodeId, sum: NodeId) -> bool {
+    let (product, sum) = (g.node(product), g.node(sum));
+    let (Op::Einsum(einsum), Op::Reduce(reduce)) = (&product.op, &sum.op) else { return false };
+    if product.ins.len() != 2 || reduce.fold != Fold::Sum || !product.ins.contains(&sum.ins[0]) {
+        return false;
+    }
+    let contracted = einsum.contracted(&g.in_types(product));
+    let same = contracted.len() == reduce.over.len();
+    same && contracted.iter().all(|axis| reduce.over.contains(axis))
 }
 
 /// The anchor and the maps after it that can run with it.
@@ -194,6 +230,7 @@ fn layouts_agree(axes: &Axes, g: &Graph, sight: &Sight<'_>, a: ValueId, b: Value
 pub fn kernel_name(g: &Graph, nodes: &[NodeId]) -> &'static str {
     let last = nodes.last().map(|n| &g.node(*n).op);
     match (&g.node(nodes[0]).op, nodes.len(), last) {
+        (Op::Einsum(_), 2.., Some(Op::Reduce(_))) | (Op::Reduce(_), 2.., _) => "einsum+sum",
         (Op::Einsum(_), 1, _) => "einsum",
         (Op::Einsum(_), ..) => "einsum+map",
         (Op::Norm(_), 2.., _) => "norm+map",

@@ -8,7 +8,7 @@ mod norm;
 mod rows;
 
 pub use attention::{AttendGradSpec, AttendMask, AttendSpec, Attention};
-pub use contraction::{Axis, Contraction, Role};
+pub use contraction::{Axis, Contraction, OperandSums, Role};
 pub use elementwise::{CopySpec, FillSpec, ReduceSpec};
 pub use linear_ce::LinearCeSpec;
 pub use norm::{NormGradSpec, NormSpec, Normalisation, Output};
@@ -26,7 +26,7 @@ pub enum Spec {
     /// A program, folded over some axes. Operands: its inputs, then the result.
     Reduce(ReduceSpec),
     /// A contraction. Operands: A, B, C; with an epilogue A, B, then the inputs and the outputs of
-    /// the program.
+    /// the program; then the sums of a factor if it has them.
     Product(Contraction),
     /// A norm. Operands: x, y, then gain and bias where the spec has them; y may be x. With an
     /// epilogue there is no y, and the program's inputs and outputs follow at the end; these may

@@ -100,7 +100,8 @@ impl Timing {
 /// What a step of a section is for: by this a training step's time is told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Contractions of two operands, with the maps that run as their epilogue.
+    /// Contractions of two operands, with the maps that run as their epilogue and the sums of an
+    /// operand beside them.
     Product,
     /// Attention.
     Attention,
@@ -138,10 +139,14 @@ impl Kind {
 
     fn of(g: &Graph, nodes: &[NodeId]) -> Kind {
         let first = g.node(nodes[0]);
+        let product = |n: &NodeId| {
+            let node = g.node(*n);
+            matches!(node.op, Op::Einsum(_)) && node.ins.len() == 2
+        };
         match &first.op {
             Op::Collective(_) => Kind::Exchange,
             _ if first.phase == Phase::Update => Kind::Update,
-            Op::Einsum(_) if first.ins.len() == 2 => Kind::Product,
+            _ if nodes.iter().any(product) => Kind::Product,
             Op::Attend(_) | Op::AttendGrad(_) | Op::MergeAttend(_) => Kind::Attention,
             Op::LinearCe(_) | Op::LinearCeGrad(_) | Op::LinearLse(_) => Kind::LinearCe,
             Op::Norm(_) | Op::NormGrad(_) => Kind::Norm,

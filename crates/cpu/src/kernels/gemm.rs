@@ -91,8 +91,13 @@ impl Gemm {
     ///
     /// # Errors
     /// For element types other than f32 and bf16, a C that repeats along one of its axes, an
-    /// epilogue together with `accumulate` or over other sizes, and more axes than are supported.
+    /// epilogue together with `accumulate` or over other sizes, and more axes than are supported;
+    /// sums of a factor, which a reduction makes as fast.
     pub fn new(spec: &Contraction) -> Result<Gemm, KernelError> {
+        if spec.sums.is_some() {
+            let what = "sums of a factor beside the product; reduce it by itself".to_owned();
+            return Err(KernelError::Unsupported { kernel: "gemm", what });
+        }
         let mut spec = spec.clone();
         let mut walk = Walk::new(&spec)?;
         let mut factors = [0, 1];

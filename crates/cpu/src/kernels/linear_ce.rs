@@ -95,7 +95,7 @@ impl Products {
         let product = |axes: [Axis; 3], [a, b]: [DType; 2], accumulate| {
             let axes = axes.to_vec();
             let (c, alpha, epilogue) = (DType::F32, 1.0, None);
-            Gemm::new(&Contraction { axes, a, b, c, accumulate, alpha, epilogue })
+            Gemm::new(&Contraction { axes, a, b, c, accumulate, alpha, epilogue, sums: None })
         };
         let (x, w, g) = (spec.x.dtype, spec.w.dtype, gradient_dtype(spec));
         let logits = [

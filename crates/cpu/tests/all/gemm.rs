@@ -1,7 +1,7 @@
 use aerogel_cpu::kernel::{KernelError, Scalars};
 use aerogel_cpu::kernels::gemm::Gemm;
 use aerogel_graph::DType;
-use aerogel_lower::{Axis, Binary, Contraction, Instr, Program, Role, Unary};
+use aerogel_lower::{Axis, Binary, Contraction, Instr, Operand, OperandSums, Program, Role, Unary};
 use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
@@ -45,6 +45,7 @@ fn case(rng: &mut Rng, roles: &[(Role, usize)], dtypes: [DType; 3]) -> Case {
         accumulate: rng.below(2) == 1,
         alpha: rng.pick(&[1.0, -0.5]),
         epilogue: None,
+        sums: None,
     };
     Case { spec, tensors, axes }
 }
@@ -200,12 +201,16 @@ fn bad_specifications_are_refused() {
         accumulate: false,
         alpha: 1.0,
         epilogue: None,
+        sums: None,
     };
     assert!(Gemm::new(&good).is_ok());
     let repeated = Contraction { axes: vec![axis(Role::M, 0)], ..good.clone() };
     assert!(matches!(Gemm::new(&repeated), Err(KernelError::Overlap { axis: 0, size: 4, .. })));
     let ids = Contraction { b: DType::U32, ..good.clone() };
     assert!(matches!(Gemm::new(&ids), Err(KernelError::Unsupported { .. })));
+    let sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+    let sums = Contraction { sums, ..good.clone() };
+    assert!(matches!(Gemm::new(&sums), Err(KernelError::Unsupported { .. })));
     let empty = Program { sizes: vec![3], inputs: vec![], outputs: vec![], instrs: vec![] };
     let other = Contraction { epilogue: Some(empty), ..good };
     assert!(Gemm::new(&other).unwrap_err().to_string().contains("[4, 4]"));

@@ -41,7 +41,19 @@ struct At {
     i64 row, col;
     int batch[3];
     int count;
+    const float* column;  // in shared memory: see EPILOGUE_COLUMN; null where it is not used
 };
+
+// An input that is the same in all rows, as a bias is, is wanted by all of them at once: asking for
+// it ahead takes the registers of what is far away, and the first-level cache, which shared memory
+// has left little of, does not keep it. The text defines EPILOGUE_COLUMN for one such input, with
+//
+//     float epilogue_column(const Epi&, i64 col);
+//
+// and reads it by `column_read`; kernels may put the columns of their tile into shared memory.
+#ifndef EPILOGUE_COLUMN
+#define EPILOGUE_COLUMN 0
+#endif
 
 __device__ __forceinline__ float widen_any(const bf16* p) { return widen(*p); }
 __device__ __forceinline__ float widen_any(const float* p) { return *p; }
@@ -70,16 +82,6 @@ struct Packed<bf16, V> {
             return;
         }
         load_strided(p, 1, count);
-    }
-
-    // Of what nobody writes meanwhile, so that the compiler may ask for it ahead of stores.
-    __device__ __forceinline__ void load_constant(const bf16* p, int count) {
-        if (count < V) return load_strided(p, 1, count);
-#pragma unroll
-        for (int i = 0; i < WORDS; i += 2) {
-            uint2 two = __ldg((const uint2*)p + i / 2);
-            word[i] = two.x, word[i + 1] = two.y;
-        }
     }
 
     __device__ __forceinline__ void load_strided(const bf16* p, i64 stride, int count) {
@@ -112,16 +114,6 @@ struct Packed<float, V> {
             return;
         }
         load_strided(p, 1, count);
-    }
-
-    __device__ __forceinline__ void load_constant(const float* p, int count) {
-        if (count < V) return load_strided(p, 1, count);
-#pragma unroll
-        for (int i = 0; i < V; i += 4) {
-            float4 four = __ldg((const float4*)(p + i));
-            word[i] = four.x, word[i + 1] = four.y;
-            word[i + 2] = four.z, word[i + 3] = four.w;
-        }
     }
 
     __device__ __forceinline__ void load_strided(const float* p, i64 stride, int count) {
@@ -157,6 +149,23 @@ __device__ __forceinline__ void store(float* p, int count, const float (&x)[V]) 
 #pragma unroll
     for (int i = 0; i < V; i += 4)
         *(float4*)(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+}
+
+// V columns of the input that is the same in all rows, of which `own` are at hand otherwise.
+template <class T, int V>
+__device__ __forceinline__ void column_read(const At& at, const T* own, float (&out)[V]) {
+    if (at.column != nullptr) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            float4 four = *(const float4*)(at.column + i);
+            out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+        }
+        return;
+    }
+    Packed<T, V> x;
+    x.load(own, at.count);
+#pragma unroll
+    for (int i = 0; i < V; i++) out[i] = x[i];
 }
 
 // Strides of an operand along the batch axes, rows and columns, in elements; 0 repeats it.

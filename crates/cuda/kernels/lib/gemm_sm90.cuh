@@ -2,6 +2,7 @@
 #pragma once
 #include "lib/gemm_epilogue.cuh"
 #include "lib/gemm_split.cuh"
+#include "lib/gemm_sums.cuh"
 #include "lib/tma.cuh"
 #include "lib/wgmma.cuh"
 
@@ -18,9 +19,16 @@ struct Gemm {
     float alpha;                          // factor on the product
 };
 
+#ifndef SUMS
+#define SUMS 0
+#endif
+
 struct Params {
     Gemm gemm;
     Epi epi;
+#if SUMS
+    Sums sums;
+#endif
 };
 
 static_assert(sizeof(Gemm) == 320, "the host writes this layout");
@@ -44,12 +52,13 @@ struct Tile {
     static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
 
     const Params& p;
+    const float* columns;  // the tile's, in shared memory: see EPILOGUE_COLUMN
     int row, col, which, split, batch[3];
     Loads<8> in[AHEAD];
 
-    __device__ __forceinline__ Tile(const Params& params, int row0, int col0, int which_,
-                                    int split_)
-        : p(params), which(which_), split(split_) {
+    __device__ __forceinline__ Tile(const Params& params, const float* columns_, int row0,
+                                    int col0, int which_, int split_)
+        : p(params), columns(columns_), which(which_), split(split_) {
         const int thread = threadIdx.x % 128, lane = thread % 32;
         row = row0 + thread / 32 * 16 + lane / 4;
         col = col0 + lane % 4 * 8;
@@ -59,7 +68,8 @@ struct Tile {
     __device__ __forceinline__ At at(int call) const {
         const int r = row + call % 2 * 8, c = col + call / 2 * 32;
         return {r, c, {batch[0], batch[1], batch[2]},
-                columns_left<8>(r < p.gemm.m, c, p.gemm.n)};
+                columns_left<8>(r < p.gemm.m, c, p.gemm.n),
+                EPILOGUE_COLUMN ? columns + threadIdx.x % 4 * 8 + call / 2 * 32 : nullptr};
     }
 
     __device__ __forceinline__ void load(int call) {
@@ -96,6 +106,17 @@ struct Tile {
     }
 };
 
+// Puts the columns of a tile into shared memory, by so many threads.
+template <int COLS, int THREADS>
+__device__ __forceinline__ void stage_columns(const Params& p, float* columns, int col,
+                                              int thread) {
+#if EPILOGUE_COLUMN
+#pragma unroll
+    for (int i = thread; i < COLS; i += THREADS)
+        columns[i] = col + i < p.gemm.n ? epilogue_column(p.epi, col + i) : 0.0f;
+#endif
+}
+
 // Where an operand is copied from: its map, and the batch coordinates.
 struct Source {
     const TensorMap& map;
@@ -122,8 +143,8 @@ struct Source {
 };
 
 // Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
-template <bool LEFT_K, bool RIGHT_K, int SUMS>
-__device__ __forceinline__ void multiply_box(float (&sum)[SUMS], unsigned a, unsigned b, bool add) {
+template <bool LEFT_K, bool RIGHT_K, int COUNT>
+__device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, unsigned b, bool add) {
     const unsigned long long left = matrix_descriptor<LEFT_K>(a);
     const unsigned long long right = matrix_descriptor<RIGHT_K>(b);
     products_begin();

@@ -39,6 +39,7 @@ __device__ __forceinline__ void reduce_parts(const Parts& parts, const int (&bat
     at.row = id % each / vectors;
     at.col = id % vectors * 8;
     batch_of(which, batch, at.batch);
+    at.column = nullptr;
     at.count = here ? columns_left<8>(true, (int)at.col, parts.n) : 0;
     Loads<8> in;
     if (at.count > 0 && quarter == 0) epilogue_load(epi, at, in);

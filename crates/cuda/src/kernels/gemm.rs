@@ -3,12 +3,14 @@
 //!
 //! Everything is a product with a program behind it: one that stores C, or adds to it, where the
 //! spec has none. A depth of more axes than kernels walk is summed over several launches in f32
-//! scratch, and so are batches that a launch cannot hold, without scratch.
+//! scratch, and so are batches that a launch cannot hold, without scratch. Sums of a factor are
+//! made by the product's kernel where it has such a form, else by a reduction behind it.
 
 mod choice;
 mod epilogue;
 mod launches;
 mod matrix;
+mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -20,6 +22,7 @@ use choice::{Choice, Factor, Question};
 use epilogue::Along;
 use launches::Job;
 use matrix::{A, Axis, B, FIRST, Matrices, Roles};
+use sums::{Known, Sums};
 
 /// Parts of the workspace begin at multiples of so many bytes.
 const PART: u64 = 256;
@@ -47,6 +50,10 @@ impl Place {
         Place { address: Address::Workspace(at), align: [PART; 3] }
     }
 
+    fn known(self) -> Known {
+        Known { address: self.address, align: self.align[0] }
+    }
+
     /// So many bytes further.
     pub fn plus(self, bytes: i64) -> Place {
         let power = if bytes == 0 { u64::MAX } else { 1 << bytes.trailing_zeros() };
@@ -67,6 +74,7 @@ pub(crate) fn product(
             dtypes.extend(program.inputs.iter().chain(&program.outputs).map(|o| o.dtype));
         }
     }
+    dtypes.extend(spec.sums.as_ref().map(|sums| sums.output.dtype));
     let places: Vec<Place> = dtypes
         .into_iter()
         .enumerate()
@@ -90,18 +98,35 @@ pub(crate) fn launches(
 ) -> Result<(Vec<Launch>, u64), LowerError> {
     let program = matrix::program(spec)?;
     let mut places = places.to_vec();
+    let sums = match &spec.sums {
+        Some(own) => places.pop().map(|place| Sums::new(spec, own, place.known())).transpose()?,
+        None => None,
+    };
     if spec.epilogue.is_none() && spec.accumulate {
         places.extend(places.last().copied());
     }
     let roles = Roles::new(spec, &program)?;
     let product = Product { alpha: spec.alpha, dtypes: [spec.a, spec.b], draws, chip };
-    if roles.elements() == 0 {
-        return Ok((vec![], 0));
+    let mut made = match roles.k.len() {
+        _ if roles.elements() == 0 => Made::default(),
+        ..=2 => product.direct(roles, &program, &places, work, sums.as_ref())?,
+        _ => product.chained(spec, &roles, &program, &places, work)?,
+    };
+    if let (Some(sums), false) = (&sums, made.sums) {
+        // What the product left in the workspace is read by then.
+        let (own, bytes) = sums.alone(places[sums.factor()].known(), work)?;
+        made.launches.extend(own);
+        made.bytes = made.bytes.max(bytes.next_multiple_of(PART));
     }
-    if roles.k.len() > 2 {
-        return product.chained(spec, &roles, &program, &places, work);
-    }
-    product.direct(roles, &program, &places, work)
+    Ok((made.launches, made.bytes))
+}
+
+/// Launches, the scratch that they take, and whether they make the sums of a factor, too.
+#[derive(Default)]
+struct Made {
+    launches: Vec<Launch>,
+    bytes: u64,
+    sums: bool,
 }
 
 /// What all parts of a product share.
@@ -120,18 +145,21 @@ impl Product {
         program: &Program,
         places: &[Place],
         work: u64,
-    ) -> Result<(Vec<Launch>, u64), LowerError> {
+        sums: Option<&Sums<'_>>,
+    ) -> Result<Made, LowerError> {
         if roles.k.iter().any(|axis| axis.size == 0) {
             let strides = vec![0; roles.k[0].strides.len()];
             roles.k = vec![Axis { size: 0, strides }];
         }
         let all = roles.arrangements();
-        let bytes = |which: usize| {
-            let (x, choice, _) = self.arrange(&all, program, places, which, u64::MAX);
-            choice::part_bytes(x, choice.splits)
+        // Room for those of any form, so that it depends on nothing but the shares.
+        let count = sums.map_or(0, Sums::count);
+        let arrange = |which: usize, most_bytes: u64| {
+            let (x, choice, along) = self.arrange(&all, program, places, which, sums, most_bytes);
+            (x, choice, along, choice::part_bytes(x, choice.splits, count))
         };
-        let most_bytes = bytes(1).max(bytes(2));
-        let (matrices, choice, along) = self.arrange(&all, program, places, 0, most_bytes);
+        let most_bytes = arrange(1, u64::MAX).3.max(arrange(2, u64::MAX).3);
+        let (matrices, choice, along, bytes) = arrange(0, most_bytes);
         let factors = if matrices.swapped { [B, A] } else { [A, B] };
         let job = Job {
             program,
@@ -141,22 +169,25 @@ impl Product {
             alpha: self.alpha,
             draws: self.draws,
             work,
+            beside: sums.and_then(|sums| sums.beside(matrices, &choice)),
         };
         let order = factors.into_iter().chain(FIRST..places.len());
         let addresses: Vec<Address> = order.map(|i| places[i].address).collect();
         let first = vec![0; along.len() - program.inputs.len() - program.outputs.len()];
-        let mut list = vec![];
-        job.launches(matrices, &addresses, &first, &mut list)?;
-        Ok((list, choice::part_bytes(matrices, choice.splits).next_multiple_of(PART)))
+        let mut launches = vec![];
+        job.launches(matrices, &addresses, &first, &mut launches)?;
+        Ok(Made { launches, bytes: bytes.next_multiple_of(PART), sums: job.beside.is_some() })
     }
 
-    /// The fastest arrangement for one of the three alignments of the places.
+    /// The fastest arrangement for one of the three alignments of the places, with the sums of a
+    /// factor if there are any, in so many bytes of workspace.
     fn arrange<'a>(
         &self,
         all: &'a [Matrices],
         program: &Program,
         places: &[Place],
         which: usize,
+        sums: Option<&Sums<'_>>,
         most_bytes: u64,
     ) -> (&'a Matrices, Choice, Vec<Along>) {
         let aligned: Vec<u64> = places.iter().map(|place| place.align[which]).collect();
@@ -171,9 +202,12 @@ impl Product {
                 hopper: self.chip.architecture.is_hopper(),
                 traffic: epilogue::traffic(program, &along, matrices),
                 plain,
+                beside: sums.map_or(0, Sums::count),
                 most_bytes,
             };
-            (matrices, choice::choose(&question), along)
+            let mut choice = choice::choose(&question);
+            choice.seconds += sums.map_or(0.0, |sums| sums.seconds(matrices, &choice));
+            (matrices, choice, along)
         });
         asked
             .min_by(|x, y| x.1.seconds.total_cmp(&y.1.seconds))
@@ -189,7 +223,7 @@ impl Product {
         program: &Program,
         places: &[Place],
         work: u64,
-    ) -> Result<(Vec<Launch>, u64), LowerError> {
+    ) -> Result<Made, LowerError> {
         let mut k = roles.k.clone();
         k.sort_by_key(|axis| std::cmp::Reverse(axis.size));
         let loops = k.split_off(2);
@@ -235,11 +269,11 @@ impl Product {
             roles.k = if parts == 0 { loops.clone() } else { k.clone() };
             let operands = roles.operands();
             roles.k.iter_mut().for_each(|axis| axis.strides.resize(operands, 0));
-            let (launches, bytes) = self.direct(roles, &made, &at, work + own)?;
-            list.extend(launches);
-            most = most.max(bytes);
+            let made = self.direct(roles, &made, &at, work + own, None)?;
+            list.extend(made.launches);
+            most = most.max(made.bytes);
         }
-        Ok((list, own + most))
+        Ok(Made { launches: list, bytes: own + most, sums: false })
     }
 }
 

@@ -209,7 +209,8 @@ impl<'a> Layer<'a> {
         places: [Place; 3],
         work: u64,
     ) -> Result<(Vec<Launch>, u64), LowerError> {
-        let spec = Contraction { axes, a, b, c, accumulate, alpha: 1.0, epilogue: None };
+        let spec =
+            Contraction { axes, a, b, c, accumulate, alpha: 1.0, epilogue: None, sums: None };
         gemm::launches(&spec, Draws::default(), &places, self.chip, work)
     }
 

@@ -1,12 +1,13 @@
-//! Contractions, with the maps after them as epilogue.
+//! Contractions, with the maps after them as epilogue or the sum of an operand beside them.
 
 use super::epilogue::Epilogue;
 use crate::source::Source;
-use crate::spec::{Axis, Call, Contraction, Role, Spec};
+use crate::spec::{Axis, Call, Contraction, OperandSums, Role, Spec};
 use aerogel_graph::ops::Einsum;
-use aerogel_graph::{AxisId, Build, DType, Node, NodeId};
+use aerogel_graph::{AxisId, Build, DType, Node, NodeId, Op};
 
-/// The product alone, or with the rest of the region as its epilogue.
+/// The product alone, with the region's sum of an operand, or with the rest of the region as its
+/// epilogue.
 pub(super) fn contraction(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[NodeId]) -> Call {
     let g = s.graph;
     let (a, b, c) = (node.ins[0], node.ins[1], node.outs[0]);
@@ -36,8 +37,15 @@ pub(super) fn contraction(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[Nod
         accumulate: false,
         alpha: 1.0,
         epilogue: None,
+        sums: None,
         axes,
     };
+    let sum = nodes.iter().map(|n| g.node(*n)).find(|n| matches!(n.op, Op::Reduce(_)));
+    if let Some(sum) = sum {
+        let (factor, out) = (usize::from(sum.ins[0] != a), sum.outs[0]);
+        spec.sums = Some(OperandSums { factor, output: s.operand(out, &labels) });
+        return Call::new(Spec::Product(spec), [a, b, c, out]);
+    }
     if nodes.len() == 1 {
         return Call::new(Spec::Product(spec), [a, b, c]);
     }

@@ -1,5 +1,6 @@
 //! Contractions of two tensors over axes by role: batched matrix products.
 
+use crate::operand::Operand;
 use crate::program::Program;
 use aerogel_graph::DType;
 
@@ -50,4 +51,17 @@ pub struct Contraction {
     /// order of `axes`) that reads `Instr::Product` and stores the results; C itself is then not
     /// written and has no address.
     pub epilogue: Option<Program>,
+    /// Sums of one of the factors, beside the product.
+    pub sums: Option<OperandSums>,
+}
+
+/// The sum over the axes of role K of a factor, in f32: of A `sum over k of a[batch, m, k]`. What
+/// becomes of the product's elements (`alpha`, `accumulate`, the epilogue) is nothing to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperandSums {
+    /// Of which factor: 0 for A, 1 for B.
+    pub factor: usize,
+    /// Where they go, with a stride for every axis of the contraction; those of axes that the sums
+    /// lack mean nothing.
+    pub output: Operand,
 }

@@ -1,4 +1,4 @@
-//! Which maps run with a norm.
+//! Which maps run with a norm, and which sums with a product.
 
 use super::common::{Offer, nodes};
 use aerogel_graph::ops::{Norm, NormGrad, Op};
@@ -76,4 +76,40 @@ fn a_sum_of_two_gradients_is_left_to_the_later_one() {
         ("norm_grad+map", nodes(&[1, 2]))
     );
     assert_eq!(Offer::new(&g, 1).in_place, [(first[0], sum)]);
+}
+
+/// The gradients of a linear layer, whose nodes stand in either order.
+#[test]
+fn a_product_takes_the_sum_of_an_operand_along() {
+    for sum_first in [false, true] {
+        let mut g = Graph::new();
+        let [t, m, n] = [("t", 6), ("m", 3), ("n", 5)].map(|(name, n)| g.axis(name, n).unwrap());
+        let x = g.input("x", DType::Bf16, &[t, n]).unwrap();
+        let dy = g.input("dy", DType::Bf16, &[t, m]).unwrap();
+        let product = |g: &mut Graph| g.einsum_to(&[x, dy], &[m, n], DType::F32).unwrap();
+        let sum = |g: &mut Graph, over| g.sum(dy, &[over]).unwrap();
+        let outs = match sum_first {
+            true => [sum(&mut g, m), sum(&mut g, t), product(&mut g)],
+            false => [sum(&mut g, m), product(&mut g), sum(&mut g, t)],
+        };
+        outs.iter().for_each(|v| g.output("out", *v));
+        assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]), "another axis");
+        let offer = Offer::new(&g, 1);
+        assert_eq!((offer.kernel, offer.nodes), ("einsum+sum", nodes(&[1, 2])));
+        assert!(offer.in_place.is_empty());
+    }
+}
+
+#[test]
+fn a_product_with_an_epilogue_takes_no_sum() {
+    let mut g = Graph::new();
+    let [t, m, n] = [("t", 6), ("m", 3), ("n", 5)].map(|(name, n)| g.axis(name, n).unwrap());
+    let x = g.input("x", DType::Bf16, &[t, n]).unwrap();
+    let dy = g.input("dy", DType::Bf16, &[t, m]).unwrap();
+    let sum = g.sum(dy, &[t]).unwrap();
+    let product = g.einsum_to(&[x, dy], &[m, n], DType::F32).unwrap();
+    let half = g.map(&[product], &|v| 0.5 * &v[0]).unwrap();
+    [sum, half].iter().for_each(|v| g.output("out", *v));
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]));
+    assert_eq!((Offer::new(&g, 1).kernel, Offer::new(&g, 1).nodes), ("einsum+map", nodes(&[1, 2])));
 }

@@ -4,8 +4,8 @@ use super::common::{lowered, try_lower};
 use aerogel_graph::ops::{Attend, Fold, ScatterMode};
 use aerogel_graph::{AxisId, Build, Cutter, DType, Expr, Graph, Mesh, Pattern, Place, ValueId};
 use aerogel_lower::{
-    AttendMask, Axis, Binary, Call, Contraction, CopySpec, Draws, FillSpec, Instr, Operand, Output,
-    Program, Role, Spec, Unary,
+    AttendMask, Axis, Binary, Call, Contraction, CopySpec, Draws, FillSpec, Instr, Operand,
+    OperandSums, Output, Program, Role, Spec, Unary,
 };
 
 fn axis(g: &mut Graph, name: &str, size: usize) -> AxisId {
@@ -90,7 +90,7 @@ fn a_product_hands_its_elements_to_the_maps_after_it() {
     ];
     let (a, c) = (DType::Bf16, DType::F32);
     let mut wanted =
-        Contraction { axes, a, b: a, c, accumulate: false, alpha: 1.0, epilogue: None };
+        Contraction { axes, a, b: a, c, accumulate: false, alpha: 1.0, epilogue: None, sums: None };
     let (spec, operands) = only(lowered(&g, &[0]));
     assert_eq!((spec, operands), (Spec::Product(wanted.clone()), vec![x, w, product]));
     wanted.epilogue = Some(Program {
@@ -106,6 +106,25 @@ fn a_product_hands_its_elements_to_the_maps_after_it() {
     });
     let (spec, operands) = only(lowered(&g, &[0, 1]));
     assert_eq!((spec, operands), (Spec::Product(wanted), vec![x, w, bias, out]));
+}
+
+/// A product and the sum of its second operand, whichever comes first.
+#[test]
+fn the_sum_of_an_operand_is_part_of_the_product() {
+    let mut g = Graph::new();
+    let [t, m, n] = [("t", 6), ("m", 3), ("n", 5)].map(|(name, size)| axis(&mut g, name, size));
+    let x = input(&mut g, "x", DType::Bf16, &[t, n]);
+    let dy = input(&mut g, "dy", DType::Bf16, &[t, m]);
+    let sum = g.sum(dy, &[t]).unwrap();
+    let product = g.einsum_to(&[x, dy], &[m, n], DType::F32).unwrap();
+    [sum, product].iter().for_each(|v| g.output("out", *v));
+    let (spec, operands) = only(lowered(&g, &[0, 1]));
+    assert_eq!(operands, [x, dy, product, sum]);
+    let Spec::Product(spec) = spec else { panic!("{spec:?}") };
+    assert_eq!(spec.epilogue, None);
+    let Some(OperandSums { factor: 1, output }) = spec.sums else { panic!("{spec:?}") };
+    let stride = |role| spec.axes.iter().position(|a| a.role == role).map(|i| output.strides[i]);
+    assert_eq!((output.dtype, stride(Role::N)), (g.ty(sum).dtype, Some(1)));
 }
 
 /// The normalised axis is innermost for the kernel, wherever it lies.

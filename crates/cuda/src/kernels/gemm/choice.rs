@@ -87,10 +87,15 @@ pub(super) struct Choice {
     pub seconds: f64,
 }
 
-/// Bytes of partial sums.
-pub(super) fn part_bytes(x: &Matrices, splits: usize) -> u64 {
-    let floats = x.batches() * x.m.size * x.n.size.next_multiple_of(8);
+/// Bytes of partial sums, where each share has so many `beside` its own.
+pub(super) fn part_bytes(x: &Matrices, splits: usize, beside: usize) -> u64 {
+    let floats = x.batches() * x.m.size * x.n.size.next_multiple_of(8) + beside;
     if splits > 1 { 4 * (splits * floats) as u64 } else { 0 }
+}
+
+/// What a kernel takes that reads so many bytes, and one that adds up what its blocks found.
+pub(super) fn reading_seconds(bytes: f64) -> f64 {
+    bytes / TRAFFIC + 2.0 * START_SECONDS
 }
 
 /// Shares of so many slices, of which none is empty, if so many are wanted.
@@ -139,6 +144,8 @@ pub(super) struct Question<'a> {
     /// it is in whole vectors.
     pub traffic: f64,
     pub plain: bool,
+    /// Sums that each share has beside those of the product.
+    pub beside: usize,
     /// Workspace at most.
     pub most_bytes: u64,
 }
@@ -224,7 +231,7 @@ impl Question<'_> {
         let slices = self.slices(form);
         let seconds = |splits: usize| self.blocks(form, splits).1 + self.parts(splits);
         let allowed = |splits: &usize| {
-            let fits = part_bytes(self.matrices, *splits) <= self.most_bytes;
+            let fits = part_bytes(self.matrices, *splits, self.beside) <= self.most_bytes;
             *splits == 1 || (fits && shares(slices, *splits) == *splits)
         };
         let all = (1..=most.min(slices.max(1))).filter(allowed);

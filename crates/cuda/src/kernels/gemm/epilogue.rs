@@ -45,7 +45,11 @@ pub(super) fn along(program: &Program, matrices: &Matrices, align: &[u64]) -> Ve
         }
         _ => Along::Strided,
     };
-    n.strides[FIRST..].iter().zip(dtypes).enumerate().map(of).collect()
+    let mut list: Vec<Along> = n.strides[FIRST..].iter().zip(dtypes).enumerate().map(of).collect();
+    // Kernels have room for the columns of one.
+    let columns = list.iter_mut().filter(|along| **along == Along::Columns);
+    columns.skip(1).for_each(|along| *along = Along::Wide);
+    list
 }
 
 /// The column stride as `Strides::offset` wants it.
@@ -79,7 +83,9 @@ pub(super) fn text(program: &Program, along: &[Along]) -> String {
     let join = |list: &[String], indent: usize| -> String {
         list.iter().map(|line| format!("{:indent$}{line}\n", "")).collect()
     };
-    let mut out = String::from("#include \"lib/gemm_epilogue.cuh\"\n#include \"lib/math.cuh\"\n");
+    let define = if lines.column.is_some() { "#define EPILOGUE_COLUMN 1\n" } else { "" };
+    let mut out =
+        format!("{define}#include \"lib/gemm_epilogue.cuh\"\n#include \"lib/math.cuh\"\n");
     if reads_clock(program) {
         out.push_str("#include \"lib/philox.cuh\"\n");
     }
@@ -100,6 +106,13 @@ pub(super) fn text(program: &Program, along: &[Along]) -> String {
         join(&lines.each, 8),
         join(&lines.after, 4),
     );
+    if let Some(i) = lines.column {
+        let _ = write!(
+            out,
+            "\n__device__ __forceinline__ float epilogue_column(const Epi& e, i64 col) {{\n    \
+             return widen_any(e.in{i} + col);\n}}\n"
+        );
+    }
     out
 }
 
@@ -115,6 +128,8 @@ struct Lines {
     each: Vec<String>,
     after: Vec<String>,
     streams: Vec<u64>,
+    /// The input that kernels may keep in shared memory.
+    column: Option<usize>,
 }
 
 impl Lines {
@@ -132,9 +147,9 @@ impl Lines {
                 continue;
             }
             if along[i] == Along::Columns {
-                // Not asked for ahead: that would take the registers of what is far away.
-                self.before.push(format!("Packed<{t}, V> columns{i};"));
-                self.before.push(format!("columns{i}.load_constant(e.in{i} + at.col, at.count);"));
+                self.before.push(format!("float columns{i}[V];"));
+                self.before.push(format!("column_read(at, e.in{i} + at.col, columns{i});"));
+                self.column = Some(i);
                 continue;
             }
             self.words.push(format!("Packed<{t}, V>::WORDS"));

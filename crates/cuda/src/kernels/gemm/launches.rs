@@ -2,9 +2,10 @@
 //! of the kernels.
 
 use super::super::{MULTIPROCESSORS, space, unsupported};
-use super::choice::{Choice, Form, Layout, part_bytes, walkers};
+use super::choice::{Choice, Form, Layout, walkers};
 use super::epilogue;
 use super::matrix::{A, Axis, B, FIRST, Matrices};
+use super::sums::Beside;
 use crate::launch::{Address, Launch, Parameters, TensorMap};
 use crate::source::Source;
 use aerogel_graph::DType;
@@ -29,6 +30,8 @@ pub(super) struct Job<'a> {
     pub draws: Draws,
     /// Where partial sums lie in the workspace.
     pub work: u64,
+    /// Sums of the left factor that the kernel makes too.
+    pub beside: Option<Beside>,
 }
 
 impl Job<'_> {
@@ -103,6 +106,9 @@ impl Job<'_> {
         };
         let own = &places[FIRST..];
         parameters.append(&epilogue::parameters(self.program, x, own, first, self.draws));
+        if let Some(sums) = self.beside {
+            parameters.address(sums.address).i64(sums.stride as i64);
+        }
         if !matches!(self.choice.form, Form::General { .. }) {
             parameters.align(64);
         }
@@ -115,24 +121,22 @@ impl Job<'_> {
         list.push(start);
         if let Some(reduce) = reduce {
             let vectors = x.batches() * x.m.size * x.n.size.div_ceil(8);
-            let grid = [space::count("product", vectors.div_ceil(64))?, 1, 1];
+            let sums = if self.beside.is_some() { x.m.size.div_ceil(64) } else { 0 };
+            let grid = [space::count("product", vectors.div_ceil(64) + sums)?, 1, 1];
             let entry = "gemm_reduce";
             list.push(Launch { entry, grid, threads: 256, shared_bytes: 0, ..reduce });
         }
         Ok(())
     }
 
-    fn work(&self, x: &Matrices) -> Address {
-        match part_bytes(x, self.choice.splits) {
-            0 => Address::Null,
-            _ => Address::Workspace(self.work),
-        }
+    fn work(&self) -> Address {
+        if self.choice.splits > 1 { Address::Workspace(self.work) } else { Address::Null }
     }
 
     /// `Gemm` of `gemm.cu`.
     fn general(&self, x: &Matrices, places: &[Address]) -> Parameters {
         let mut p = Parameters::new();
-        p.address(places[A]).address(places[B]).address(self.work(x));
+        p.address(places[A]).address(places[B]).address(self.work());
         for (which, side) in [(A, &x.m), (B, &x.n)] {
             for axis in [side, &x.k, &x.k_outer] {
                 p.i64(axis.strides[which] as i64);
@@ -165,7 +169,7 @@ impl Job<'_> {
             true => permuted_map(x, places[B]),
             false => map(x, B, places[B], layouts[B]),
         });
-        p.address(self.work(x));
+        p.address(self.work());
         let sizes = [&x.m, &x.n, &x.k].map(|axis| axis.size).into_iter();
         for size in sizes.chain(batch(x, |axis| axis.map_or(1, |a| a.size))) {
             p.u32(size as u32);
@@ -213,6 +217,7 @@ impl Job<'_> {
                 let values = [("A_K", k(a)), ("B_K", k(b)), ("B_PERMUTED", permuted), ("BN", bn)];
                 all.push(splits);
                 all.push(define("CLUSTER", cluster));
+                all.extend(self.beside.map(|_| define("SUMS", 1)));
                 all.extend(values.map(|(name, value)| define(name, value)));
                 "gemm_sm90.cu"
             }

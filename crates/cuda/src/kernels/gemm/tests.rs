@@ -5,7 +5,7 @@ use super::choice::{self, Choice, Factor, Form, Layout, Question};
 use super::matrix::{self, Roles};
 use super::*;
 use crate::gpu::Architecture;
-use aerogel_lower::{Axis, Role};
+use aerogel_lower::{Axis, OperandSums, Role};
 
 pub(super) const HOPPER: Chip = Chip { architecture: Architecture::SM90A };
 pub(super) const AMPERE: Chip = Chip { architecture: Architecture::SM80 };
@@ -22,7 +22,7 @@ pub(super) fn plain(sizes: [usize; 3], k_inside: [bool; 2], dtypes: [DType; 3]) 
         Axis { role: Role::K, size: k, a: a.1, b: b.1, c: 0 },
     ];
     let [a, b, c] = dtypes;
-    Contraction { axes, a, b, c, accumulate: false, alpha: 1.0, epilogue: None }
+    Contraction { axes, a, b, c, accumulate: false, alpha: 1.0, epilogue: None, sums: None }
 }
 
 /// The same with a program, whose operands are row-major, or one row (`None`).
@@ -52,7 +52,7 @@ fn chosen(spec: &Contraction, chip: Chip) -> Choice {
         .map(|i| Place::operand(i, 64, DType::F32))
         .collect();
     let all = Roles::new(spec, &program).unwrap().arrangements();
-    product.arrange(&all, &program, &places, 0, u64::MAX).1
+    product.arrange(&all, &program, &places, 0, None, u64::MAX).1
 }
 
 /// Each is the fastest on an H100 or within 3 % of it, by `lab/results/h100-gemm.txt`.
@@ -144,15 +144,63 @@ fn scratch_for_any_alignment_is_within_that_of_the_extremes() {
         for k_inside in [[true, true], [true, false], [false, false]] {
             let mut spec = plain(sizes, k_inside, GRADIENT);
             spec.accumulate = true;
-            let bytes = |align: [u64; 3]| {
-                product(&spec, Draws::default(), &align, HOPPER).unwrap().workspace_bytes
-            };
-            let most = bytes([64; 3]).max(bytes([2, 2, 4]));
-            for align in [[64, 2, 64], [2, 64, 64], [16, 8, 4], [64, 64, 4], [2, 2, 64]] {
-                assert!(bytes(align) <= most, "{sizes:?} {k_inside:?} {align:?}");
+            for sums in [None, Some((0, [1, 0, 0])), Some((1, [0, 1, 0]))] {
+                spec.sums = sums
+                    .map(|(factor, strides)| OperandSums { factor, output: Operand::f32(strides) });
+                let bytes = |[a, b, c]: [u64; 3]| {
+                    product(&spec, Draws::default(), &[a, b, c, 4], HOPPER).unwrap().workspace_bytes
+                };
+                let most = bytes([64; 3]).max(bytes([2, 2, 4]));
+                for align in [[64, 2, 64], [2, 64, 64], [16, 8, 4], [64, 64, 4], [2, 2, 64]] {
+                    assert!(bytes(align) <= most, "{sizes:?} {k_inside:?} {align:?}");
+                }
             }
         }
     }
+}
+
+/// A weight gradient and that of the bias, in shares of the depth.
+#[test]
+fn sums_of_the_left_factor_are_made_by_its_product() {
+    let mut spec = plain([768, 256, 73_728], [false; 2], GRADIENT);
+    let without = product(&spec, Draws::default(), &[64; 3], HOPPER).unwrap();
+    let output = Operand::f32([2, 0, 0]);
+    spec.sums = Some(OperandSums { factor: 0, output });
+    let with = product(&spec, Draws::default(), &[64; 4], HOPPER).unwrap();
+    let (old, new) = (&without.launches, &with.launches);
+    assert_eq!(new.len(), 2);
+    assert!(new.iter().all(|launch| launch.source.defines.contains(&"SUMS=1".to_owned())));
+    assert_eq!(with.workspace_bytes, without.workspace_bytes + 22 * 768 * 4);
+    assert_eq!((new[0].grid, new[1].grid[0]), (old[0].grid, old[1].grid[0] + 768 / 64));
+    // Behind the epilogue's address and strides: address and stride.
+    let (bytes, at) = (new[0].parameters.bytes(), 320 + 8 + 40);
+    assert_eq!(new[0].parameters.addresses().last(), Some(&(at, Address::operand(3))));
+    assert_eq!(words(&bytes[at..]), [0, 0, 2, 0]);
+    assert_eq!(bytes.len() % 64, 0);
+    // Whichever way would be the product's own, the summed factor comes to the left if that pays.
+    let mut few = plain([128, 256, 6144], [false; 2], GRADIENT);
+    assert!(matches!(chosen(&few, HOPPER).form, Form::Ring { bn: 128, .. }), "swapped");
+    few.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+    let list = product(&few, Draws::default(), &[64; 4], HOPPER).unwrap().launches;
+    assert!(list.iter().all(|launch| launch.source.defines.contains(&"SUMS=1".to_owned())));
+    // Those of a factor that is read along K are a reduction's.
+    let mut spec = plain([4096; 3], [true; 2], BF16);
+    spec.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+    let list = product(&spec, Draws::default(), &[64; 4], HOPPER).unwrap().launches;
+    assert_eq!((list.len(), list[1].entry), (2, "reduce"));
+}
+
+/// A product without elements still has the sums of a factor that has some.
+#[test]
+fn sums_do_not_need_a_product() {
+    let mut spec = plain([64, 0, 64], [false; 2], GRADIENT);
+    spec.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+    let entries: Vec<&str> = launches_of(&spec, 64).iter().map(|l| l.entry).collect();
+    assert_eq!(entries, ["reduce"]);
+    let mut spec = plain([64, 64, 0], [false; 2], GRADIENT);
+    spec.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+    let entries: Vec<&str> = launches_of(&spec, 64).iter().map(|l| l.entry).collect();
+    assert_eq!(entries, ["gemm", "fill"]);
 }
 
 #[test]
@@ -181,7 +229,7 @@ fn parameters_are_those_of_the_lab() {
     ];
     let f32 = DType::F32;
     let (a, b, c, alpha) = (f32, f32, f32, 0.5);
-    let spec = Contraction { axes, a, b, c, accumulate: false, alpha, epilogue: None };
+    let spec = Contraction { axes, a, b, c, accumulate: false, alpha, epilogue: None, sums: None };
     let list = launches_of(&spec, 64);
     let [launch] = &list[..] else { panic!("{} launches", list.len()) };
     let mut wanted = vec![0i32; 6];
@@ -264,9 +312,9 @@ fn a_question_always_has_an_answer() {
     let program = matrix::program(&spec).unwrap();
     for matrices in Roles::new(&spec, &program).unwrap().arrangements() {
         let factors = [Factor { dtype: DType::Bf16, align: 2 }; 2];
-        let (matrices, most_bytes) = (&matrices, 0);
-        let question =
-            Question { matrices, factors, hopper: true, traffic: 0.0, plain: true, most_bytes };
+        let (matrices, hopper, plain) = (&matrices, true, true);
+        let (traffic, beside, most_bytes) = (0.0, 0, 0);
+        let question = Question { matrices, factors, hopper, traffic, plain, beside, most_bytes };
         let choice = choice::choose(&question);
         assert!(matches!(choice.form, Form::General { float: false, .. }));
         assert_eq!(choice.splits, 1);

@@ -106,6 +106,12 @@ fn specs() -> Vec<Contraction> {
         let spec = plain([64, 40, 4096], [true; 2], [f32, bf16, f32]);
         all.push(with_program(spec, &inputs, &outputs, instrs));
     }
+    // Gradients of weights and biases, in shares of the depth and without.
+    for sizes in [[768, 256, 73_728], [256, 256, 73_728], [96, 72, 4096], [4096, 4096, 4096]] {
+        let mut spec = plain(sizes, [false; 2], [bf16, bf16, f32]);
+        spec.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
+        all.push(spec);
+    }
     all
 }
 

@@ -74,8 +74,8 @@ impl Field {
     }
 }
 
-/// Reads `Epi` as its text declares it.
-fn fields(launch: &Launch, mut byte: usize) -> Vec<Field> {
+/// Reads `Epi` as its text declares it; where it ends.
+fn fields(launch: &Launch, mut byte: usize) -> (Vec<Field>, usize) {
     let text = &launch.source.generated;
     let body = text.split("struct Epi {\n").nth(1).unwrap().split("};").next().unwrap();
     let mut list: Vec<Field> = vec![];
@@ -115,7 +115,7 @@ fn fields(launch: &Launch, mut byte: usize) -> Vec<Field> {
             assert_eq!(field.strides[4], 1);
         }
     }
-    list
+    (list, byte)
 }
 
 /// A factor of a launch, by batch indices, place along its side, and depth (outer, inner).
@@ -162,6 +162,10 @@ fn mapped(launch: &Launch, which: usize) -> Factor<'_> {
     })
 }
 
+fn makes_sums(launch: &Launch) -> bool {
+    launch.source.defines.contains(&"SUMS=1".to_owned())
+}
+
 /// Runs a product whose epilogue stores the sum of everything it is given.
 pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
     let is_general = launch.source.file == "gemm.cu";
@@ -180,8 +184,17 @@ pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
     let alpha = f64::from(f32::from_bits(int(launch, at_alpha) as u32));
     assert!(defined(launch, "BATCHED") == 1 || batch == [1; 3]);
     assert!(defined(launch, "N_WHOLE") == 0 || size[1] % 8 == 0);
-    let fields = fields(launch, at_epi);
+    let (fields, end) = fields(launch, at_epi);
     let mut written = HashMap::new();
+    if makes_sums(launch) {
+        assert!(batch == [1; 3] && defined(launch, "A_K") == 0 && k_outer == 1);
+        let (to, stride) = (address(launch, end), long(launch, end + 8));
+        for row in 0..size[0] {
+            let places = (0..size[2]).filter_map(|k| a([0; 3], row, [0, k]));
+            let sum = places.map(|place| memory.get(place)).sum();
+            assert_eq!(written.insert(plus(to, 4 * row * stride), sum), None, "written twice");
+        }
+    }
     for number in 0..batch.iter().product() {
         let i = [number / batch[2] / batch[1], number / batch[2] % batch[1], number % batch[2]];
         for row in 0..size[0] {
@@ -269,6 +282,28 @@ fn meaning(spec: &Contraction, before: &Memory) -> HashMap<(usize, i64), f64> {
     out
 }
 
+/// What the sums of a factor are, summed by themselves, as the operand of this number.
+fn summed(spec: &Contraction, number: usize, before: &Memory) -> HashMap<(usize, i64), f64> {
+    let Some(own) = &spec.sums else { return HashMap::new() };
+    let known = Known { address: Address::Null, align: 4 };
+    let reduction = Sums::new(spec, own, known).unwrap().reduction();
+    let (sizes, from) = (&reduction.program.sizes, &reduction.program.inputs[0]);
+    let mut out = HashMap::new();
+    for place in 0..sizes.iter().product::<usize>() {
+        let (mut rest, mut at, mut to) = (place, 0, 0);
+        for axis in (0..sizes.len()).rev() {
+            let index = (rest % sizes[axis]) as i64;
+            rest /= sizes[axis];
+            at += index * from.strides[axis] as i64;
+            let kept = !reduction.reduced[axis];
+            to += if kept { index * reduction.output.strides[axis] as i64 } else { 0 };
+        }
+        let x = before.get((own.factor, from.dtype.bytes() as i64 * at));
+        *out.entry((number, own.output.dtype.bytes() as i64 * to)).or_default() += x;
+    }
+    out
+}
+
 /// Numbers without a pattern.
 struct Random(u64);
 
@@ -352,12 +387,25 @@ impl Random {
         };
         let [a, b, c] = [(); 3].map(|()| float(self));
         let (accumulate, alpha) = (self.one_in(2), if self.one_in(2) { 1.0 } else { -0.5 });
-        let mut spec = Contraction { axes, a, b, c, accumulate, alpha, epilogue: None };
+        let mut spec = Contraction { axes, a, b, c, accumulate, alpha, epilogue: None, sums: None };
         if self.one_in(2) {
             spec.accumulate = false;
             spec.epilogue = Some(self.program(&spec));
         }
+        if self.one_in(2) {
+            spec.sums = Some(self.sums(&spec));
+        }
         spec
+    }
+
+    fn sums(&mut self, spec: &Contraction) -> OperandSums {
+        let factor = self.below(2);
+        let side = [Role::M, Role::N][factor];
+        let has = |axis: &Axis| axis.role == Role::Batch || axis.role == side;
+        let sizes: Vec<usize> =
+            spec.axes.iter().map(|axis| if has(axis) { axis.size } else { 1 }).collect();
+        let dtype = if self.one_in(4) { DType::Bf16 } else { DType::F32 };
+        OperandSums { factor, output: Operand { dtype, strides: self.strides(&sizes, false) } }
     }
 
     /// Stores the sum of everything there is.
@@ -389,7 +437,24 @@ impl Random {
 fn check(spec: &Contraction, chip: Chip, align: u64, files: &mut HashMap<String, usize>) {
     let kernel = product(spec, Draws::default(), &[align; 8], chip).unwrap();
     let mut memory = Memory::default();
-    let wanted = meaning(spec, &memory);
+    let mut wanted = meaning(spec, &memory);
+    let operands = spec.epilogue.as_ref().map_or(3, |p| 2 + p.inputs.len() + p.outputs.len());
+    let sums = summed(spec, operands, &memory);
+    if kernel.launches.iter().any(makes_sums) {
+        wanted.extend(sums);
+        *files.entry("sums".to_owned()).or_default() += 1;
+    } else if let Some(own) = &spec.sums {
+        // The reduction has tests of its own.
+        let has = |launch: &&Launch, operand: usize| {
+            let all = launch.parameters.addresses();
+            all.iter().any(|(_, a)| *a == Address::operand(operand))
+        };
+        let mut others = kernel.launches.iter().filter(|l| l.source.file != "gemm.cu");
+        let end = others.clone().next_back().unwrap();
+        assert!(has(&end, operands) && ["reduce", "reduce_finish", "fill"].contains(&end.entry));
+        assert!(end.entry == "fill" || others.any(|l| l.entry == "reduce" && has(&l, own.factor)));
+        *files.entry("sums alone".to_owned()).or_default() += 1;
+    }
     for launch in kernel.launches.iter().filter(|launch| launch.entry == "gemm") {
         run(launch, &mut memory);
         *files.entry(launch.source.file.clone()).or_default() += 1;
@@ -420,7 +485,7 @@ fn launches_mean_what_the_specs_say() {
         let chip = if large || random.one_in(2) { HOPPER } else { AMPERE };
         check(&spec, chip, [64, 64, 4][random.below(3)], &mut files);
     }
-    let kinds = ["gemm.cu", "gemm_resident_sm90.cu", "several", "scratch"];
+    let kinds = ["gemm.cu", "gemm_resident_sm90.cu", "several", "scratch", "sums alone"];
     assert!(kinds.iter().all(|kind| files.get(*kind).is_some_and(|n| *n > 3)), "{files:?}");
 }
 
@@ -434,10 +499,16 @@ fn tall_and_deep_products_mean_what_they_say() {
     ] {
         let mut spec = plain(sizes, k_inside, [DType::Bf16; 3]);
         check(&spec, HOPPER, 64, &mut files);
+        for (factor, strides) in [(0, [3, 9, 0]), (1, [0, 1, 9])] {
+            spec.sums = Some(OperandSums { factor, output: Operand::f32(strides) });
+            check(&spec, HOPPER, 64, &mut files);
+        }
+        spec.sums = None;
         spec.accumulate = true;
         check(&spec, AMPERE, 64, &mut files);
     }
     assert!(files["gemm_sm90.cu"] >= 2 && files["permuted"] >= 1, "{files:?}");
+    assert!(files["sums"] >= 3 && files["sums alone"] >= 3, "{files:?}");
     // More batches than a grid holds.
     let axis = |role, size, a, b, c| Axis { role, size, a, b, c };
     let mut spec = plain([1, 1, 2], [true; 2], [DType::Bf16; 3]);
