@@ -1,4 +1,5 @@
-//! Products: axes of any role in any order, with the chains of maps that follow them.
+//! Products: axes of any role in any order, with the chains of maps that follow them, or the sum of
+//! an operand beside them.
 
 use super::rng::Rng;
 use super::suite::{Case, Tight, rng_of, word};
@@ -28,6 +29,9 @@ struct Shape {
     chain: usize,
     /// Whether the product is rounded before the chain.
     rounds: bool,
+    /// Instead of a chain: which operand is summed over the axes that the product sums over, as
+    /// the gradient of a bias is.
+    summed: Option<usize>,
 }
 
 /// The case of that number: every third one is large.
@@ -40,7 +44,11 @@ pub fn case(seed: u64, number: usize) -> Case {
         order.iter().map(one).collect::<Vec<_>>().join(" ")
     };
     let [x, y, out] = [0, 1, 2].map(|i| show(&shape.orders[i]));
-    let name = format!("[{x}] x [{y}] -> [{out}], chain {}, {}", shape.chain, word(dtype));
+    let rest = match shape.summed {
+        Some(operand) => format!("sum of {}", ["x", "y"][operand]),
+        None => format!("chain {}", shape.chain),
+    };
+    let name = format!("[{x}] x [{y}] -> [{out}], {rest}, {}", word(dtype));
     Case::new(name, move |bench| {
         bench.hold(dtype, Tight::default(), &mut rng, 1, Env::new(), &|dtype| shape.graph(dtype))
     })
@@ -82,7 +90,8 @@ impl Shape {
         if !is_large && rng.one_in(3) {
             rng.shuffle(&mut orders[2]);
         }
-        Shape { axes, orders, chain: number % CHAINS, rounds: rng.coin() }
+        let summed = (number % 5 == 4).then(|| usize::from(rng.coin()));
+        Shape { axes, orders, chain: number % CHAINS, rounds: rng.coin(), summed }
     }
 
     fn graph(&self, dtype: DType) -> Built<Graph> {
@@ -94,6 +103,19 @@ impl Shape {
         let [xs, ys, out] =
             [0, 1, 2].map(|i| self.orders[i].iter().map(|a| ids[*a]).collect::<Vec<AxisId>>());
         let (x, y) = (g.input("x", dtype, &xs)?, g.input("y", dtype, &ys)?);
+        if let Some(operand) = self.summed {
+            let over = ids.iter().zip(&self.axes).filter(|(_, axis)| axis.0.starts_with('k'));
+            let over: Vec<AxisId> = over.map(|(id, _)| *id).collect();
+            // Either may come first.
+            for sums in [operand == 0, operand == 1] {
+                let (name, end) = match sums {
+                    true => ("sum", g.sum([x, y][operand], &over)?),
+                    false => ("out", g.einsum_to(&[x, y], &out, DType::F32)?),
+                };
+                g.output(name, end);
+            }
+            return Ok(g);
+        }
         let rounds = self.rounds || self.chain == 0;
         let product = g.einsum_to(&[x, y], &out, if rounds { dtype } else { DType::F32 })?;
         let terms: usize = self.axes.iter().filter(|a| a.0.starts_with('k')).map(|a| a.1).product();
