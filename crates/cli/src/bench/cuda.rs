@@ -114,6 +114,48 @@ fn rates_page(rates: Rates) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::lab::{Attention, attention_graph, planned};
+    use aerogel_cuda::{Architecture, Chip, sources};
+    use aerogel_graph::Graph;
+    use aerogel_machine::Kind;
+    use aerogel_models::Part;
+    use std::collections::BTreeSet;
+
+    /// What a graph asks a GPU's compiler for; it holds one kernel of the kind for each phase.
+    fn kernels(graph: Graph, kind: Kind, count: usize) -> BTreeSet<String> {
+        let program = planned(Lab::new(Backend::Cuda, 1, 1), graph).unwrap();
+        let accounts = program.sections[0].accounts();
+        assert_eq!(accounts.iter().filter(|a| a.kind == kind).count(), count, "{accounts:?}");
+        assert!(!accounts.iter().any(|a| a.kind == Kind::Copy), "{accounts:?}");
+        let chip = Chip { architecture: Architecture::SM90A };
+        sources(&program, chip).unwrap().iter().map(|s| format!("{s:?}")).collect()
+    }
+
+    /// Every shape has kernels, with no copy beside them, and few of them are to be compiled.
+    #[test]
+    fn all_shapes_can_run_on_a_gpu() {
+        let mut all = BTreeSet::new();
+        for (_, layer) in gemm::LAYERS.into_iter().chain([("", LARGE)]) {
+            for way in Way::ALL {
+                let mut g = Graph::new();
+                layer.product(&mut g, way, DType::Bf16, 0).unwrap();
+                all.extend(kernels(g, Kind::Product, 1));
+            }
+        }
+        assert!(all.len() <= 24, "{} kernels of products", all.len());
+        all.clear();
+        for shape in attention::SHAPES {
+            let window = shape.window;
+            let parts = [Part::Dense, Part::Local { window }, Part::Strided { stride: window }];
+            for part in parts {
+                let attention::Shape { batch, heads, seq, key_width, value_width, .. } = shape;
+                let ask = Attention { part, batch, seq, heads, key_width, value_width };
+                let graph = attention_graph(ask, DType::Bf16).unwrap();
+                all.extend(kernels(graph, Kind::Attention, 2));
+            }
+        }
+        assert!(all.len() <= 48, "{} kernels of attention", all.len());
+    }
 
     /// Rates of the CPU, on little work.
     #[test]

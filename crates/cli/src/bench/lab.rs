@@ -4,7 +4,7 @@ use aerogel_graph::{
     AxisId, Build, Clock, DType, Graph, Init, OpError, ParamClass, Phase, Role, Type, ValueId,
     gradients,
 };
-use aerogel_machine::{Account, Alone, Device, Kind};
+use aerogel_machine::{Account, Alone, Device, Kind, Program};
 use aerogel_models::Part;
 use aerogel_models::attention::{Form, Heads, attend};
 use aerogel_plan::{Ask, plan};
@@ -72,6 +72,30 @@ impl Way {
     }
 }
 
+impl Linear {
+    /// Adds a product with operands of its own to a graph.
+    pub fn product(
+        self,
+        g: &mut Graph,
+        way: Way,
+        dtype: DType,
+        number: usize,
+    ) -> Result<(), OpError> {
+        let tokens = g.axis("tokens", self.tokens)?;
+        let (from, to) = (g.axis("from", self.from)?, g.axis("to", self.to)?);
+        let (a, b, c, sums) = match way {
+            Way::Forward => ([tokens, from], [to, from], [tokens, to], dtype),
+            Way::InputGradient => ([tokens, to], [to, from], [tokens, from], dtype),
+            Way::WeightGradient => ([tokens, to], [tokens, from], [to, from], DType::F32),
+        };
+        let a = state(g, &format!("a.{number}"), dtype, &a)?;
+        let b = state(g, &format!("b.{number}"), dtype, &b)?;
+        let c = g.einsum_to(&[a, b], &c, sums)?;
+        g.output(&format!("c.{number}"), c);
+        Ok(())
+    }
+}
+
 /// What kernels are measured on, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Lab {
@@ -111,20 +135,7 @@ pub fn product(lab: Lab, n: usize, dtype: DType) -> anyhow::Result<Measured> {
 
 /// A product of a linear layer, in steady work.
 pub fn linear(lab: Lab, layer: Linear, way: Way, dtype: DType) -> anyhow::Result<Measured> {
-    sustained(lab, |g, number| {
-        let tokens = g.axis("tokens", layer.tokens)?;
-        let (from, to) = (g.axis("from", layer.from)?, g.axis("to", layer.to)?);
-        let (a, b, c, sums) = match way {
-            Way::Forward => ([tokens, from], [to, from], [tokens, to], dtype),
-            Way::InputGradient => ([tokens, to], [to, from], [tokens, from], dtype),
-            Way::WeightGradient => ([tokens, to], [tokens, from], [to, from], DType::F32),
-        };
-        let a = state(g, &format!("a.{number}"), dtype, &a)?;
-        let b = state(g, &format!("b.{number}"), dtype, &b)?;
-        let c = g.einsum_to(&[a, b], &c, sums)?;
-        g.output(&format!("c.{number}"), c);
-        Ok(())
-    })
+    sustained(lab, |g, number| layer.product(g, way, dtype, number))
 }
 
 /// A map over so many f32, in steady work: a copy, or, of few numbers, the cost of a start.
@@ -141,6 +152,13 @@ pub fn map(lab: Lab, count: usize) -> anyhow::Result<Measured> {
 /// Attention, forward and backward, by marks between kernels. FLOPs are those of the pairs that
 /// the pattern keeps.
 pub fn attention(lab: Lab, ask: Attention, dtype: DType) -> anyhow::Result<[Measured; 2]> {
+    let all = spans(lab, attention_graph(ask, dtype)?)?;
+    let of = |phase| total(&all, |a| a.kind == Kind::Attention && a.phase == phase);
+    Ok([of(Phase::Forward), of(Phase::Backward)])
+}
+
+/// Attention, forward and backward, with a loss between.
+pub fn attention_graph(ask: Attention, dtype: DType) -> Result<Graph, OpError> {
     let mut g = Graph::new();
     let ([q, k, v], o) = attended(&mut g, ask, dtype, 0)?;
     // Any scalar that depends on all of o: its gradient is the cotangent w.
@@ -155,9 +173,7 @@ pub fn attention(lab: Lab, ask: Attention, dtype: DType) -> anyhow::Result<[Meas
         g.output(name, gradient.ok_or_else(missing)?);
     }
     g.output("loss", loss);
-    let all = spans(lab, g)?;
-    let of = |phase| total(&all, |a| a.kind == Kind::Attention && a.phase == phase);
-    Ok([of(Phase::Forward), of(Phase::Backward)])
+    Ok(g)
 }
 
 /// Attention forward alone, in steady work.
@@ -201,6 +217,14 @@ fn total(all: &[(Account, f64)], is_meant: impl Fn(&Account) -> bool) -> Measure
     })
 }
 
+/// A program of one section.
+pub fn planned(lab: Lab, graph: Graph) -> Result<Program, TrainError> {
+    let machine = lab.backend.machine(lab.threads);
+    let target = lab.backend.target(&machine);
+    let ask = Ask { name: "bench".to_owned(), graph, calls: 1 };
+    Ok(plan(vec![ask], target.as_ref(), &machine)?.program)
+}
+
 /// A graph on a device, with numbers in its states.
 struct Loaded {
     device: Box<dyn Device>,
@@ -215,10 +239,7 @@ impl Loaded {
             graph.states().iter().map(|s| (s.name.clone(), graph.ty(s.value).clone())).collect();
         let counts: Vec<usize> =
             states.iter().map(|(_, ty)| graph.axes().count(&ty.axes)).collect();
-        let machine = lab.backend.machine(lab.threads);
-        let target = lab.backend.target(&machine);
-        let ask = Ask { name: "bench".to_owned(), graph, calls: 1 };
-        let program = plan(vec![ask], target.as_ref(), &machine)?.program;
+        let program = planned(lab, graph)?;
         let accounts = program.sections[0].accounts();
         let loader = lab.backend.loader(lab.threads, 1)?;
         let mut device = loader.load(Arc::new(program), Arc::new(Alone::new()))?;
