@@ -89,7 +89,7 @@ impl Combination {
         self.recipe(backend, &[])
     }
 
-    /// What it is with the technique, which keeps at most so many bytes of activations.
+    /// What it is with the technique; a budget is half of what is saved without.
     fn changed(&self, backend: Backend, plain: &Recipe) -> Result<Recipe, TrainError> {
         let mut keys: Vec<String> = self.technique.keys.iter().map(|k| (*k).to_owned()).collect();
         if self.technique.name == "recompute budget" {
@@ -165,6 +165,20 @@ mod tests {
         for technique in TECHNIQUES {
             let count = all.iter().filter(|c| c.technique == technique).count();
             assert_eq!(count, if technique.kind == "update" { 2 } else { 8 }, "{technique:?}");
+        }
+    }
+
+    /// What is tried is computed in another way, as the plan has it.
+    #[test]
+    fn every_technique_changes_the_plan() {
+        for c in combinations() {
+            let plain = c.plain(Backend::Cpu).unwrap();
+            let changed = c.changed(Backend::Cpu, &plain).unwrap();
+            let hash = |recipe: &Recipe| {
+                let plan = RunPlan::new(recipe, VOCABULARY).unwrap();
+                plan.stages[0].program.hash.clone()
+            };
+            assert_ne!(hash(&plain), hash(&changed), "{}, {}", c.technique.name, c.family);
         }
     }
 
