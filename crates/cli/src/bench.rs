@@ -2,6 +2,7 @@
 
 mod account;
 mod cpu;
+mod cuda;
 mod lab;
 mod trace;
 
@@ -31,6 +32,7 @@ pub struct BenchArgs {
 #[derive(Subcommand)]
 enum Bench {
     Cpu(CpuArgs),
+    Cuda(CudaArgs),
     Step(StepArgs),
 }
 
@@ -48,6 +50,24 @@ struct CpuArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// All figures as one JSON object to this file; `-`: to stdout, instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Copies, products, attention and training steps on an NVIDIA GPU: under five minutes
+#[derive(Args)]
+#[command(after_help = "Example: aerogel bench cuda --only copy,gemm\n\n\
+    Each figure is beside its floor: the longer of the FLOPs at the rate of a product of 8,192³\n\
+    and the bytes at the rate of a copy, both measured just before.")]
+struct CudaArgs {
+    /// Fewer shapes and repeats: less than a minute, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Only these, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    only: Vec<cuda::What>,
+    /// All figures as one JSON object to this file, steps by region as well; `-`: to stdout,
+    /// instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -76,18 +96,24 @@ struct StepArgs {
 
 /// Measures, and shows the figures.
 pub fn run(args: &BenchArgs, shared: &Shared) -> anyhow::Result<Exit> {
+    let tell = |what: &str| {
+        if !shared.quiet {
+            eprintln!("measuring {what}");
+        }
+    };
     let (page, object, json) = match &args.what {
         Bench::Cpu(args) => {
             writable("--json", args.json.as_deref())?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = args.threads.map_or(cores, usize::from);
             let plan = cpu::Plan { threads, quick: args.quick, only: args.only.clone() };
-            let tell = |what: &str| {
-                if !shared.quiet {
-                    eprintln!("measuring {what}");
-                }
-            };
             let (page, object) = cpu::measure(&plan, &tell)?;
+            (page, object, &args.json)
+        }
+        Bench::Cuda(args) => {
+            writable("--json", args.json.as_deref())?;
+            let plan = cuda::Plan { quick: args.quick, only: args.only.clone() };
+            let (page, object) = cuda::measure(&plan, &tell)?;
             (page, object, &args.json)
         }
         Bench::Step(args) => {

@@ -20,6 +20,10 @@ pub struct StepTimes {
     pub plan: RunPlan,
     /// Bytes of all arenas.
     pub allocated_bytes: u64,
+    /// Bytes beside them: what libraries took, and messages between ranks.
+    pub library_bytes: u64,
+    /// What came before the steps.
+    pub startup: Startup,
     /// Time of each step.
     pub seconds: Vec<f64>,
     /// Time of each of some more steps, whose regions were timed.
@@ -30,6 +34,27 @@ pub struct StepTimes {
     pub regions: Vec<RegionTime>,
     /// What rank 0 did in the last one, in the order of time.
     pub last_step: Vec<RegionSpan>,
+}
+
+/// The way from a recipe to the end of its first step, without data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Startup {
+    /// Making the plan.
+    pub planning_seconds: f64,
+    /// Kernels that are compiled or found on disk, memory, and what is prepared once.
+    pub loading_seconds: f64,
+    /// The initial values of all weights.
+    pub initial_seconds: f64,
+    /// The first step.
+    pub first_step_seconds: f64,
+}
+
+impl Startup {
+    /// All of it.
+    pub fn seconds(&self) -> f64 {
+        let prepared = self.planning_seconds + self.loading_seconds;
+        prepared + self.initial_seconds + self.first_step_seconds
+    }
 }
 
 /// One region of one section, over all timed steps.
@@ -81,12 +106,21 @@ pub fn time_steps(
     warmup: usize,
     steps: usize,
 ) -> Result<StepTimes, TrainError> {
+    let began = Instant::now();
     let plan = RunPlan::new(recipe, vocabulary(recipe, workspace)?)?;
     fits(&plan, recipe)?;
+    let planned = Instant::now();
     let ties = Ties::new(Duration::from_secs_f64(recipe.parallel.timeout_seconds));
     let mut session = Session::load(plan, ties)?;
+    let loaded = Instant::now();
     let train = &recipe.train;
     session.initialise(train.seed)?;
+    let mut startup = Startup {
+        planning_seconds: (planned - began).as_secs_f64(),
+        loading_seconds: (loaded - planned).as_secs_f64(),
+        initial_seconds: loaded.elapsed().as_secs_f64(),
+        first_step_seconds: 0.0,
+    };
     let shifts = shifts_inside(session.plan.model.family);
     let mut steppers: Vec<Stepper<'_>> = (0..session.ranks.len())
         .map(|rank| {
@@ -113,12 +147,21 @@ pub fn time_steps(
             return Err(TrainError::NonFinite { step: step as u64 + 1, what: "the loss" });
         }
     }
+    startup.first_step_seconds = all.first().copied().unwrap_or(0.0);
     let seconds = all[warmup..warmup + steps].to_vec();
     let profiled_seconds = all[warmup + steps..].to_vec();
     let (regions, last_step) = regions(&session, before_last);
-    let allocated_bytes = session.allocated_bytes();
-    let plan = session.plan;
-    Ok(StepTimes { plan, allocated_bytes, seconds, profiled_seconds, loss, regions, last_step })
+    Ok(StepTimes {
+        allocated_bytes: session.allocated_bytes(),
+        library_bytes: session.library_bytes(),
+        plan: session.plan,
+        startup,
+        seconds,
+        profiled_seconds,
+        loss,
+        regions,
+        last_step,
+    })
 }
 
 /// What rank 0 did in all profiled steps, and in the last one, which begins at a span.

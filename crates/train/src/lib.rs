@@ -32,7 +32,7 @@ mod step;
 mod tensors;
 
 pub use backend::{Backend, Loader};
-pub use bench::{RegionSpan, RegionTime, StepTimes, time_steps};
+pub use bench::{RegionSpan, RegionTime, Startup, StepTimes, time_steps};
 pub use crew::OnHang;
 pub use error::{Exit, TrainError};
 pub use evaluate::{Evaluation, evaluate};

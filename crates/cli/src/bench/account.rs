@@ -4,7 +4,7 @@ use crate::bench::lab::median;
 use crate::show;
 use aerogel_graph::Phase;
 use aerogel_machine::Kind;
-use aerogel_train::{RegionTime, StepTimes};
+use aerogel_train::{RegionTime, Startup, StepTimes};
 use serde::Serialize;
 
 /// Rates of this machine, from which floors are made.
@@ -18,7 +18,7 @@ pub struct Rates {
 
 impl Rates {
     /// The longer of the times that the work and the traffic need.
-    fn floor(self, flops: u64, bytes: u64) -> f64 {
+    pub fn floor(self, flops: u64, bytes: u64) -> f64 {
         let work = flops as f64 / self.product_flops_per_second;
         work.max(bytes as f64 / self.copy_bytes_per_second)
     }
@@ -53,6 +53,10 @@ pub struct StepAccount {
     pub flops: u64,
     /// The memory that the plan allocates.
     pub allocated_bytes: u64,
+    /// What the driver and libraries took beside it.
+    pub library_bytes: u64,
+    /// From the recipe to the end of the first step.
+    pub startup: Start,
     /// Rates that the floors are made from.
     pub rates: Rates,
     /// By kind and phase, the slowest first.
@@ -61,6 +65,33 @@ pub struct StepAccount {
     pub kernels: Vec<Row>,
     /// By section and scope as well, in the order of the step.
     pub regions: Vec<Row>,
+}
+
+/// What came before the steps that were timed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Start {
+    /// All of the following.
+    pub seconds: f64,
+    /// Making the plan.
+    pub planning_seconds: f64,
+    /// Kernels, memory, and what else is prepared once.
+    pub loading_seconds: f64,
+    /// The initial weights.
+    pub initial_seconds: f64,
+    /// The first step.
+    pub first_step_seconds: f64,
+}
+
+impl Start {
+    fn of(s: Startup) -> Start {
+        Start {
+            seconds: s.seconds(),
+            planning_seconds: s.planning_seconds,
+            loading_seconds: s.loading_seconds,
+            initial_seconds: s.initial_seconds,
+            first_step_seconds: s.first_step_seconds,
+        }
+    }
 }
 
 /// Some regions of a step.
@@ -122,6 +153,8 @@ impl StepAccount {
             floor_seconds: regions.iter().map(|r| r.floor_seconds).sum(),
             flops: regions.iter().map(|r| r.flops).sum(),
             allocated_bytes: times.allocated_bytes,
+            library_bytes: times.library_bytes,
+            startup: Start::of(times.startup),
             rates,
             kinds: slowest_first(kinds),
             kernels: slowest_first(kernels),
@@ -152,8 +185,11 @@ impl StepAccount {
             format!("{:.2}", whole / self.floor_seconds),
         ]);
         rows.push(all);
+        let start = self.startup;
         format!(
-            "{}, {}, {}: {} tokens/s ({:.3} ms), {} allocated; regions are means of {}\n\
+            "{}, {}, {}: {} tokens/s ({:.3} ms), {} allocated and {} taken by libraries; regions \
+             are means of {}\n\
+             started in {:.2} s: planning {:.2}, loading {:.2}, weights {:.2}, first step {:.2}\n\
              floors at {:.0} GFLOP/s in products and {:.1} GB/s in copies; less than a floor is a \
              region that stayed in cache\n{}",
             self.recipe,
@@ -162,7 +198,13 @@ impl StepAccount {
             show::count(self.tokens_per_second.round() as u64),
             1e3 * self.median_seconds,
             show::bytes(self.allocated_bytes),
+            show::bytes(self.library_bytes),
             show::plural(self.profiled_steps as u64, "step", "s"),
+            start.seconds,
+            start.planning_seconds,
+            start.loading_seconds,
+            start.initial_seconds,
+            start.first_step_seconds,
             1e-9 * self.rates.product_flops_per_second,
             1e-9 * self.rates.copy_bytes_per_second,
             show::table(&rows)

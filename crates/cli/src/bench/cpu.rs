@@ -1,7 +1,7 @@
 //! `bench cpu`: what this machine reaches, beside its limits.
 
 use crate::bench::account::{Rates, StepAccount};
-use crate::bench::lab::{self, Attention, HEAD_WIDTH, Lab, Measured};
+use crate::bench::lab::{self, Attention, Lab, Linear, Measured, Way};
 use crate::hardware::Hardware;
 use crate::show;
 use aerogel_cpu::peak::{Peak, copy_bytes_per_second, peak_bf16, peak_f32};
@@ -16,8 +16,12 @@ use std::path::Path;
 
 /// The model whose step is timed: that of the comparison with PyTorch.
 const SMALL_GPT: &str = include_str!("../../../../bench/small-gpt.toml");
-/// Numbers that are copied on a GPU: more than its caches hold.
-const COPIED: usize = 1 << 26;
+/// Width of a head.
+const HEAD_WIDTH: usize = 64;
+/// f32 that are copied on a GPU: a GiB, read and written.
+pub const COPIED: usize = 1 << 27;
+/// Rows and columns of the matrices whose product is a GPU's rate.
+pub const LARGE: Linear = Linear { tokens: 8192, from: 8192, to: 8192 };
 /// Version of the JSON object.
 pub const VERSION: u32 = 1;
 /// The dtypes of kernels, with their names in recipes.
@@ -128,10 +132,11 @@ pub fn measure(plan: &Plan, tell: &dyn Fn(&str)) -> anyhow::Result<(String, Valu
 pub fn rates(backend: Backend, dtype: &str, threads: usize) -> anyhow::Result<Rates> {
     let dtype = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
     if backend == Backend::Cuda {
-        let lab = Lab { backend, threads, repeats: 9 };
+        let lab = Lab::new(backend, threads, 9);
+        let product = lab::linear(lab, LARGE, Way::Forward, dtype)?;
         return Ok(Rates {
-            product_flops_per_second: lab::product(lab, 4096, dtype)?.flops_per_second(),
-            copy_bytes_per_second: lab::copy_bytes_per_second(lab, COPIED)?,
+            product_flops_per_second: product.flops_per_second(),
+            copy_bytes_per_second: lab::map(lab, COPIED)?.bytes_per_second(),
         });
     }
     let product = lab::product(on_cpu(threads, 9), 1024, dtype)?;
@@ -170,10 +175,14 @@ fn attention(
 ) -> anyhow::Result<()> {
     let (long, stride) = (plan.size(3072, 768), plan.size(96, 24));
     let asks = [
-        Attention { part: Part::Dense, seq: plan.size(1024, 256), heads: 8 },
-        Attention { part: Part::Local { window: stride }, seq: long, heads: 4 },
-        Attention { part: Part::Strided { stride }, seq: long, heads: 4 },
+        (Part::Dense, plan.size(1024, 256), 8),
+        (Part::Local { window: stride }, long, 4),
+        (Part::Strided { stride }, long, 4),
     ];
+    let asks = asks.map(|(part, seq, heads)| {
+        let (key_width, value_width) = (HEAD_WIDTH, HEAD_WIDTH);
+        Attention { part, batch: 1, seq, heads, key_width, value_width }
+    });
     for ask in asks {
         for (dtype, name) in DTYPES {
             let found = lab::attention(on_cpu(plan.threads, plan.size(15, 5)), ask, dtype)?;
@@ -202,7 +211,7 @@ fn small_gpt(plan: &Plan, dtype: &'static str, rates: Rates) -> anyhow::Result<S
 }
 
 fn on_cpu(threads: usize, repeats: usize) -> Lab {
-    Lab { backend: Backend::Cpu, threads, repeats }
+    Lab::new(Backend::Cpu, threads, repeats)
 }
 
 fn heading() -> Vec<String> {

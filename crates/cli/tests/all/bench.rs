@@ -28,6 +28,16 @@ fn adds_up(step: &Value) {
     }
 }
 
+/// What came before the first step adds up.
+fn started(step: &Value) {
+    let startup = &step["startup"];
+    let parts = ["planning_seconds", "loading_seconds", "initial_seconds", "first_step_seconds"];
+    positive(startup, &parts);
+    let sum: f64 = parts.iter().map(|p| startup[p].as_f64().unwrap()).sum();
+    assert!((startup["seconds"].as_f64().unwrap() - sum).abs() < 1e-9, "{startup}");
+    assert!(step["library_bytes"].is_u64());
+}
+
 #[test]
 fn a_quick_bench_has_every_figure() {
     let place = Place::new();
@@ -57,6 +67,7 @@ fn a_quick_bench_has_every_figure() {
     assert_eq!(steps.iter().map(|s| &s["dtype"]).collect::<Vec<_>>(), ["f32", "bf16"]);
     for step in &steps {
         positive(step, &["tokens_per_second", "median_seconds", "allocated_bytes"]);
+        started(step);
         assert_eq!((&step["threads"], &step["tokens_per_step"]), (&1.into(), &1024.into()));
         adds_up(step);
     }
@@ -90,7 +101,9 @@ fn a_recipes_step_is_told_by_region_without_its_data() {
     // Regions fill their sections, of which a step has two or more.
     assert!(of(0).count() >= 2 && of(1).count() > 20, "{}", events.len());
     assert!((total(0) / total(1) - 1.0).abs() < 1e-3, "{} of {}", total(1), total(0));
-    for part in ["small, f32", "attend_grad", "update", "outside of kernels", "a step"] {
+    for part in
+        ["small, f32", "attend_grad", "update", "outside of kernels", "a step", "started in"]
+    {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
     let args =
@@ -123,11 +136,14 @@ fn ranks_and_pipelines_are_timed_as_well() {
 #[test]
 fn what_cannot_be_measured_is_refused_before_it_is() {
     let place = Place::new();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["bench", "cpu", "--only", "gem"], "gemm"),
         (&["bench", "cpu", "--threads", "0"], "1..=1024"),
         (&["bench", "cpu", "--json", "none/all.json"], "is no folder"),
         (&["bench", "cpu", "--json", "."], "is a folder"),
+        (&["bench", "cuda", "--only", "gem"], "gemm"),
+        (&["bench", "cuda", "--only", "peak"], "[possible values: copy, gemm, attention, step]"),
+        (&["bench", "cuda", "--json", "none/all.json"], "is no folder"),
         (&["bench", "step", "none.toml"], "none.toml"),
         (&["bench", "step", &recipe("quick"), "--steps", "0"], "steps"),
     ];
@@ -138,6 +154,20 @@ fn what_cannot_be_measured_is_refused_before_it_is() {
     }
     let large = ["bench", "step", &recipe("quick"), "memory.budget=1000000"];
     assert_eq!(place.run(&large).code, 21);
+}
+
+/// One sentence, at once, and nothing else.
+#[test]
+fn without_a_gpu_there_is_nothing_to_measure() {
+    let place = Place::new();
+    let machine = place.good(&["doctor", "--json"]).object();
+    let Some(reason) = machine["no_gpu"].as_str() else { return };
+    for args in [&["bench", "cuda"][..], &["bench", "cuda", "--quick", "--json", "all.json"]] {
+        let ended = place.run(args);
+        assert_eq!((ended.code, ended.err.trim_end()), (20, format!("error: {reason}").as_str()));
+        assert_eq!(ended.out, "");
+    }
+    assert!(!place.path("all.json").exists());
 }
 
 #[test]

@@ -50,6 +50,14 @@ pub enum Failure {
         /// Output or state.
         name: String,
     },
+    /// A technique that leaves the bits of a run as they are did not.
+    #[error("{name} have other bits with `{technique}` than without it")]
+    Technique {
+        /// What was tried.
+        technique: &'static str,
+        /// Losses or parameters.
+        name: String,
+    },
     /// A state changed that nobody assigned.
     #[error("{name} is not assigned, and changed")]
     Touched {

@@ -9,6 +9,8 @@
 mod attention;
 #[doc(hidden)]
 pub mod cases;
+#[doc(hidden)]
+pub mod exact;
 mod failure;
 #[doc(hidden)]
 pub mod graphs;
@@ -62,7 +64,7 @@ struct Group {
     case: fn(u64, usize) -> Case,
 }
 
-const GROUPS: [Group; 10] = [
+const GROUPS: [Group; 11] = [
     Group { name: "ops", about: "every op and its gradients", usual: 140, case: ops::case },
     Group { name: "graphs", about: "random graphs", usual: 150, case: ops::graph_case },
     Group {
@@ -98,6 +100,12 @@ const GROUPS: [Group; 10] = [
         case: models::decode_case,
     },
     Group { name: "models", about: "three steps of small models", usual: 8, case: models::case },
+    Group {
+        name: "exact",
+        about: "recomputation and the like, which change no bit",
+        usual: exact::COMBINATIONS,
+        case: exact::case,
+    },
 ];
 
 /// One case that has run.

@@ -62,7 +62,7 @@ count = 2
 "#;
 
 /// Tokens that the models know.
-const VOCABULARY: usize = 259;
+pub(super) const VOCABULARY: usize = 259;
 const STEPS: u64 = 3;
 const LEARNING_RATE: f64 = 1e-3;
 
@@ -75,11 +75,11 @@ const WAYS: [&[&str]; 4] = [
 ];
 
 /// What three steps come to.
-struct Trained {
-    losses: Vec<f64>,
-    norms: Vec<f64>,
-    parameters: Vec<(String, Vec<f64>)>,
-    hash: String,
+pub(super) struct Trained {
+    pub losses: Vec<f64>,
+    pub norms: Vec<f64>,
+    pub parameters: Vec<(String, Vec<f64>)>,
+    pub hash: String,
 }
 
 /// The case of that number: families, dtypes and ways by turns.
@@ -115,7 +115,8 @@ fn family_and_dtype(number: usize) -> (&'static str, DType) {
     (family, dtype)
 }
 
-fn recipe(
+/// A small model of a family, trained on four sequences a step.
+pub(super) fn recipe(
     family: &str,
     dtype: DType,
     backend: Backend,
@@ -136,7 +137,7 @@ fn recipe(
 }
 
 /// Trains on random tokens.
-fn trained(recipe: &Recipe, seed: u64) -> Result<Trained, TrainError> {
+pub(super) fn trained(recipe: &Recipe, seed: u64) -> Result<Trained, TrainError> {
     let plan = RunPlan::new(recipe, VOCABULARY)?;
     let mut session = Session::load(plan, Ties::new(Duration::from_secs(60)))?;
     session.initialise(seed)?;

@@ -3,6 +3,7 @@
 use crate::harness::{Reference, Rng, bytes_of, fill, loaded, numbers_of};
 use aerogel_graph::{Build, Clock, DType, Env, Graph};
 use aerogel_machine::DeviceError;
+use aerogel_train::selftest::exact::{COMBINATIONS, TECHNIQUES};
 use aerogel_train::selftest::reference::{Bound, judge, nearest, same_bits};
 use aerogel_train::selftest::runner::{Runner, alone};
 use aerogel_train::selftest::{Ended, Failure, SelfTest, groups, selftest};
@@ -24,6 +25,19 @@ fn some_cases_of_every_group_hold_on_the_cpu() {
     });
     assert_eq!(ended.unwrap(), Ended::Whole);
     assert_eq!(counts, groups().map(|g| (g.0, 12)).collect());
+}
+
+/// What techniques of one rank claim: twice the same bits are the same losses and weights.
+#[test]
+fn techniques_of_one_rank_keep_the_bits() {
+    let mut exact = 0;
+    let ended = selftest(&ask(COMBINATIONS, Some("exact")), &mut |done| {
+        let worst = done.result.unwrap_or_else(|e| panic!("{}: {e}", done.name));
+        exact += usize::from(worst == 0.0);
+    });
+    assert_eq!(ended.unwrap(), Ended::Whole);
+    let near = TECHNIQUES.iter().filter(|t| !t.is_exact).count();
+    assert!((COMBINATIONS - 8 * near..COMBINATIONS).contains(&exact), "{exact}");
 }
 
 #[test]
