@@ -82,7 +82,7 @@ fn a_flat_axis_ends_in_a_tail() {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
     };
     // 12 operands: addresses, clock, draws, strides and lanes, one division, two counts.
-    assert_eq!(bytes.len(), (12 * 8 + 8 + 16 + 2 * 12 * 8 + 12 + 8usize).next_multiple_of(8));
+    assert_eq!(bytes.len(), (12 * 8 + 8 + 48 + 2 * 12 * 8 + 12 + 8usize).next_multiple_of(8));
     assert_eq!((word(8), word(4)), (1024, 3));
     assert_eq!(launch.grid, [4, 1, 1]);
     assert_eq!(made(&adamw(3), 64).launches[0].grid, [1, 1, 1]);
