@@ -41,6 +41,8 @@ fn with_sum(sight: &Sight<'_>, node: NodeId) -> Option<Vec<NodeId>> {
         let pair = [product.min(sum), product.max(sum)];
         (sight.free)(pair[1])
             && sums_operand(g, product, sum)
+            // They run at once.
+            && !g.node(product).ins.contains(&g.node(sum).outs[0])
             && (sight.runs)(&pair)
             && grow(sight, product).len() == 1
     };
