@@ -10,8 +10,6 @@ pub enum Library {
     Driver,
     /// `libnvrtc`: the compiler.
     Nvrtc,
-    /// `libcublasLt`: matrix products.
-    CublasLt,
 }
 
 impl std::fmt::Display for Library {
@@ -19,7 +17,6 @@ impl std::fmt::Display for Library {
         f.write_str(match self {
             Library::Driver => "the NVIDIA driver (libcuda.so.1)",
             Library::Nvrtc => "the CUDA compiler NVRTC (libnvrtc.so.13)",
-            Library::CublasLt => "cuBLASLt (libcublasLt.so.13)",
         })
     }
 }

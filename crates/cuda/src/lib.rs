@@ -1,12 +1,23 @@
 //! NVIDIA GPUs: kernels in CUDA C that are compiled where they run.
 //!
 //! Nothing of CUDA is needed to build this crate, and nothing is loaded before somebody asks for a
-//! GPU: the driver, NVRTC and cuBLASLt are found at run time, and where one is missing
-//! [`CudaError::Missing`] says which and where it was looked for. Read [`Context`] first: one GPU,
-//! one stream, memory that is allocated when a program is loaded and never after.
+//! GPU: the driver and NVRTC are found at run time, and where one is missing
+//! [`CudaError::Missing`] says which and where it was looked for.
 //!
-//! `unsafe` stands where the libraries are called: in `gpu.rs`, `handles.rs`, `context.rs` and
-//! `nvrtc.rs`.
+//! The type to know is [`Kernel`]: what a spec of `aerogel-lower` becomes, as plain data, launches
+//! with parameters in which addresses are still names. A [`CudaTarget`] makes kernels to know what
+//! they need, without a driver; a [`CudaDevice`] makes them again when it loads a program, puts
+//! addresses where the names are, and records each section as one graph on the one stream of a
+//! [`Context`]. The invariant: memory is allocated when a program is loaded and never after, and
+//! which kernel is chosen, and in which order it adds, follows from shapes and from the
+//! instructions of the GPU alone, not from how many multiprocessors it has.
+//!
+//! Tests: `kernels/*/tests.rs` hold parameters to specs without a GPU, ignored ones compile what
+//! is generated (`.ci/kernels`), `lab/` times kernels alone, and `aerogel selftest --device cuda`
+//! holds whole graphs to the reference.
+//!
+//! `unsafe` stands where the libraries are called: in `gpu.rs`, `handles.rs`, `context.rs`,
+//! `nvrtc.rs` and `device.rs`.
 
 mod cache;
 mod context;

@@ -44,8 +44,8 @@ pub(crate) fn indices(program: &Program) -> Vec<Vec<isize>> {
     list
 }
 
-/// Streams that are arguments of a kernel: `Draws` of `lib/clock.cuh` has room for so many. Those of
-/// longer programs are constants in their text.
+/// Streams that are arguments of a kernel: `Draws` of `lib/clock.cuh` has room for so many. Those
+/// of longer programs are constants in their text.
 pub(crate) const STREAMS: usize = 4;
 
 /// The streams that programs draw from, each once, as far as there is room.
@@ -266,8 +266,8 @@ pub(crate) fn arithmetic(program: &Program, instr: &Instr) -> Option<String> {
     instr.target().map(|dst| format!("f32 v{dst} = {value};"))
 }
 
-/// Whether a draw is under a constant, asked of its word: a draw is the number of the upper 24 bits,
-/// in parts of 2^24, and making a float of it takes as long as a quarter of the drawing.
+/// Whether a draw is under a constant, asked of its word: a draw is the number of the upper 24
+/// bits, in parts of 2^24, and making a float of it takes as long as a quarter of the drawing.
 fn under(program: &Program, a: Value, b: Value) -> Option<String> {
     let defined = |v: Value| program.instrs.iter().find(|i| i.target() == Some(v));
     let (Some(Instr::Rand { .. }), Some(Instr::Const { value, .. })) = (defined(a), defined(b))

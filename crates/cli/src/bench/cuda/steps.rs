@@ -37,13 +37,13 @@ pub const ASKS: [Ask; 6] = [
     cifar10("CIFAR-10 strided, batch 16", STRIDED),
     cifar10("CIFAR-10 dense, batch 16", DENSE),
     gpt2(
-        "GPT-2 1.5B, batch 8, some recomputed",
+        "GPT-2 1.5B, batch 9, some recomputed",
         &[
             "model.layers=48",
             "model.heads=25",
             "model.embed=1600",
-            "train.batch=8",
-            "train.micro_batch=8",
+            "train.batch=9",
+            "train.micro_batch=9",
             "memory.recompute=budget",
             "memory.activations=14GiB",
         ],
