@@ -48,10 +48,30 @@ pub const INIT_STEP: u64 = u32::MAX as u64;
 
 /// A standard normal number for initial value `element` of the tensor `stream` (Box-Muller, f64).
 pub fn normal(seed: u64, stream: u64, element: u64) -> f64 {
-    let w = block(seed, INIT_STEP, stream, (element / 2) * 4);
-    let radius = (-2.0 * ((f64::from(w[0]) + 0.5) / 4_294_967_296.0).ln()).sqrt();
-    let angle = std::f64::consts::TAU * f64::from(w[1]) / 4_294_967_296.0;
+    let (radius, angle) = polar(seed, stream, element / 2);
     radius * if element.is_multiple_of(2) { angle.cos() } else { angle.sin() }
+}
+
+/// The numbers of initial values from `first` on, times `deviation`: those of [`normal`], two at
+/// the price of little more than one.
+pub fn normals(seed: u64, stream: u64, first: u64, deviation: f64, out: &mut [f32]) {
+    let mut last = (u64::MAX, 0.0, 0.0);
+    for (element, x) in (first..).zip(out) {
+        if last.0 != element / 2 {
+            let (radius, angle) = polar(seed, stream, element / 2);
+            last = (element / 2, radius, angle);
+        }
+        let (_, radius, angle) = last;
+        let wave = if element.is_multiple_of(2) { angle.cos() } else { angle.sin() };
+        *x = (deviation * (radius * wave)) as f32;
+    }
+}
+
+/// The polar coordinates of a pair of elements.
+fn polar(seed: u64, stream: u64, pair: u64) -> (f64, f64) {
+    let w = block(seed, INIT_STEP, stream, pair * 4);
+    let radius = (-2.0 * ((f64::from(w[0]) + 0.5) / 4_294_967_296.0).ln()).sqrt();
+    (radius, std::f64::consts::TAU * f64::from(w[1]) / 4_294_967_296.0)
 }
 
 /// What draws and global coordinates depend on, apart from the element: one a section run.
@@ -78,6 +98,17 @@ mod tests {
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn many_numbers_are_those_of_one_at_a_time() {
+        for first in [0, 7] {
+            let mut out = [0.0; 9];
+            normals(3, 5, first, 0.02, &mut out);
+            let wanted: Vec<f32> =
+                (first..first + 9).map(|i| (0.02 * normal(3, 5, i)) as f32).collect();
+            assert_eq!(out.to_vec(), wanted);
+        }
     }
 
     #[test]

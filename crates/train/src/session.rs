@@ -42,8 +42,8 @@ pub struct Session {
     pub(crate) ties: Ties,
 }
 
-/// Elements that are drawn or copied at a time.
-const CHUNK: u64 = 1 << 18;
+/// Elements that are drawn or copied at a time: enough for all threads to start for.
+const CHUNK: u64 = 1 << 21;
 
 impl Session {
     /// Loads the programs of all ranks; states are zero.
@@ -84,8 +84,8 @@ impl Session {
                 chunk.resize((count - start).min(CHUNK) as usize, 0.0);
                 match tensor.init {
                     Init::Constant(c) => chunk.fill(c as f32),
-                    Init::Normal(std) => fill(&mut chunk, start, threads, |i| {
-                        (std * random::normal(seed, stream, i)) as f32
+                    Init::Normal(std) => fill(&mut chunk, start, threads, |first, out| {
+                        random::normals(seed, stream, first, std, out);
                     }),
                 }
                 tensor.write(&mut self.ranks, start, bytemuck::cast_slice(&chunk))?;
@@ -161,14 +161,14 @@ impl Session {
 /// Elements for which a thread is worth starting: it takes as long as some hundred draws.
 const SHARE: usize = 1 << 13;
 
-/// Fills elements from number `first` on, each a function of its number alone.
-fn fill(out: &mut [f32], first: u64, threads: usize, of: impl Fn(u64) -> f32 + Sync) {
+/// Fills elements from number `first` on by shares, each from its first number on.
+fn fill(out: &mut [f32], first: u64, threads: usize, run: impl Fn(u64, &mut [f32]) + Sync) {
     let share = out.len().div_ceil(threads.max(1)).max(SHARE);
-    let run = |first: u64, out: &mut [f32]| (first..).zip(out).for_each(|(i, x)| *x = of(i));
     std::thread::scope(|scope| {
         let mut shares = (first..).step_by(share).zip(out.chunks_mut(share));
         let own = shares.next();
         for (first, share) in shares {
+            let run = &run;
             scope.spawn(move || run(first, share));
         }
         own.into_iter().for_each(|(first, share)| run(first, share));
@@ -202,7 +202,9 @@ mod tests {
     fn elements_are_filled_by_their_numbers_whatever_the_threads() {
         for (count, threads) in [(1, 4), (SHARE + 1, 0), (5 * SHARE + 3, 3), (SHARE, 100)] {
             let mut out = vec![-1.0; count];
-            fill(&mut out, 7, threads, |i| i as f32);
+            fill(&mut out, 7, threads, |first, out| {
+                (first..).zip(out).for_each(|(i, x)| *x = i as f32);
+            });
             let wanted: Vec<f32> = (7..).take(count).map(|i: u64| i as f32).collect();
             assert!(out == wanted, "{count} by {threads}");
         }

@@ -29,6 +29,8 @@ macro_rules! tiny {
 
 tiny![
     arxiv_bpe,
+    arxiv_gpt2_124m,
+    cifar10_15m,
     cifar10_cpu,
     cifar10_dense,
     cifar10_strided,
