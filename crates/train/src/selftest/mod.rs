@@ -17,6 +17,8 @@ pub mod graphs;
 mod models;
 #[doc(hidden)]
 pub mod ops;
+#[doc(hidden)]
+pub mod parity;
 mod products;
 #[doc(hidden)]
 pub mod reference;
@@ -64,7 +66,7 @@ struct Group {
     case: fn(u64, usize) -> Case,
 }
 
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     Group { name: "ops", about: "every op and its gradients", usual: 140, case: ops::case },
     Group { name: "graphs", about: "random graphs", usual: 150, case: ops::graph_case },
     Group {
@@ -105,6 +107,12 @@ const GROUPS: [Group; 11] = [
         about: "recomputation and the like, which change no bit",
         usual: exact::COMBINATIONS,
         case: exact::case,
+    },
+    Group {
+        name: "parity",
+        about: "ten steps of small models beside PyTorch's",
+        usual: parity::CASES,
+        case: parity::case,
     },
 ];
 
