@@ -203,7 +203,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_reduce(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 2)
+    gemm_reduce(const __grid_constant__ Params p) {
     const Parts parts = parts_of(p.gemm);
 #if SUMS
     const int blocks = ((i64)parts.m * ((parts.n + 7) / 8) + 63) / 64;
