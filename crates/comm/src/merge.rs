@@ -5,7 +5,7 @@
 //! into chunks, so any cut gives the same bits. Everything is f32, rounded once at the end.
 
 use aerogel_graph::DType;
-use aerogel_graph::types::round_bf16;
+use aerogel_graph::types::{f16_to_f32, f32_to_f16, round_bf16};
 use aerogel_machine::Merge;
 use std::ops::Range;
 
@@ -110,6 +110,9 @@ fn load(dtype: DType, input: &[u8], chunk: Strip, out: &mut [f32]) {
             DType::Bf16 => out.iter_mut().zip(half).for_each(|(x, &b)| {
                 *x = f32::from_bits(u32::from(u16::from_ne_bytes(b)) << 16);
             }),
+            DType::F16 => {
+                out.iter_mut().zip(half).for_each(|(x, &b)| *x = f16_to_f32(u16::from_ne_bytes(b)));
+            }
             DType::F32 | DType::U32 => {
                 out.iter_mut().zip(wide).for_each(|(x, &b)| *x = f32::from_ne_bytes(b));
             }
@@ -124,6 +127,10 @@ fn store(dtype: DType, merged: &[f32], out: &mut [u8]) {
             half.iter_mut().zip(merged).for_each(|(b, &x)| {
                 *b = ((round_bf16(x).to_bits() >> 16) as u16).to_ne_bytes();
             });
+        }
+        DType::F16 => {
+            let (half, _) = out.as_chunks_mut::<2>();
+            half.iter_mut().zip(merged).for_each(|(b, &x)| *b = f32_to_f16(x).to_ne_bytes());
         }
         DType::F32 | DType::U32 => {
             let (wide, _) = out.as_chunks_mut::<4>();

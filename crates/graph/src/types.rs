@@ -249,6 +249,8 @@ pub enum DType {
     F32,
     /// Brain float: the upper half of an f32, rounded to nearest even.
     Bf16,
+    /// IEEE half precision: 11 digits, and a range of 6e-8 to 65,504.
+    F16,
     /// Unsigned indices: tokens, positions.
     U32,
 }
@@ -258,7 +260,7 @@ impl DType {
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
         }
     }
 
@@ -267,11 +269,17 @@ impl DType {
         self != DType::U32
     }
 
+    /// Whether it is a float of 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, DType::Bf16 | DType::F16)
+    }
+
     /// Rounds a real number to the dtype, ties to even.
     pub fn round(self, x: f64) -> f64 {
         match self {
             DType::F32 => f64::from(x as f32),
             DType::Bf16 => f64::from(round_bf16(x as f32)),
+            DType::F16 => f64::from(round_f16(x as f32)),
             DType::U32 => x,
         }
     }
@@ -281,13 +289,14 @@ impl DType {
         match self {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
+            DType::F16 => "f16",
             DType::U32 => "u32",
         }
     }
 
     /// The inverse of [`DType::name`].
     pub fn parse(s: &str) -> Option<Self> {
-        [DType::F32, DType::Bf16, DType::U32].into_iter().find(|d| d.name() == s)
+        [DType::F32, DType::Bf16, DType::F16, DType::U32].into_iter().find(|d| d.name() == s)
     }
 }
 
@@ -298,6 +307,41 @@ pub fn round_bf16(x: f32) -> f32 {
     }
     let bits = x.to_bits();
     f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
+
+/// f32 to the nearest f16 value, ties to even; 65,520 and more become infinite, NaN stays NaN.
+pub fn round_f16(x: f32) -> f32 {
+    f16_to_f32(f32_to_f16(x))
+}
+
+/// The bits of the nearest f16, ties to even; 65,520 and more become infinite, NaN stays NaN.
+pub fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, size) = ((bits >> 16) as u16 & 0x8000, bits & 0x7fff_ffff);
+    if size > 0x7f80_0000 {
+        return sign | 0x7e00;
+    }
+    if size >= 0x477f_f000 {
+        return sign | 0x7c00;
+    }
+    if size < 0x3880_0000 {
+        // Below 2^-14 an f16 counts in steps of 2^-24, as f32 does from 0.5 on: adding rounds.
+        let shifted = f32::from_bits(size) + 0.5;
+        return sign | (shifted.to_bits() - 0.5f32.to_bits()) as u16;
+    }
+    let rounded = size + 0x0fff + ((size >> 13) & 1);
+    sign | ((rounded - 0x3800_0000) >> 13) as u16
+}
+
+/// The value of an f16.
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let (sign, size) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    if size >= 0x7c00 {
+        return f32::from_bits(sign | 0x7f80_0000 | (size & 0x3ff) << 13);
+    }
+    // The exponents differ by 112, whatever the size: one exact product, subnormal ones as well.
+    let scaled = f32::from_bits(size << 13) * f32::from_bits((112 + 127) << 23);
+    f32::from_bits(sign | scaled.to_bits())
 }
 
 impl fmt::Display for DType {

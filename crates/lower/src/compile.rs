@@ -79,18 +79,21 @@ impl<'a> Compiler<'a> {
         value
     }
 
-    /// A value is rounded where it is declared bf16, whether or not it is stored.
+    /// A value is rounded where it is declared in 16 bits, whether or not it is stored.
     fn rounded(&mut self, v: ValueId, value: Value) -> Value {
-        if self.source.graph.ty(v).dtype != DType::Bf16 {
-            return value;
+        match self.source.graph.ty(v).dtype {
+            DType::Bf16 => self.unary(Unary::RoundBf16, value),
+            DType::F16 => self.unary(Unary::RoundF16, value),
+            DType::F32 | DType::U32 => value,
         }
-        self.unary(Unary::RoundBf16, value)
     }
 
     /// What a value was rounded from.
     fn before_rounding(&self, value: Value) -> Option<Value> {
         self.program.instrs.iter().find_map(|instr| match *instr {
-            Instr::Unary { op: Unary::RoundBf16, dst, a } if dst == value => Some(a),
+            Instr::Unary { op: Unary::RoundBf16 | Unary::RoundF16, dst, a } if dst == value => {
+                Some(a)
+            }
             _ => None,
         })
     }
@@ -172,7 +175,7 @@ impl<'a> Compiler<'a> {
     /// Stores a value: the program's next output.
     pub fn store(&mut self, v: ValueId) {
         let mut src = self.value(v);
-        if self.source.graph.ty(v).dtype == DType::Bf16 {
+        if self.source.graph.ty(v).dtype.is_half() {
             // Storing rounds, so what is only stored need not be rounded before.
             if let Some(exact) = self.before_rounding(src) {
                 self.bypassed.push(src);

@@ -23,6 +23,8 @@ pub enum Unary {
     Not,
     /// The value rounded to bf16.
     RoundBf16,
+    /// The value rounded to f16.
+    RoundF16,
 }
 
 /// Operations on two values.

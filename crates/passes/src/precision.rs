@@ -1,9 +1,9 @@
 //! precision: which values are rounded to the compute dtype (Micikevicius et al., Mixed Precision
 //! Training, 2018).
 //!
-//! In bf16 the parameters stay in f32. A master that a contraction or a gather reads is cast once;
+//! In a dtype of 16 bits the parameters stay in f32. A master that a contraction or a gather reads is cast once;
 //! the cast takes its cotangent in f32, so a gradient is never rounded on its way to the optimizer.
-//! Activations between ops are bf16. Statistics, log-sum-exps, losses, reductions and everything
+//! Activations between ops are of the compute dtype. Statistics, log-sum-exps, losses, reductions and everything
 //! that is computed from them alone stay f32, as do the gains and biases that maps and norms read.
 
 use crate::PassError;
@@ -18,6 +18,19 @@ pub enum Compute {
     F32,
     /// bf16 with f32 masters, reductions and accumulation.
     Bf16,
+    /// The same in f16, whose gradients want a [loss scale](crate::scale).
+    F16,
+}
+
+impl Compute {
+    /// What activations and the copies of weights are kept in.
+    pub fn dtype(self) -> DType {
+        match self {
+            Compute::F32 => DType::F32,
+            Compute::Bf16 => DType::Bf16,
+            Compute::F16 => DType::F16,
+        }
+    }
 }
 
 /// Declares the dtypes of a forward graph in f32 for the compute dtype; f32 changes nothing.
@@ -32,17 +45,18 @@ pub fn precision(g: &Graph, compute: Compute) -> Result<Graph, PassError> {
     if compute == Compute::F32 {
         return Ok(g.clone());
     }
-    let narrow = wants_bf16(g);
-    let mut pass = Pass { casts: HashMap::new(), masters: HashSet::new() };
+    let narrow = wants_half(g);
+    let half = compute.dtype();
+    let mut pass = Pass { half, casts: HashMap::new(), masters: HashSet::new() };
     let out = g.rewrite(|out, node, ins| {
         pass.node(out, node, ins, narrow[node.outs[0].index()]).map(Some)
     })?;
     Ok(out)
 }
 
-/// Which values may be bf16: those that an op of activations reads, through maps and views, and
+/// Which values may have 16 bits: those that an op of activations reads, through maps and views, and
 /// that nothing needs in f32.
-fn wants_bf16(g: &Graph) -> Vec<bool> {
+fn wants_half(g: &Graph) -> Vec<bool> {
     let mut wanted = vec![false; g.values().len()];
     let mut pinned = vec![false; g.values().len()];
     g.outputs.iter().for_each(|(_, v)| pinned[v.index()] = true);
@@ -81,7 +95,9 @@ fn activations(op: &Op) -> &'static [usize] {
 }
 
 struct Pass {
-    /// The bf16 form of an f32 value of the new graph.
+    /// The compute dtype.
+    half: DType,
+    /// The form in the compute dtype of an f32 value of the new graph.
     casts: HashMap<ValueId, ValueId>,
     /// Views of parameters.
     masters: HashSet<ValueId>,
@@ -96,13 +112,12 @@ impl Pass {
         narrow: bool,
     ) -> Result<Vec<ValueId>, OpError> {
         let mut ins = ins.to_vec();
-        let bf16 = |out: &Graph, v: &ValueId| out.ty(*v).dtype == DType::Bf16;
-        let any = ins.iter().any(|v| bf16(out, v));
+        let any = ins.iter().any(|v| out.ty(*v).dtype == self.half);
         match &node.op {
             Op::Map(map) => {
                 let mut map = map.clone();
                 if any && narrow && map.cotangent.is_none() {
-                    map.out.dtype = DType::Bf16;
+                    map.out.dtype = self.half;
                 }
                 out.emit(Map { ..map }.into(), &ins)
             }
@@ -126,7 +141,7 @@ impl Pass {
                 self.cast(out, &mut ins, activations(&node.op))?;
                 let mut ty = einsum.out.clone();
                 if narrow {
-                    ty.dtype = DType::Bf16;
+                    ty.dtype = self.half;
                 }
                 out.emit(Einsum { out: ty }.into(), &ins)
             }
@@ -144,7 +159,7 @@ impl Pass {
         parameter || self.masters.contains(&v)
     }
 
-    /// Replaces the listed operands by their bf16 forms, each made once.
+    /// Replaces the listed operands by their forms in the compute dtype, each made once.
     fn cast(&mut self, out: &mut Graph, ins: &mut [ValueId], at: &[usize]) -> Result<(), OpError> {
         for &i in at {
             if out.ty(ins[i]).dtype != DType::F32 {
@@ -156,8 +171,8 @@ impl Pass {
             }
             // A master's gradient is summed and kept in f32; an activation's is an activation.
             let master = self.is_master(out, ins[i]);
-            let cotangent = if master { DType::F32 } else { DType::Bf16 };
-            let done = out.cast(ins[i], DType::Bf16, cotangent)?;
+            let cotangent = if master { DType::F32 } else { self.half };
+            let done = out.cast(ins[i], self.half, cotangent)?;
             self.casts.insert(ins[i], done);
             ins[i] = done;
         }

@@ -99,7 +99,7 @@ pub fn update(like: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result<
 /// The shards contradict each other.
 pub fn copies(like: &Graph, share: &Share<'_>) -> Result<Option<Graph>, PassError> {
     share.buckets.shards.check()?;
-    if share.list().all(|(_, b)| !b.narrow) {
+    if share.list().all(|(_, b)| b.copy.is_none()) {
         return Ok(None);
     }
     let mut g = like.bare();

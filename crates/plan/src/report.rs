@@ -2,7 +2,7 @@
 
 use crate::live::{Live, Owner, Piece};
 use aerogel_graph::ops::View;
-use aerogel_graph::{Build, DType, Def, Graph, Node, NodeId, Op, Phase, Role, ValueId};
+use aerogel_graph::{Build, Def, Graph, Node, NodeId, Op, Phase, Role, ValueId};
 use aerogel_machine::{Machine, Program, Section, Step};
 use serde::Serialize;
 
@@ -257,7 +257,7 @@ fn is_weight_cast(g: &Graph, v: ValueId) -> bool {
     let from_state = |v: &ValueId| matches!(g.value(*v).def, Def::State(_));
     matches!(&node.op, Op::Map(m) if m.cotangent.is_some())
         && node.ins.iter().all(from_state)
-        && g.ty(v).dtype == DType::Bf16
+        && g.ty(v).dtype.is_half()
 }
 
 fn value_kind(g: &Graph, live: &Live, v: ValueId) -> Kind {

@@ -19,6 +19,7 @@ fn spec(tensor: &Tensor) -> TensorSpec {
         dtype: match tensor.dtype {
             DType::F32 => Dtype::F32,
             DType::Bf16 => Dtype::Bf16,
+            DType::F16 => Dtype::F16,
             DType::U32 => Dtype::U32,
         },
         axes: tensor.axes.clone(),
@@ -64,6 +65,7 @@ pub(crate) fn load(session: &mut Session, from: &Checkpoint) -> Result<(), Train
         let dtype = match entry.dtype {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::Bf16,
+            Dtype::F16 => DType::F16,
             _ => DType::U32,
         };
         tensor.check(from.step(), dtype, &axes)?;

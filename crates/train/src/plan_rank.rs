@@ -343,8 +343,9 @@ pub(crate) fn trained(g: &Graph) -> BTreeMap<&str, u64> {
             counts.insert(s.name.as_str(), g.axes().count(&g.ty(s.value).axes) as u64);
         }
         for p in &s.parts {
-            // Copies are named after what they are copies of.
-            let name = p.name.strip_prefix("bf16.").unwrap_or(&p.name);
+            // Copies are named after their dtype and what they are copies of.
+            let prefix = format!("{}.", g.ty(s.value).dtype);
+            let name = p.name.strip_prefix(&prefix).unwrap_or(&p.name);
             counts.insert(name, g.axes().count(&p.axes) as u64);
         }
     }

@@ -4,6 +4,7 @@ use crate::kernel::Ptr;
 use crate::math::{from_bf16, to_bf16};
 use crate::simd::{Simd, multiversion};
 use aerogel_graph::DType;
+use aerogel_graph::types::{f16_to_f32, f32_to_f16};
 
 multiversion! {
     fn widen(out: &mut [f32], from: &[u16]) {
@@ -44,6 +45,7 @@ pub(crate) unsafe fn load(
                 widen(simd, std::slice::from_raw_parts_mut(out, n), from);
             }
             DType::Bf16 => strided(out, from.at::<u16>(offset), stride, n, from_bf16),
+            DType::F16 => strided(out, from.at::<u16>(offset), stride, n, f16_to_f32),
             DType::U32 => strided(out, from.at::<u32>(offset), stride, n, |x| x as f32),
         }
     }
@@ -96,6 +98,10 @@ pub(crate) unsafe fn store(
             DType::Bf16 => {
                 let to = to.at::<u16>(offset);
                 (0..n).for_each(|i| *to.offset(i as isize * stride) = to_bf16(*from.add(i)));
+            }
+            DType::F16 => {
+                let to = to.at::<u16>(offset);
+                (0..n).for_each(|i| *to.offset(i as isize * stride) = f32_to_f16(*from.add(i)));
             }
             DType::U32 => {
                 let to = to.at::<u32>(offset);

@@ -2,6 +2,7 @@
 
 use crate::math;
 use crate::simd::multiversion;
+use aerogel_graph::types::round_f16;
 use aerogel_lower::{Binary, Unary};
 
 /// A matrix of floats whose rows are contiguous.
@@ -143,6 +144,7 @@ multiversion! {
             Unary::Cos => wave(out, a, size, math::cos, f32::cos),
             Unary::Floor => each(out, a, size, f32::floor),
             Unary::Not => each(out, a, size, |x| truth(x == 0.0)),
+            Unary::RoundF16 => each(out, a, size, round_f16),
             Unary::RoundBf16 => each(out, a, size, |x| math::from_bf16(math::to_bf16(x))),
         }
     }

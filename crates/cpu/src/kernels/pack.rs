@@ -14,6 +14,7 @@ use crate::kernels::micro::{COLS, Left, MOST_ROWS, ROWS, Right, Word};
 use crate::math::from_bf16;
 use crate::simd::{self, Simd, multiversion};
 use aerogel_graph::DType;
+use aerogel_graph::types::f16_to_f32;
 use transpose::transpose;
 
 /// A factor in memory, f32 or bf16: strides in elements along its side (rows of a left factor,
@@ -41,6 +42,7 @@ impl Factor {
         unsafe {
             match (self.dtype, word) {
                 (DType::F32 | DType::U32, _) => *self.ptr.at::<u32>(at),
+                (DType::F16, _) => f16_to_f32(*self.ptr.at::<u16>(at)).to_bits(),
                 (DType::Bf16, Word::F32) => from_bf16(*self.ptr.at::<u16>(at)).to_bits(),
                 (DType::Bf16, Word::Bf16) => u32::from(*self.ptr.at::<u16>(at)),
             }

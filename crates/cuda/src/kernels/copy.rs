@@ -5,6 +5,7 @@ use super::space::{self, Units};
 use super::{map, unsupported};
 use crate::launch::{Address, Kernel, Launch, Parameters};
 use aerogel_graph::DType;
+use aerogel_graph::types::f32_to_f16;
 use aerogel_lower::space::{Space, by_stride};
 use aerogel_lower::{CopySpec, Draws, FillSpec, Instr, LowerError, Operand, Program};
 
@@ -183,6 +184,7 @@ fn bits(value: f32, dtype: DType) -> u32 {
     match dtype {
         DType::F32 => value.to_bits(),
         DType::U32 => value as u32,
+        DType::F16 => u32::from(f32_to_f16(value)),
         DType::Bf16 if value.is_nan() => 0x7fff,
         DType::Bf16 => {
             let word = value.to_bits();

@@ -84,6 +84,7 @@ pub(crate) fn type_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "f32",
         DType::Bf16 => "bf16",
+        DType::F16 => "f16",
         DType::U32 => "u32",
     }
 }
@@ -290,6 +291,7 @@ fn unary(op: Unary, a: Value) -> String {
         Unary::Neg => return format!("-v{a}"),
         Unary::Not => return format!("math::truth(v{a} == 0.0f)"),
         Unary::RoundBf16 => return format!("round_bf16(v{a})"),
+        Unary::RoundF16 => return format!("round_f16(v{a})"),
         Unary::Exp => "exp",
         Unary::Ln => "ln",
         Unary::Tanh => "tanh",

@@ -1,6 +1,6 @@
 //! Buckets in place of the parameters of a graph.
 
-use super::layout::{Bucket, Buckets, PASS, is_weight_cast};
+use super::layout::{Bucket, Buckets, PASS, weight_cast};
 use crate::PassError;
 use crate::shards::is_sum;
 use aerogel_graph::{Build, DType, Def, Graph, Node, OpError, Phase, Role, StateId, Type, ValueId};
@@ -88,11 +88,11 @@ impl<'a> Work<'a> {
         let shards = &self.buckets.shards;
         let whole = bucket.axis(&mut self.g)?;
         let axis = shards.piece(&mut self.g, whole, &shards.parameters)?;
-        let (name, dtype, role, prefix) = match bucket.narrow {
-            true => (bucket.copy_name(), DType::Bf16, Role::Weights, "bf16."),
-            false => (bucket.name.clone(), DType::F32, Role::Parameter, ""),
+        let (name, dtype, role, prefix) = match bucket.copy {
+            Some(dtype) => (bucket.copy_name(dtype), dtype, Role::Weights, format!("{dtype}.")),
+            None => (bucket.name.clone(), DType::F32, Role::Parameter, String::new()),
         };
-        Ok(bucket.declare(&mut self.g, &name, axis, dtype, role, prefix)?.1)
+        Ok(bucket.declare(&mut self.g, &name, axis, dtype, role, &prefix)?.1)
     }
 
     fn place(&self, parameter: &str) -> Result<(usize, usize), PassError> {
@@ -127,8 +127,8 @@ impl<'a> Work<'a> {
     fn node(&mut self, node: &Node) -> Result<(), PassError> {
         if let [v] = node.ins.as_slice()
             && let Some(&(bucket, tensor)) = self.parameter.get(v)
-            && self.buckets.list[bucket].narrow
-            && is_weight_cast(node)
+            && self.buckets.list[bucket].copy.is_some()
+            && weight_cast(node).is_some()
         {
             // The copy takes the cast's place.
             self.g.at(&node.scope, node.phase);
@@ -160,14 +160,14 @@ impl<'a> Work<'a> {
             if let Def::Node(n, _) = self.old.value(v).def
                 && let [from] = self.old.node(n).ins.as_slice()
                 && let Some(&(bucket, tensor)) = self.parameter.get(from)
-                && self.buckets.list[bucket].narrow
+                && self.buckets.list[bucket].copy.is_some()
             {
                 self.g.at(&reader.scope, reader.phase);
                 return Ok(self.view(bucket, tensor, reader.phase)?);
             }
             return Ok(self.moved[v.index()].ok_or_else(lost)?);
         };
-        if self.buckets.list[bucket].narrow {
+        if self.buckets.list[bucket].copy.is_some() {
             let parameter = self.buckets.list[bucket].tensors[tensor].name.clone();
             return Err(PassError::Bucket { parameter });
         }

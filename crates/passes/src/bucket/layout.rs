@@ -34,8 +34,8 @@ pub struct Bucket {
     pub chunk: usize,
     /// Whether weight decay applies.
     pub decays: bool,
-    /// Whether the model reads a copy in bf16.
-    pub narrow: bool,
+    /// The dtype of the copy that the model reads in its place, if it does.
+    pub copy: Option<DType>,
     /// The mesh axis over which gradients are still to be summed after the backward.
     pub partial: Option<u8>,
     /// Whether all ranks along the tensor axis have the same.
@@ -104,7 +104,7 @@ impl Buckets {
                 group: group.to_owned(),
                 shared,
                 decays: state.class.is_some_and(ParamClass::decays),
-                narrow: readers.are_casts(state.value),
+                copy: readers.cast(state.value),
                 partial: partials.parameters.contains(&state.name),
                 cut,
             };
@@ -142,16 +142,18 @@ impl<'a> Readers<'a> {
         self.lists[v.index()].iter().map(|n| self.g.node(*n))
     }
 
-    /// Whether the copy in bf16 is all that the model reads of it.
-    fn are_casts(&self, v: ValueId) -> bool {
-        !self.lists[v.index()].is_empty() && self.nodes(v).all(is_weight_cast)
+    /// The dtype of the one copy of 16 bits that is all that the model reads of it.
+    fn cast(&self, v: ValueId) -> Option<DType> {
+        let mut casts = self.nodes(v).map(weight_cast);
+        let first = casts.next()??;
+        casts.all(|cast| cast == Some(first)).then_some(first)
     }
 
     /// The layers that read it, or its copy: the cast stands where the first of them is.
     fn layers(&self, v: ValueId) -> BTreeSet<&'a str> {
         let mut layers = BTreeSet::new();
         for node in self.nodes(v) {
-            match is_weight_cast(node) {
+            match weight_cast(node).is_some() {
                 true => layers.extend(self.nodes(node.outs[0]).map(|n| layer(&n.scope))),
                 false => _ = layers.insert(layer(&node.scope)),
             }
@@ -167,7 +169,7 @@ struct Key {
     group: String,
     shared: bool,
     decays: bool,
-    narrow: bool,
+    copy: Option<DType>,
     partial: bool,
     cut: bool,
 }
@@ -188,7 +190,7 @@ impl Key {
             chunks: 0,
             chunk: if self.decays { MATRIX_CHUNK } else { VECTOR_CHUNK },
             decays: self.decays,
-            narrow: self.narrow,
+            copy: self.copy,
             partial: partials.axis.filter(|_| self.partial),
             replicated: !self.cut,
             shared: self.shared,
@@ -218,9 +220,9 @@ impl Bucket {
         self.elements = self.elements.next_multiple_of(self.chunk * ranks);
     }
 
-    /// Name of the state that holds the parameters in bf16.
-    pub fn copy_name(&self) -> String {
-        format!("{}.bf16", self.name)
+    /// Name of the state that holds the parameters in the copy's dtype.
+    pub fn copy_name(&self, dtype: DType) -> String {
+        format!("{}.{dtype}", self.name)
     }
 
     /// The storage axis of the whole bucket.
@@ -262,8 +264,11 @@ impl Bucket {
     }
 }
 
-/// Whether a node is the cast of a master to the compute dtype.
-pub(super) fn is_weight_cast(node: &Node) -> bool {
-    matches!(&node.op, Op::Map(m) if m.cotangent.is_some() && m.out.dtype == DType::Bf16)
-        && node.ins.len() == 1
+/// The compute dtype, if a node is the cast of a master to it.
+pub(super) fn weight_cast(node: &Node) -> Option<DType> {
+    match &node.op {
+        Op::Map(m) if m.cotangent.is_some() && node.ins.len() == 1 => Some(m.out.dtype),
+        _ => None,
+    }
+    .filter(|dtype| dtype.is_half())
 }

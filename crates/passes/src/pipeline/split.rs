@@ -150,8 +150,9 @@ fn replicas(g: &Graph, stages: &[StageSections]) -> Vec<Replica> {
             [&s.forward, &s.backward].iter().any(|g| g.find_state(&state.name).is_some())
         };
         let users: Vec<usize> = (0..stages.len()).filter(|&s| reads(&stages[s])).collect();
-        // A copy in bf16 is named after its master, which has the gradient.
-        let master = state.name.strip_suffix(".bf16").unwrap_or(&state.name);
+        // A copy is named after its master, which has the gradient, and its dtype.
+        let suffix = format!(".{}", g.ty(state.value).dtype);
+        let master = state.name.strip_suffix(&suffix).unwrap_or(&state.name);
         let grads = [state.name.as_str(), master].map(|name| format!("grad.{name}"));
         let owns = |s: &StageSections| grads.iter().any(|n| s.backward.find_output(n).is_some());
         let owner = stages.iter().position(owns);

@@ -44,7 +44,7 @@ pub(crate) struct Master {
     id: StateId,
     /// What this rank holds.
     value: ValueId,
-    copy: Option<StateId>,
+    copy: Option<(StateId, DType)>,
 }
 
 /// A state over a piece of a bucket: the graph's, if it has it already, as a section does that
@@ -71,17 +71,18 @@ impl Master {
         let whole = b.axis(g)?;
         let axis = shards.piece(g, whole, Master::cut(b, share))?;
         let (id, value) = held(g, b, &b.name, axis, DType::F32, Role::Parameter, "")?;
-        let copy = b.narrow.then(|| {
+        let copy = b.copy.map(|dtype| {
             let axis = shards.piece(g, whole, &shards.parameters)?;
-            held(g, b, &b.copy_name(), axis, DType::Bf16, Role::Weights, "bf16.")
+            let (name, prefix) = (b.copy_name(dtype), format!("{dtype}."));
+            Ok((held(g, b, &name, axis, dtype, Role::Weights, &prefix)?.0, dtype))
         });
-        Ok(Master { id, value, copy: copy.transpose()?.map(|c| c.0) })
+        Ok(Master { id, value, copy: copy.transpose()? })
     }
 
     /// The mesh axes over which it is cut.
     fn cut<'a>(b: &Bucket, share: &Share<'a>) -> &'a [u8] {
         let shards = &share.buckets.shards;
-        if b.narrow { &shards.optimizer } else { &shards.parameters }
+        if b.copy.is_some() { &shards.optimizer } else { &shards.parameters }
     }
 
     /// The piece that is updated here, of what this rank holds.
@@ -117,10 +118,10 @@ impl Master {
         share: &Share<'_>,
         new: ValueId,
     ) -> Result<(), OpError> {
-        let Some(copy) = self.copy else { return Ok(()) };
+        let Some((copy, dtype)) = self.copy else { return Ok(()) };
         let shards = &share.buckets.shards;
         let whole = b.axis(g)?;
-        let narrow = g.cast(new, DType::Bf16, DType::F32)?;
+        let narrow = g.cast(new, dtype, DType::F32)?;
         let all = shards.gather(g, narrow, whole, &shards.optimizer, &shards.parameters)?;
         g.assign(copy, all)
     }

@@ -92,6 +92,7 @@ pub fn word(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "f32",
         DType::Bf16 => "bf16",
+        DType::F16 => "f16",
         DType::U32 => "u32",
     }
 }

@@ -1,6 +1,7 @@
 //! Numbers as a device holds them.
 
 use super::rng::Rng;
+use aerogel_graph::types::{f16_to_f32, f32_to_f16};
 use aerogel_graph::{Build, DType, Def, Env, Graph, Tensor, Type};
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ pub fn bytes_of(dtype: DType, data: &[f64]) -> Vec<u8> {
     let bytes = |x: &f64| match dtype {
         DType::F32 => (*x as f32).to_le_bytes().to_vec(),
         DType::Bf16 => (dtype.round(*x) as f32).to_le_bytes()[2..].to_vec(),
+        DType::F16 => f32_to_f16(*x as f32).to_le_bytes().to_vec(),
         DType::U32 => (*x as u32).to_le_bytes().to_vec(),
     };
     data.iter().flat_map(bytes).collect()
@@ -22,6 +24,7 @@ pub fn numbers_of(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     let number = |b: &[u8]| match dtype {
         DType::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         DType::Bf16 => f64::from(f32::from_le_bytes([0, 0, b[0], b[1]])),
+        DType::F16 => f64::from(f16_to_f32(u16::from_le_bytes([b[0], b[1]]))),
         DType::U32 => f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
     };
     bytes.chunks_exact(dtype.bytes()).map(number).collect()

@@ -72,13 +72,13 @@ fn a_table_that_two_layers_read_has_a_bucket_of_its_own() {
             if tied {
                 assert_eq!(table.tensors.len(), 1);
             }
-            assert_eq!(table.narrow, compute == Compute::Bf16);
+            assert_eq!(table.copy.is_some(), compute == Compute::Bf16);
             // Gains and biases are read as they are; so are places, which a map adds.
-            assert!(buckets.list.iter().filter(|b| !b.decays).all(|b| !b.narrow));
+            assert!(buckets.list.iter().filter(|b| !b.decays).all(|b| b.copy.is_none()));
             let layer = of("h.1.attn.q.weight");
             assert_eq!(layer.name, "bucket.h.1.matrices");
             assert_eq!(layer.tensors.len(), 6, "q, k, v, out, up, down");
-            assert_eq!((layer.narrow, &*layer.scope), (compute == Compute::Bf16, "h.1"));
+            assert_eq!((layer.copy.is_some(), &*layer.scope), (compute == Compute::Bf16, "h.1"));
         }
     }
 }

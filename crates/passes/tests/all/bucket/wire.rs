@@ -47,7 +47,7 @@ fn phases(whole: &Graph, bucket: &aerogel_passes::Bucket) -> usize {
     for t in &bucket.tensors {
         let value = whole.states()[whole.find_state(&t.name).unwrap().index()].value;
         let mut values = vec![value];
-        if bucket.narrow {
+        if bucket.copy.is_some() {
             values = readers[value.index()].iter().map(|n| whole.node(*n).outs[0]).collect();
         }
         for v in values {
@@ -59,7 +59,7 @@ fn phases(whole: &Graph, bucket: &aerogel_passes::Bucket) -> usize {
 }
 
 fn width(b: &aerogel_passes::Bucket) -> usize {
-    if b.narrow { 2 } else { 4 }
+    if b.copy.is_some() { 2 } else { 4 }
 }
 
 /// What a micro-batch sends.
@@ -126,7 +126,7 @@ fn each_stage_sends_what_its_formula_says() {
             let wanted = at_the_end(&step.buckets);
             assert_eq!(sent(&step.update), wanted, "{compute:?} {shards:?}");
             let mut wanted = Sent::new();
-            for b in step.buckets.list.iter().filter(|b| b.narrow) {
+            for b in step.buckets.list.iter().filter(|b| b.copy.is_some()) {
                 let [o, p] =
                     [&shards.optimizer, &shards.parameters].map(|l| b.elements / shards.pieces(l));
                 let messages = shards.optimizer.len() - shards.parameters.len();
@@ -223,7 +223,7 @@ fn each_stage_holds_what_its_formula_says() {
             let mut wanted = 3 * 4;
             for b in &step.buckets.list {
                 let [psi_p, psi_g, psi_o] = pieces.map(|n| b.elements / n);
-                let [p, g, k] = if b.narrow { [2, 4, 12] } else { [4, 4, 8] };
+                let [p, g, k] = if b.copy.is_some() { [2, 4, 12] } else { [4, 4, 8] };
                 wanted += p * psi_p + g * psi_g + k * psi_o;
             }
             let total: usize = held.values().sum();

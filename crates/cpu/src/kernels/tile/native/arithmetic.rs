@@ -244,7 +244,7 @@ impl Arithmetic<'_, '_> {
             }
             Unary::Erf => self.erf(to, x),
             Unary::Abs => self.with_bits(Op::PANDD, to, x, MAGNITUDE),
-            Unary::Sin | Unary::Cos => return false,
+            Unary::Sin | Unary::Cos | Unary::RoundF16 => return false,
             // Downwards, without raising the flag for lost digits.
             Unary::Floor => self.asm.immediate(Op::RNDSCALEPS, to, None, x, 9),
             Unary::Not => {
