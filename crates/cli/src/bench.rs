@@ -136,10 +136,7 @@ pub fn run(args: &BenchArgs, shared: &Shared) -> anyhow::Result<Exit> {
 
 fn step(args: &StepArgs, shared: &Shared) -> anyhow::Result<(String, Value)> {
     let recipe = args.recipe.load()?;
-    let dtype = match recipe.precision.compute {
-        Compute::F32 => "f32",
-        Compute::Bf16 => "bf16",
-    };
+    let dtype = recipe.precision.compute.name();
     let times = time_steps(&recipe, &shared.workspace(), 2, args.steps as usize)?;
     if let Some(path) = &args.profile {
         write(path, &format!("{}\n", trace::chrome(&times.last_step)))?;

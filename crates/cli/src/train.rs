@@ -283,15 +283,17 @@ fn step_line(steps: u64, event: &Event) -> String {
         tokens_per_second,
         resident_bytes,
         eta_seconds,
+        loss_scale,
         ..
     } = event
     else {
         return String::new();
     };
     let width = steps.to_string().len();
+    let scale = loss_scale.map_or(String::new(), |scale| format!("  scale {scale}"));
     format!(
         "step {step:>width$}/{steps}  loss {loss_bits:.4} bits  rate {learning_rate:.2e}  \
-         norm {grad_norm:.3}  {} tokens/s  {}  ETA {}",
+         norm {grad_norm:.3}{scale}  {} tokens/s  {}  ETA {}",
         show::count(tokens_per_second.round() as u64),
         show::bytes(*resident_bytes),
         show::duration(*eta_seconds),

@@ -13,10 +13,11 @@
 //! the bit, as long as they are finite.
 
 use crate::PassError;
+use crate::scalar::{ZERO, scalar, scalar_map};
 use crate::update::config::{Share, UpdateConfig, check};
 use crate::update::held::{Master, Moments};
 use crate::update::norm::{chunks, squares};
-use crate::update::rules::{Owned, Scalars, ZERO, measured, scalar, scalar_map, scalars};
+use crate::update::rules::{Owned, Scalars, measured, scalars};
 use crate::update::{APPLIED, summed, total};
 use aerogel_graph::{Build, Cutter, DType, Def, Graph, OpError, Phase, Role, StateId, ValueId};
 use std::collections::HashMap;
@@ -72,6 +73,11 @@ fn reason_against(micro: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Op
             "clipping to {clip} needs the norm of all gradients before the first update; set clip \
              to 0"
         ));
+    }
+    if config.scale.is_some() {
+        return Some(
+            "a loss scale has to see all gradients before the first update; use none".to_owned(),
+        );
     }
     let in_time =
         |(_, a): (_, &aerogel_graph::Axis)| a.cuts.iter().find(|c| c.by == Cutter::Time).copied();

@@ -1,7 +1,7 @@
 //! Techniques as functions from graphs to graphs, one file each.
 //!
 //! There is no type to know beside [`Graph`](aerogel_graph::Graph). A training step is the loss of
-//! the global batch through [`precision`], [`backward()`], [`chunk()`],
+//! the global batch through [`precision`], [`scale()`], [`backward()`], [`chunk()`],
 //! [`recompute`](recompute::recompute()), [`partition()`] (tensor ranks), [`Buckets::apply`]
 //! (ZeRO), [`cut`] (micro-batches, and ranks that share a batch), [`pipeline::split`] (stages) and
 //! [`accumulate`]; then the section that [`update`] writes, or [`inside()`] in place of the last
@@ -21,6 +21,8 @@ mod partition;
 pub mod pipeline;
 mod precision;
 pub mod recompute;
+mod scalar;
+mod scale;
 pub mod schedule;
 mod scope;
 mod shards;
@@ -34,6 +36,7 @@ pub use error::PassError;
 pub use inside::inside;
 pub use partition::{Partitioned, Tensor, partition};
 pub use precision::{Compute, precision};
+pub use scale::{LEAST_SCALE, LossScale, scale};
 pub use scope::layer_of;
 pub use shards::Shards;
 pub use tile::{Order, accumulate, cut, section_of};

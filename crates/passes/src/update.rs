@@ -18,11 +18,13 @@ pub use config::{Optimizer, Share, UpdateConfig};
 
 use crate::PassError;
 use crate::bucket::Bucket;
+use crate::scalar::{ZERO, scalar, scalar_map};
+use crate::scale::Scale;
 use crate::shards::all_reduce;
 use aerogel_graph::{Build, DType, Graph, OpError, Phase, Role, StateId, Type, ValueId};
 use held::{Master, Moments};
 use norm::{chunks, squares};
-use rules::{Owned, ZERO, clipped, measured, scalar, scalar_map, scalars};
+use rules::{Owned, clipped, measured, scalars};
 
 /// Name of the state that counts the steps that were applied.
 pub(crate) const APPLIED: &str = "optimizer.applied";
@@ -34,7 +36,8 @@ pub(crate) const APPLIED: &str = "optimizer.applied";
 /// of the buckets. Declares the optimizer's states `optimizer.m.BUCKET`, `optimizer.v.BUCKET` (as
 /// the rule needs them) and `optimizer.applied` f32[], the number of steps that were applied.
 /// Outputs, all f32[] and equal on all ranks: `loss` (nats a token), `grad_norm` (before clipping),
-/// `tokens`, `finite` (1 or 0).
+/// `tokens`, `finite` (1 or 0); with a loss scale also `loss_scale`, that of this step, and
+/// `skipped`, the number of steps so far that were not applied.
 ///
 /// # Errors
 /// There are no parameters, a number of the configuration is out of range, or the shards contradict
@@ -61,9 +64,13 @@ pub fn update(like: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result<
     }
     let applied = g.state(APPLIED, scalar(), Role::Optimizer, None, ZERO)?;
     let applied = (StateId(g.states().len() as u32 - 1), applied);
+    let scale = config.scale.map(|s| Scale::declare(&mut g, s)).transpose()?;
     g.at(&"".into(), Phase::Update);
     let totals = totals(&mut g, share)?;
-    let inverse = scalar_map(&mut g, &[totals[1]], &|v| v[0].recip())?;
+    let inverse = match &scale {
+        Some(s) => scalar_map(&mut g, &[totals[1], s.factor], &|v| (&v[0] * &v[1]).recip())?,
+        None => scalar_map(&mut g, &[totals[1]], &|v| v[0].recip())?,
+    };
     let mut owned = vec![];
     for (((_, b), (_, master)), moments) in share.list().zip(&masters).zip(moments) {
         g.at(&b.scope, Phase::Update);
@@ -88,6 +95,9 @@ pub fn update(like: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result<
     let count =
         scalar_map(&mut g, &[finite, applied.1], &|v| v[0].clone().select(&v[1] + 1.0, &v[1]))?;
     g.assign(applied.0, count)?;
+    if let Some(scale) = &scale {
+        scale.adapt(&mut g, finite)?;
+    }
     g.at(&"".into(), Phase::Forward);
     Ok(g)
 }

@@ -18,6 +18,8 @@ mod pipeline;
 mod precision;
 #[path = "all/recompute.rs"]
 mod recompute;
+#[path = "all/scale.rs"]
+mod scale;
 #[path = "all/support.rs"]
 mod support;
 #[path = "all/tile.rs"]

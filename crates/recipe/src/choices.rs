@@ -169,6 +169,8 @@ choices! {
         F32 = "f32",
         /// bfloat16.
         Bf16 = "bf16",
+        /// IEEE half precision, whose gradients want a loss scale.
+        F16 = "f16",
     }
 }
 

@@ -34,7 +34,7 @@ pub use choices::{
 pub use error::{Place, Problem, RecipeError};
 pub use layout::{Memory, Parallel, RecomputePolicy, Shard};
 pub use recipe::{
-    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, Model, Optimizer, Part,
-    Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
+    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, LossScale, Model, Optimizer,
+    Part, Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
 };
 pub use schema::{DefaultValue, Key, KeyType, Range, reference, schema};

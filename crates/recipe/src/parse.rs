@@ -53,8 +53,9 @@ impl Recipe {
         let train = resolve::training::train(&mut fields, &parallel, tiny)?;
         let optimizer = resolve::training::optimizer(&mut fields)?;
         let schedule = resolve::training::schedule(&mut fields, &train)?;
-        let precision = resolve::running::precision(&fields);
-        let memory = resolve::memory::resolve(&fields, &model, &optimizer, &train, &parallel)?;
+        let precision = resolve::running::precision(&mut fields)?;
+        let memory =
+            resolve::memory::resolve(&fields, &model, &optimizer, &train, &parallel, &precision)?;
         let eval = resolve::running::eval(&mut fields, &data, &train)?;
         let sample = resolve::running::sample(&mut fields, &data, &tokenizer, &model, &train)?;
         let checkpoint = resolve::running::checkpoint(&mut fields, &train);

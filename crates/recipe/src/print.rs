@@ -1,6 +1,8 @@
 //! The resolved form, and the part of it that defines the numbers.
 
-use crate::choices::{AttentionKind, Combine, PipelineSchedule, RecomputeKind, TokenizerKind};
+use crate::choices::{
+    AttentionKind, Combine, Compute, PipelineSchedule, RecomputeKind, TokenizerKind,
+};
 use crate::layout::{Memory, Parallel, RecomputePolicy, mesh_text};
 use crate::recipe::{Attention, Data, Model, Optimizer, Part, Recipe, Rule, Source};
 use crate::schema;
@@ -263,6 +265,16 @@ impl Lines {
         self.text("determinism", recipe.train.determinism.name());
         self.section = "precision";
         self.text("compute", recipe.precision.compute.name());
+        // Where nothing is scaled by default nothing is said: the text, and with it the hash of the
+        // run, is what it was before there were scales.
+        match &recipe.precision.loss_scale {
+            Some(scale) => {
+                self.number("loss_scale", scale.initial);
+                self.integer("loss_scale_interval", scale.interval);
+            }
+            None if recipe.precision.compute == Compute::F16 => self.number("loss_scale", 0.0),
+            None => {}
+        }
     }
 
     fn running(&mut self, recipe: &Recipe) {

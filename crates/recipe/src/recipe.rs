@@ -447,10 +447,21 @@ pub struct Train {
 }
 
 /// Numeric formats.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Precision {
     /// Dtype of products and activations.
     pub compute: Compute,
+    /// The factor on the loss in the backward, if there is one.
+    pub loss_scale: Option<LossScale>,
+}
+
+/// How the loss is scaled for the backward.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LossScale {
+    /// The factor of the first step.
+    pub initial: f64,
+    /// Steps without overflow after which it doubles; 0: it never changes.
+    pub interval: u64,
 }
 
 /// Evaluation on held-out data.

@@ -149,6 +149,8 @@ const BELOW_ONE: Range = Range { min: 0.0, min_open: false, max: 1.0, max_open: 
 const UP_TO_ONE: Range = Range { max_open: false, ..BELOW_ONE };
 const MLP_RATIO: Range = Range { min: 0.0, min_open: true, max: 64.0, max_open: false };
 const QK_RATIO: Range = Range { max: 4.0, ..MLP_RATIO };
+/// Beyond it gradients would overflow in f32 as well.
+const LOSS_SCALE: Range = Range { min_open: false, max: 4_294_967_296.0, ..MLP_RATIO };
 /// Thirty years, which is for ever, and a duration that every clock can add.
 const TIMEOUT: Range = Range { max: 1e9, ..MLP_RATIO };
 
@@ -289,6 +291,11 @@ static SCHEMA: &[Key] = keys! {
     "precision" {
         "compute", Choice(Compute::NAMES), Value("\"f32\""), "",
             "dtype of products and activations; weights and sums stay f32";
+        "loss_scale", Num(LOSS_SCALE), Derived("65536 with compute = \"f16\", else 0"), "",
+            "factor on the loss in the backward at the first step, so that gradients do not vanish; \
+             a step whose gradients overflow is skipped and halves it; 0: none";
+        "loss_scale_interval", Int(0, MAX_COUNT), Value("2000"), "steps",
+            "steps without overflow after which the factor doubles; 0 keeps it as it is";
     }
     "memory" {
         "budget", Bytes, Unset, "bytes", "memory that the plan must fit into";

@@ -26,7 +26,8 @@ pub enum Event {
         run_hash: String,
         plan_hash: String,
     },
-    /// An update was applied. The loss is that of the weights before it.
+    /// An update was applied, or, with a loss scale, skipped, as `skipped` counts them. The loss is
+    /// that of the weights before it.
     Step {
         step: u64,
         loss_bits: f64,
@@ -37,6 +38,10 @@ pub enum Event {
         tokens_per_second: f64,
         resident_bytes: u64,
         eta_seconds: f64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        skipped: Option<u64>,
     },
     /// Held-out data was scored.
     Eval {

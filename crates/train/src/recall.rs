@@ -45,6 +45,8 @@ mod tests {
             tokens_per_second: 16.0,
             resident_bytes: 1,
             eta_seconds: 2.0,
+            loss_scale: None,
+            skipped: None,
         }
     }
 

@@ -216,7 +216,7 @@ impl<'a> Run<'a> {
             planned_bytes: plan.total_bytes(),
             allocated_bytes: self.session.allocated_bytes(),
             library_bytes: self.session.library_bytes(),
-            device: "cpu".to_owned(),
+            device: plan.backend.name().to_owned(),
             ranks: plan.mesh.ranks(),
             threads: plan.threads,
             run_hash: self.hash.clone(),
@@ -279,8 +279,7 @@ impl<'a> Run<'a> {
             .each_with(steppers, |_, _, device, stepper| stepper.step(device, index, rate))?;
         let updated = all[0];
         self.step += 1;
-        if !updated.finite {
-            let what = if updated.loss.is_finite() { "the gradient norm" } else { "the loss" };
+        if let Some(what) = updated.broken() {
             return Err(TrainError::NonFinite { step: self.step, what });
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -297,8 +296,14 @@ impl<'a> Run<'a> {
             tokens_per_second: tokens as f64 / seconds,
             resident_bytes: resident_bytes(),
             eta_seconds: left * seconds,
+            loss_scale: updated.scale.map(|(scale, _)| f64::from(scale)),
+            skipped: updated.scale.map(|(_, skipped)| skipped),
         };
-        self.tell(&event)
+        self.tell(&event)?;
+        match updated.skipped() {
+            Some(message) => self.tell(&Event::Warning { step: self.step, message }),
+            None => Ok(()),
+        }
     }
 
     fn after_step(&mut self) -> Result<(), TrainError> {

@@ -9,8 +9,8 @@ use aerogel_passes::pipeline::{
 };
 use aerogel_passes::recompute::{Policy, recompute};
 use aerogel_passes::{
-    self as passes, Buckets, Compute, Optimizer, Partials, Share, Tensor, UpdateConfig, accumulate,
-    inside, layer_of, partition, section_of, update,
+    self as passes, Buckets, Compute, LossScale, Optimizer, Partials, Share, Tensor, UpdateConfig,
+    accumulate, inside, layer_of, partition, section_of, update,
 };
 use aerogel_plan::Ask;
 use aerogel_recipe::{self as recipe, Recipe, RecomputePolicy};
@@ -94,9 +94,14 @@ impl Whole {
         let compute = match recipe.precision.compute {
             recipe::Compute::F32 => Compute::F32,
             recipe::Compute::Bf16 => Compute::Bf16,
+            recipe::Compute::F16 => Compute::F16,
         };
         let step = passes::precision(&forward, compute)?;
         observer("precision", &step);
+        let step = match loss_scale(recipe) {
+            Some(scale) => passes::scale(&step, &scale)?,
+            None => step,
+        };
         let step = passes::backward(&step)?;
         observer("backward", &step);
         let (mlp, loss) = (recipe.memory.mlp_chunks, recipe.memory.loss_chunks);
@@ -301,5 +306,10 @@ fn update_config(recipe: &Recipe) -> UpdateConfig {
         }
     };
     let (weight_decay, clip) = (recipe.optimizer.weight_decay, recipe.optimizer.clip);
-    UpdateConfig { kind, weight_decay, clip }
+    UpdateConfig { kind, weight_decay, clip, scale: loss_scale(recipe) }
+}
+
+fn loss_scale(recipe: &Recipe) -> Option<LossScale> {
+    let scale = recipe.precision.loss_scale.as_ref()?;
+    Some(LossScale { initial: scale.initial, interval: scale.interval })
 }

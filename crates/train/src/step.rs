@@ -6,7 +6,7 @@ use crate::pipe::Pipe;
 use crate::plan::RunPlan;
 use aerogel_graph::{Clock, Place};
 use aerogel_machine::{Device, Program};
-use aerogel_passes::section_of;
+use aerogel_passes::{LEAST_SCALE, section_of};
 use std::sync::Arc;
 
 /// What an update reports; the same on all ranks.
@@ -18,6 +18,30 @@ pub(crate) struct Updated {
     pub grad_norm: f32,
     /// Whether the update was applied.
     pub finite: bool,
+    /// With a loss scale: the one of this step, and the steps so far that were not applied.
+    pub scale: Option<(f32, u64)>,
+}
+
+impl Updated {
+    /// What is not finite in a step that no smaller loss scale would mend.
+    pub fn broken(&self) -> Option<&'static str> {
+        let halves = |(scale, _): (f32, u64)| f64::from(scale) > LEAST_SCALE;
+        match self.loss.is_finite() {
+            _ if self.finite => None,
+            false => Some("the loss"),
+            true if self.scale.is_some_and(halves) => None,
+            true => Some("the gradient norm"),
+        }
+    }
+
+    /// What is told of a step that was not applied.
+    pub fn skipped(&self) -> Option<String> {
+        let (scale, skipped) = self.scale.filter(|_| !self.finite)?;
+        Some(format!(
+            "the gradient overflowed at a loss scale of {scale}, and the update was skipped \
+             ({skipped} so far)"
+        ))
+    }
 }
 
 /// One rank's sections, looked up once, and its data.
@@ -31,6 +55,8 @@ pub(crate) struct Stepper<'a> {
     last: usize,
     /// Whether that section reads data as well.
     inside: bool,
+    /// Whether it adapts a loss scale.
+    scaled: bool,
     place: Place,
     micro_batch: u64,
     /// Micro-batches of all ranks in one step.
@@ -59,11 +85,13 @@ impl<'a> Stepper<'a> {
             }
             _ => vec![],
         };
+        let last = section(if inside { "step" } else { "update" });
         Stepper {
             micros,
             pipe,
-            last: section(if inside { "step" } else { "update" }),
+            last,
             inside,
+            scaled: program.sections[last].graph.find_output("loss_scale").is_some(),
             place: plan.mesh.place(rank),
             micro_batch: micro_batch as u64,
             all: (count * layout.shards.pieces(&layout.shards.batch)) as u64,
@@ -107,6 +135,13 @@ impl<'a> Stepper<'a> {
             loss: scalar(device, self.last, "loss")?,
             grad_norm: scalar(device, self.last, "grad_norm")?,
             finite: scalar(device, self.last, "finite")? != 0.0,
+            scale: match self.scaled {
+                true => Some((
+                    scalar(device, self.last, "loss_scale")?,
+                    scalar(device, self.last, "skipped")? as u64,
+                )),
+                false => None,
+            },
         };
         if let Some(pipe) = &mut self.pipe {
             pipe.renew(device)?;

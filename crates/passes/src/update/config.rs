@@ -2,6 +2,7 @@
 
 use crate::PassError;
 use crate::bucket::{Bucket, Buckets};
+use crate::scale::LossScale;
 
 /// The rule by which a gradient changes a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +50,8 @@ pub struct UpdateConfig {
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 leaves it as it is.
     pub clip: f64,
+    /// What [`scale`](crate::scale()) multiplied the loss by, if it did.
+    pub scale: Option<LossScale>,
 }
 
 /// The part of the model and of the mesh that a rank updates.
@@ -106,5 +109,5 @@ pub(crate) fn check(config: &UpdateConfig) -> Result<(), PassError> {
             return fail(what, "at least 0", x);
         }
     }
-    Ok(())
+    config.scale.as_ref().map_or(Ok(()), LossScale::check)
 }

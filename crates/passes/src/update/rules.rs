@@ -2,21 +2,8 @@
 
 use super::config::{Optimizer, UpdateConfig};
 use super::held::Moments;
-use aerogel_graph::{Build, DType, Expr, Graph, Init, OpError, StateId, Type, ValueId};
-
-pub(crate) const ZERO: Init = Init::Constant(0.0);
-
-pub(crate) fn scalar() -> Type {
-    Type::new(DType::F32, [])
-}
-
-pub(crate) fn scalar_map(
-    g: &mut Graph,
-    ins: &[ValueId],
-    f: &dyn Fn(&[Expr]) -> Expr,
-) -> Result<ValueId, OpError> {
-    g.map_to(ins, scalar(), f)
-}
+use crate::scalar::scalar_map;
+use aerogel_graph::{Build, Expr, Graph, OpError, StateId, ValueId};
 
 /// Numbers that all tensors share.
 pub(crate) struct Scalars {

@@ -31,6 +31,7 @@ const CONFIG: UpdateConfig = UpdateConfig {
     kind: Optimizer::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-4 },
     weight_decay: 0.1,
     clip: 0.5,
+    scale: None,
 };
 
 /// Two layers with dropout, one family with a tied table, the other with tables of positions.

@@ -27,7 +27,7 @@ fn updated(
     weight_decay: f64,
     clip: f64,
 ) -> Vec<(String, Graph)> {
-    let config = UpdateConfig { kind, weight_decay, clip };
+    let config = UpdateConfig { kind, weight_decay, clip, scale: None };
     one(update(g, &Share::whole(&buckets(g, shards)), &config).unwrap())
 }
 

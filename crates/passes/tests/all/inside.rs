@@ -22,6 +22,7 @@ const ADAMW: UpdateConfig = UpdateConfig {
     kind: Optimizer::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-6 },
     weight_decay: 0.1,
     clip: 0.0,
+    scale: None,
 };
 
 /// The gradients of a batch of four rows; no layers share a parameter.
@@ -167,7 +168,7 @@ fn every_optimizer_fits() {
         Optimizer::Adam { beta1, beta2, epsilon },
     ] {
         for weight_decay in [0.0, 0.1] {
-            let config = UpdateConfig { kind, weight_decay, clip: 0.0 };
+            let config = UpdateConfig { kind, weight_decay, clip: 0.0, scale: None };
             assert_same(&whole, &zero(2, 1), &config, &format!("{config:?}"));
         }
     }

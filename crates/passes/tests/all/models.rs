@@ -117,7 +117,7 @@ fn an_adam_step_lowers_the_loss_of_every_model() {
         let buckets = Buckets::of(&whole, &Shards::default(), &Partials::default());
         let applied = buckets.apply(&whole).unwrap();
         let (_, section) = tile(&applied, 1, Order::Tree).unwrap().pop().unwrap();
-        let config = UpdateConfig { kind, weight_decay: 0.0, clip: 1.0 };
+        let config = UpdateConfig { kind, weight_decay: 0.0, clip: 1.0, scale: None };
         let update = update(&section, &Share::whole(&buckets), &config).unwrap();
         let mut env = environment(&section);
         env.extend(environment(&update));

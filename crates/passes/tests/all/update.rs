@@ -217,7 +217,7 @@ fn a_hundred_steps_of_each_optimizer_are_those_of_pytorch() {
         Optimizer::AdamW { beta1, beta2: 0.95, epsilon },
     ] {
         for (weight_decay, clip) in [(0.0, 0.0), (0.1, 0.0), (0.1, 1.0)] {
-            compare(UpdateConfig { kind, weight_decay, clip });
+            compare(UpdateConfig { kind, weight_decay, clip, scale: None });
         }
     }
 }
@@ -225,7 +225,7 @@ fn a_hundred_steps_of_each_optimizer_are_those_of_pytorch() {
 #[test]
 fn only_what_is_needed_is_remembered() {
     let states = |kind| {
-        let g = updated(&UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 }).unwrap();
+        let g = updated(&UpdateConfig { kind, weight_decay: 0.0, clip: 0.0, scale: None }).unwrap();
         let has = |letter: &str| {
             let name = format!("optimizer.{letter}.matrix");
             g.states().iter().any(|s| s.parts.iter().any(|p| p.name == name))
@@ -247,7 +247,8 @@ fn only_what_is_needed_is_remembered() {
 
 #[test]
 fn no_step_from_numbers_that_are_not_finite() {
-    let g = updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0 }).unwrap();
+    let g =
+        updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0, scale: None }).unwrap();
     let mut env = start(&g);
     env.insert("rate".to_owned(), tensor(g.axes(), &[], &[0.01]));
     for step in 0..2 {
@@ -303,7 +304,8 @@ fn in_f32(e: &Expr, ins: &[f32]) -> f32 {
 /// 1 minus a power of 0.999 in f32 is off by 3e-5 at the first step.
 #[test]
 fn bias_correction_keeps_its_digits_in_f32() {
-    let g = updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0 }).unwrap();
+    let g =
+        updated(&UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0, scale: None }).unwrap();
     let applied = g.states()[g.find_state("optimizer.applied").unwrap().index()].value;
     let root = g.nodes().iter().find(|n| n.ins == [applied]).unwrap();
     let Op::Map(root) = &root.op else { panic!("a scalar map") };
@@ -331,7 +333,7 @@ fn the_norm_is_summed_by_chunks_and_buckets() {
     let chunks: Vec<usize> = buckets.list.iter().map(|b| b.chunks).collect();
     assert_eq!(chunks, [3, 3, 3]);
     let kind = Optimizer::Sgd { momentum: 0.0 };
-    let config = UpdateConfig { kind, weight_decay: 0.0, clip: 0.0 };
+    let config = UpdateConfig { kind, weight_decay: 0.0, clip: 0.0, scale: None };
     let g = update(&g, &Share::whole(&buckets), &config).unwrap();
     let f32 = |x: f64| f64::from(x as f32);
     let mut plain = 0;
@@ -376,7 +378,7 @@ fn the_update_fits_any_section_of_the_step() {
     let g = backward(&g).unwrap();
     let buckets = Buckets::of(&g, &Shards::default(), &Partials::default());
     let g = buckets.apply(&g).unwrap();
-    let config = UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0 };
+    let config = UpdateConfig { kind: ADAMW, weight_decay: 0.1, clip: 1.0, scale: None };
     for (name, section) in tile(&g, 2, Order::Tree).unwrap() {
         let update = update(&section, &Share::whole(&buckets), &config).unwrap();
         let kept = update.axes().iter().zip(section.axes().iter()).all(|(a, b)| a == b);
@@ -396,7 +398,7 @@ fn the_update_fits_any_section_of_the_step() {
 
 #[test]
 fn numbers_out_of_range_are_refused() {
-    let base = UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0 };
+    let base = UpdateConfig { kind: ADAMW, weight_decay: 0.0, clip: 0.0, scale: None };
     let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
     for (config, what) in [
         (UpdateConfig { weight_decay: -0.1, ..base }, "weight_decay"),

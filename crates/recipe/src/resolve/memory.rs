@@ -5,7 +5,7 @@ use crate::divisors::nearest_divisor;
 use crate::error::RecipeError;
 use crate::fields::Fields;
 use crate::layout::{Memory, Parallel, RecomputePolicy};
-use crate::recipe::{Model, Optimizer, Train};
+use crate::recipe::{Model, Optimizer, Precision, Train};
 
 pub(crate) fn resolve(
     fields: &Fields,
@@ -13,10 +13,11 @@ pub(crate) fn resolve(
     optimizer: &Optimizer,
     train: &Train,
     parallel: &Parallel,
+    precision: &Precision,
 ) -> Result<Memory, RecipeError> {
     let update_in_backward = fields.get("memory.update_in_backward");
     if update_in_backward {
-        allow_update_in_backward(fields, model, optimizer, train, parallel)?;
+        allow_update_in_backward(fields, model, (optimizer, precision), train, parallel)?;
     }
     Ok(Memory {
         budget_bytes: fields.given("memory.budget"),
@@ -70,7 +71,7 @@ fn chunks(fields: &Fields, key: &str, model: &Model) -> Result<usize, RecipeErro
 fn allow_update_in_backward(
     fields: &Fields,
     model: &Model,
-    optimizer: &Optimizer,
+    (optimizer, precision): (&Optimizer, &Precision),
     train: &Train,
     parallel: &Parallel,
 ) -> Result<(), RecipeError> {
@@ -80,6 +81,14 @@ fn allow_update_in_backward(
         let advice = format!("{advice}, or memory.update_in_backward = false");
         Err(fields.clash(&keys, what, why, advice))
     };
+    if let Some(scale) = &precision.loss_scale {
+        return refused(
+            &["precision.loss_scale", "precision.compute"],
+            format!("precision.loss_scale = {}", scale.initial),
+            "whether a step is skipped is known only when backward has ended",
+            "set precision.loss_scale = 0.0",
+        );
+    }
     if optimizer.clip > 0.0 {
         return refused(
             &["optimizer.clip"],

@@ -1,12 +1,35 @@
 //! `[precision]`, and the sections that watch a run.
 
-use crate::choices::TokenizerKind;
+use crate::choices::{Compute, TokenizerKind};
 use crate::error::RecipeError;
 use crate::fields::Fields;
-use crate::recipe::{Checkpoint, Data, Eval, Model, Precision, Sample, Tokenizer, Train};
+use crate::recipe::{
+    Checkpoint, Data, Eval, LossScale, Model, Precision, Sample, Tokenizer, Train,
+};
 
-pub(crate) fn precision(fields: &Fields) -> Precision {
-    Precision { compute: fields.choice("precision.compute") }
+pub(crate) fn precision(fields: &mut Fields) -> Result<Precision, RecipeError> {
+    let compute = fields.choice("precision.compute");
+    let (scale, reason) = match compute {
+        Compute::F16 => (65_536.0, "gradients in f16 vanish below 6e-8"),
+        Compute::F32 | Compute::Bf16 => (0.0, "gradients have the range of f32"),
+    };
+    let initial = fields.derive("precision.loss_scale", scale, &format!("{scale:?}"), reason);
+    if initial > 0.0 && initial < 1.0 {
+        return Err(fields.clash(
+            &["precision.loss_scale"],
+            format!("precision.loss_scale = {initial}"),
+            "a factor below 1 lets more gradients vanish, not fewer",
+            "set precision.loss_scale = 65536.0, or 0.0 for none".into(),
+        ));
+    }
+    if initial == 0.0 {
+        let because = "with precision.loss_scale = 0, which scales nothing";
+        let advice = "remove it, or set precision.loss_scale = 65536.0";
+        fields.refuse(&["precision.loss_scale_interval"], because, advice)?;
+        return Ok(Precision { compute, loss_scale: None });
+    }
+    let interval = fields.get("precision.loss_scale_interval");
+    Ok(Precision { compute, loss_scale: Some(LossScale { initial, interval }) })
 }
 
 pub(crate) fn eval(fields: &mut Fields, data: &Data, train: &Train) -> Result<Eval, RecipeError> {

@@ -174,6 +174,9 @@ fn caption(steps: &[Step], held: &[&Eval], unit: &str, clipped: &[(&str, Vec<Poi
     if broken > 0 {
         let _ = write!(out, " Not finite: the loss of {}.", plural(broken as u64, "step"));
     }
+    if let Some(skipped) = steps.last().map(|s| s.skipped).filter(|&n| n > 0) {
+        let _ = write!(out, " Skipped for an overflow: {}.", plural(skipped, "step"));
+    }
     match held.last() {
         Some(e) => {
             let _ = write!(

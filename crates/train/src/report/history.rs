@@ -57,6 +57,8 @@ pub(super) struct Step {
     #[serde(deserialize_with = "float")]
     pub tokens_per_second: f64,
     pub resident_bytes: u64,
+    /// Steps so far that a loss scale made skip.
+    pub skipped: u64,
 }
 
 /// See `Event::Eval`.

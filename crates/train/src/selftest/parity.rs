@@ -171,7 +171,12 @@ impl Way {
         let get = |key: &str| recipe[key].as_f64().unwrap_or(0.0);
         let (beta1, beta2) = (get("beta1"), get("beta2"));
         let kind = Optimizer::AdamW { beta1, beta2, epsilon: get("eps") };
-        let config = UpdateConfig { kind, weight_decay: get("weight_decay"), clip: get("clip") };
+        let config = UpdateConfig {
+            kind,
+            weight_decay: get("weight_decay"),
+            clip: get("clip"),
+            scale: None,
+        };
         let forward = train_graph(&self.model, get("batch") as usize).map_err(TrainError::from)?;
         let asks = step_sections(&forward, self.compute, self.micro_batches, &config)
             .map_err(TrainError::from)?;

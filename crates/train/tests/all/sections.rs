@@ -112,7 +112,7 @@ fn held(g: &Graph, s: &State, place: Place) -> Range<usize> {
 
 fn step_agrees(name: &str, forward: &Graph, compute: Compute) {
     let kind = Optimizer::Adam { beta1: 0.9, beta2: 0.95, epsilon: 1e-3 };
-    let config = UpdateConfig { kind, weight_decay: 0.1, clip: 1.0 };
+    let config = UpdateConfig { kind, weight_decay: 0.1, clip: 1.0, scale: None };
     let sections = || step_sections(forward, compute, PIECES, &config);
     let asks = sections();
     let start = environment(&asks);

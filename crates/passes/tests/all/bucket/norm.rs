@@ -6,8 +6,12 @@ use aerogel_graph::{
     Build, Clock, Cutter, Env, Init, ParamClass, Place, Role, Rounding, interpret_mesh,
 };
 
-const SGD: UpdateConfig =
-    UpdateConfig { kind: Optimizer::Sgd { momentum: 0.0 }, weight_decay: 0.0, clip: 0.0 };
+const SGD: UpdateConfig = UpdateConfig {
+    kind: Optimizer::Sgd { momentum: 0.0 },
+    weight_decay: 0.0,
+    clip: 0.0,
+    scale: None,
+};
 
 fn f32(x: f64) -> f64 {
     f64::from(x as f32)
