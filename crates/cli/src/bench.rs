@@ -10,7 +10,6 @@ use crate::args::{RecipeArgs, Shared};
 use crate::failure::Usage;
 use crate::hardware::Hardware;
 use account::StepAccount;
-use aerogel_recipe::Compute;
 use aerogel_train::{Exit, time_steps};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};

@@ -1,6 +1,7 @@
 //! Ranks as threads, numbers as bytes, and draws.
 
 use aerogel_comm::{Fabric, Options, Tie};
+use aerogel_graph::types::{f16_to_f32, f32_to_f16};
 use aerogel_graph::{DType, Mesh};
 use aerogel_machine::{Call, Collectives, CommError, Merge, Pattern};
 use std::time::Duration;
@@ -76,6 +77,7 @@ pub fn encode(dtype: DType, x: &[f64]) -> Vec<u8> {
         .flat_map(|&x| match dtype {
             DType::F32 => (x as f32).to_ne_bytes().to_vec(),
             DType::U32 => (x as u32).to_ne_bytes().to_vec(),
+            DType::F16 => f32_to_f16(x as f32).to_ne_bytes().to_vec(),
             DType::Bf16 => ((dtype.round(x) as f32).to_bits() >> 16).to_ne_bytes()[..2].to_vec(),
         })
         .collect()
@@ -86,6 +88,7 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         .chunks_exact(dtype.bytes())
         .map(|b| match dtype {
             DType::F32 => f64::from(f32::from_ne_bytes([b[0], b[1], b[2], b[3]])),
+            DType::F16 => f64::from(f16_to_f32(u16::from_ne_bytes([b[0], b[1]]))),
             DType::U32 => f64::from(u32::from_ne_bytes([b[0], b[1], b[2], b[3]])),
             DType::Bf16 => {
                 f64::from(f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16))

@@ -67,7 +67,7 @@ fn draw_call(draws: &mut Draws, mesh: &Mesh, number: usize) -> Call {
         Pattern::Barrier,
     ]);
     let merges = matches!(pattern, Pattern::AllReduce(_) | Pattern::ReduceScatter);
-    let dtypes = [DType::F32, DType::Bf16, DType::U32];
+    let dtypes = [DType::F32, DType::Bf16, DType::F16, DType::U32];
     let dtype = draws.pick(&dtypes[..if merges { 2 } else { 3 }]);
     let rows = 1 + draws.below(5);
     let size = draws.pick(&[0, 1, 3, 40, 150]) + draws.below(9);
@@ -81,7 +81,7 @@ fn draw_call(draws: &mut Draws, mesh: &Mesh, number: usize) -> Call {
 
 /// The output against the definition: exactly by the tree in f32, and near the tree in f64.
 fn compare(call: &Call, member: usize, ins: &[Vec<f64>], got: &[f64]) {
-    let eps = if call.dtype == DType::Bf16 { 4e-3 } else { 1e-6 };
+    let eps = if call.dtype.is_half() { 4e-3 } else { 1e-6 };
     for (i, &got) in got.iter().enumerate() {
         let (by, all) = wanted(call, member, ins, i);
         let bits = call.dtype.round(tree(by, &all, |x| f64::from(x as f32)));

@@ -9,11 +9,13 @@ use crate::recipe::{
 
 pub(crate) fn precision(fields: &mut Fields) -> Result<Precision, RecipeError> {
     let compute = fields.choice("precision.compute");
-    let (scale, reason) = match compute {
-        Compute::F16 => (65_536.0, "gradients in f16 vanish below 6e-8"),
-        Compute::F32 | Compute::Bf16 => (0.0, "gradients have the range of f32"),
+    let initial = match compute {
+        Compute::F16 => {
+            let reason = "gradients in f16 vanish below 6e-8";
+            fields.derive("precision.loss_scale", 65_536.0, "65536.0", reason)
+        }
+        Compute::F32 | Compute::Bf16 => fields.given("precision.loss_scale").unwrap_or(0.0),
     };
-    let initial = fields.derive("precision.loss_scale", scale, &format!("{scale:?}"), reason);
     if initial > 0.0 && initial < 1.0 {
         return Err(fields.clash(
             &["precision.loss_scale"],
