@@ -50,7 +50,7 @@ fn check(spec: &LinearCeSpec) -> Result<(), KernelError> {
             _ => own.dtype == DType::F32,
         };
         if !fits || spec.vocab == 0 {
-            let what = "wants x, w and dx in f32 or bf16, targets in u32, all else in f32, \
+            let what = "wants floats as x, w and dx, u32 as targets, f32 as all else, \
                         and a vocabulary"
                 .to_string();
             return Err(KernelError::Unsupported { kernel, what });
@@ -214,7 +214,7 @@ impl LinearCe {
         // SAFETY: the caller of `run` vouches for x; each row of the chunk has one owner.
         unsafe {
             match spec.x.dtype {
-                DType::Bf16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
+                DType::Bf16 | DType::F16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
                 _ => copy(ptr.at::<u32>(from), col, parts.x.at(to), width),
             }
         }

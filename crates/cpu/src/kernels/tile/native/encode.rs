@@ -84,6 +84,10 @@ impl Op {
     pub const PBROADCASTW: Op = Op(2, 1, 0x79);
     pub const PMOVZXWD: Op = Op(2, 1, 0x33);
     pub const PMOVDW: Op = Op(2, 2, 0x33);
+    /// Of half a vector, or 32 bytes.
+    pub const CVTPH2PS: Op = Op(2, 1, 0x13);
+    /// To half a vector, or 32 bytes: the destination is the last operand.
+    const CVTPS2PH: Op = Op(3, 1, 0x1d);
     pub const SQRTPS: Op = Op(1, 0, 0x51);
     pub const ADDPS: Op = Op(1, 0, 0x58);
     pub const MULPS: Op = Op(1, 0, 0x59);
@@ -315,6 +319,13 @@ impl Assembler {
         self.evex(op, Operands { field, first, last, mask: NO_MASK, zero: false }, Some(value));
     }
 
+    /// `vcvtps2ph to {mask}, from`: f16, to nearest, ties to even, whatever the current mode is.
+    pub fn narrow_f16(&mut self, to: impl Into<Src>, from: Zmm, mask: Mask) {
+        let (field, last) = (Field::Vector(from), to.into());
+        let operands = Operands { field, first: None, last, mask, zero: false };
+        self.evex(Op::CVTPS2PH, operands, Some(0));
+    }
+
     /// `cmp to, first, last`.
     pub fn compare(&mut self, cmp: Cmp, to: Mask, first: Zmm, last: impl Into<Src>) {
         let (field, first, last) = (Field::Mask(to), Some(first), last.into());
@@ -453,6 +464,12 @@ mod tests {
         // vcmpunordps k2, zmm7, zmm7
         let got = bytes(|asm| asm.compare(Cmp::Unordered, Mask(2), Zmm(7), Zmm(7)));
         assert_eq!(got, [0x62, 0xf1, 0x44, 0x48, 0xc2, 0xd7, 3]);
+        // vcvtph2ps zmm18, ymm9
+        let got = bytes(|asm| asm.single(Op::CVTPH2PS, Zmm(18), Zmm(9)));
+        assert_eq!(got, [0x62, 0xc2, 0x7d, 0x48, 0x13, 0xd1]);
+        // vcvtps2ph ymm18, zmm9, 0
+        let got = bytes(|asm| asm.narrow_f16(Zmm(18), Zmm(9), NO_MASK));
+        assert_eq!(got, [0x62, 0x33, 0x7d, 0x48, 0x1d, 0xca, 0]);
         // mov r10, [rdi + 16]; kmovw k1, r9d
         let got = bytes(|asm| {
             asm.load(Gpr::R10, Gpr::Rdi, 16);
