@@ -120,6 +120,7 @@ fn what_is_no_f16_goes_to_the_nearest_and_ties_to_even() {
         for (x, wanted) in [(below, low), (middle, even), (above, low + 1)] {
             assert_eq!(f32_to_f16(x), wanted, "{x:e}");
             assert_eq!(f32_to_f16(-x), wanted | 0x8000, "{x:e}");
+            assert_eq!(round_f16(-x).to_bits(), f16_to_f32(wanted | 0x8000).to_bits(), "{x:e}");
             let rounded = DType::F16.round(f64::from(x));
             assert!(rounded == f16_value(wanted), "{x:e} to {rounded:e}");
         }
@@ -146,6 +147,7 @@ fn what_is_no_f16_goes_to_the_nearest_and_ties_to_even() {
 fn f16_of_any_f32_is_the_definition() {
     for i in 0..4_000_000u32 {
         let x = f32::from_bits(i.wrapping_mul(2_654_435_761));
+        assert_eq!(round_f16(x).to_bits(), f16_to_f32(f32_to_f16(x)).to_bits(), "{x:e}");
         if x.is_nan() {
             continue;
         }
