@@ -1,5 +1,7 @@
 //! Stretches of stored elements to f32 and back.
 
+mod half;
+
 use crate::kernel::Ptr;
 use crate::math::{from_bf16, to_bf16};
 use crate::simd::{Simd, multiversion};
@@ -15,25 +17,9 @@ multiversion! {
 }
 
 multiversion! {
-    fn widen_f16(out: &mut [f32], from: &[u16]) {
-        for (o, &x) in out.iter_mut().zip(from) {
-            *o = f16_to_f32(x);
-        }
-    }
-}
-
-multiversion! {
     fn narrow(out: &mut [u16], from: &[f32]) {
         for (o, &x) in out.iter_mut().zip(from) {
             *o = to_bf16(x);
-        }
-    }
-}
-
-multiversion! {
-    fn narrow_f16(out: &mut [u16], from: &[f32]) {
-        for (o, &x) in out.iter_mut().zip(from) {
-            *o = f32_to_f16(x);
         }
     }
 }
@@ -63,7 +49,7 @@ pub(crate) unsafe fn load(
             DType::Bf16 => strided(out, from.at::<u16>(offset), stride, n, from_bf16),
             DType::F16 if stride == 1 => {
                 let from = std::slice::from_raw_parts(from.at::<u16>(offset), n);
-                widen_f16(simd, std::slice::from_raw_parts_mut(out, n), from);
+                half::widen(simd, std::slice::from_raw_parts_mut(out, n), from);
             }
             DType::F16 => strided(out, from.at::<u16>(offset), stride, n, f16_to_f32),
             DType::U32 => strided(out, from.at::<u32>(offset), stride, n, |x| x as f32),
@@ -121,7 +107,7 @@ pub(crate) unsafe fn store(
             }
             DType::F16 if stride == 1 => {
                 let to = std::slice::from_raw_parts_mut(to.at::<u16>(offset), n);
-                narrow_f16(simd, to, std::slice::from_raw_parts(from, n));
+                half::narrow(simd, to, std::slice::from_raw_parts(from, n));
             }
             DType::F16 => {
                 let to = to.at::<u16>(offset);

@@ -3,7 +3,8 @@
 //!
 //! Rows go in chunks whose logits fit in scratch. A chunk is three contractions with a softmax
 //! between the first and the others: logits; then per row the log-sum-exp, and the logits become
-//! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk.
+//! their gradients (in bf16, where x and w are, and else in f32); then dx, and dw, which adds chunk
+//! after chunk.
 //! What a row gets depends on nothing but that row, since the elements of a contraction do.
 
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, check_output, scratch_for};
@@ -153,7 +154,7 @@ struct Parts {
     x: Ptr,
     /// f32.
     logits: Ptr,
-    /// The gradients of the logits: the logits themselves, or bf16.
+    /// The gradients of the logits: the logits themselves, or copies in bf16.
     gradients: Ptr,
     /// f32.
     dx: Ptr,

@@ -102,7 +102,7 @@ pub(crate) fn left_words(word: Word, rows: usize, depth: usize) -> usize {
 /// the first-level cache.
 const GAP: usize = 16;
 /// Words of a row that are widened before they are transposed.
-const WIDENED: usize = 64;
+const WIDENED: usize = 256;
 
 /// Packs a right factor of `cols` columns into `to`.
 ///

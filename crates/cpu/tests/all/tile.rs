@@ -24,6 +24,8 @@ const UNARY: [Unary; 9] = [
     Unary::RoundBf16,
     Unary::RoundF16,
 ];
+/// To 16 bits.
+const ROUNDINGS: [Unary; 2] = [Unary::RoundBf16, Unary::RoundF16];
 const BINARY: [Binary; 5] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Min, Binary::Max];
 
 fn erf(x: f64) -> f64 {
@@ -180,7 +182,7 @@ proptest! {
                     let (got, wanted) = (&after[inputs.len() + output], values[usize::from(src)]);
                     // A last bit may flip a rounding to 16 bits in the middle of a program.
                     let rounds = program.instrs.iter().any(
-                        |i| matches!(i, Instr::Unary { op: Unary::RoundBf16 | Unary::RoundF16, .. }));
+                        |i| matches!(i, Instr::Unary { op, .. } if ROUNDINGS.contains(op)));
                     let loose = if rounds { 2f64.powi(-6) } else { 1e-4 };
                     let biggest = values.iter().copied().filter(|v| v.is_finite())
                         .fold(1.0, |m, v| v.abs().max(m));
