@@ -10,9 +10,9 @@
 pub enum Level {
     /// What every machine of this architecture has.
     Baseline,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// The same with AVX-512 F, BW, DQ, VL.
     Avx512,
     /// The same with products of bf16 pairs (AVX512-BF16).
     Avx512Bf16,
@@ -54,15 +54,18 @@ impl Simd {
         let present = match level {
             Level::Baseline => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                is_x86_feature_detected!("avx512f")
+                Simd::force(Level::Avx2).is_some()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => {

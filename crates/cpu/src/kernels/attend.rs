@@ -4,8 +4,9 @@
 //! it packs the keys and values that its queries see, once. For 32 queries at a time, scores of up
 //! to 512 keys are products in registers, go through an online softmax by rows ([`softmax`]), and
 //! as exponentials are the left factor of the product with the values. Where q, k and v are bf16,
-//! products are of bf16 and exponentials are rounded to it; sums, maxima and `lse` are f32. How the
-//! queries are cut into tasks changes no bits.
+//! products are of bf16 and exponentials are rounded to it; f16 are multiplied as f32, and nothing
+//! is rounded in between. Sums, maxima and `lse` are f32. How the queries are cut into tasks
+//! changes no bits.
 
 pub(crate) mod exponent;
 mod few;

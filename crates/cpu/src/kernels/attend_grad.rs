@@ -5,7 +5,8 @@
 //! one owner; dq is the sum of what the stretches give, in their order. A task is one (batch, kv
 //! head) that takes its stretches one after another; where there are too few heads to go round, it
 //! is one stretch, and the parts of dq are added up at the end, with the same bits. Where q, k, v
-//! and do are bf16, products are of bf16 and P and dS are rounded to it; sums are f32.
+//! and do are bf16, products are of bf16 and P and dS are rounded to it; f16 are multiplied as f32,
+//! with P and dS in f32. Sums are f32.
 
 mod gradient;
 mod parts;

@@ -1,5 +1,7 @@
 //! Stretches of stored elements to f32 and back.
 
+mod half;
+
 use crate::kernel::Ptr;
 use crate::math::{from_bf16, to_bf16};
 use crate::simd::{Simd, multiversion};
@@ -45,6 +47,10 @@ pub(crate) unsafe fn load(
                 widen(simd, std::slice::from_raw_parts_mut(out, n), from);
             }
             DType::Bf16 => strided(out, from.at::<u16>(offset), stride, n, from_bf16),
+            DType::F16 if stride == 1 => {
+                let from = std::slice::from_raw_parts(from.at::<u16>(offset), n);
+                half::widen(simd, std::slice::from_raw_parts_mut(out, n), from);
+            }
             DType::F16 => strided(out, from.at::<u16>(offset), stride, n, f16_to_f32),
             DType::U32 => strided(out, from.at::<u32>(offset), stride, n, |x| x as f32),
         }
@@ -98,6 +104,10 @@ pub(crate) unsafe fn store(
             DType::Bf16 => {
                 let to = to.at::<u16>(offset);
                 (0..n).for_each(|i| *to.offset(i as isize * stride) = to_bf16(*from.add(i)));
+            }
+            DType::F16 if stride == 1 => {
+                let to = std::slice::from_raw_parts_mut(to.at::<u16>(offset), n);
+                half::narrow(simd, to, std::slice::from_raw_parts(from, n));
             }
             DType::F16 => {
                 let to = to.at::<u16>(offset);

@@ -51,7 +51,7 @@ impl Layout {
                 );
             }
             if (own.dtype == DType::U32) != (operand == IDS) {
-                let what = "ids are u32, table and rows are f32 or bf16".to_string();
+                let what = "ids are u32, table and rows are floats".to_string();
                 return Err(KernelError::Unsupported { kernel, what });
             }
         }
@@ -200,7 +200,7 @@ impl Scatter {
         let layout = Layout::new(&spec.shape, "scatter", [&spec.table, &spec.ids, &spec.rows])?;
         check_output("scatter", TABLE, &spec.table, &layout.table_sizes())?;
         if spec.mode == ScatterMode::Add && spec.table.dtype != DType::F32 {
-            let what = "adds into f32 tables only; sums in bf16 would lose rows".to_string();
+            let what = "adds into f32 tables only; sums in 16 bits would lose rows".to_string();
             return Err(KernelError::Unsupported { kernel: "scatter", what });
         }
         Ok(Scatter { layout, mode: spec.mode })

@@ -90,7 +90,7 @@ impl Gemm {
     /// Chooses the matrix axes.
     ///
     /// # Errors
-    /// For element types other than f32 and bf16, a C that repeats along one of its axes, an
+    /// For u32, a C that repeats along one of its axes, an
     /// epilogue together with `accumulate` or over other sizes, and more axes than are supported;
     /// sums of a factor, which a reduction makes as fast.
     pub fn new(spec: &Contraction) -> Result<Gemm, KernelError> {

@@ -3,7 +3,8 @@
 //!
 //! Rows go in chunks whose logits fit in scratch. A chunk is three contractions with a softmax
 //! between the first and the others: logits; then per row the log-sum-exp, and the logits become
-//! their gradients (in bf16, where x and w are); then dx, and dw, which adds chunk after chunk.
+//! their gradients (in bf16, where x and w are, and else in f32); then dx, and dw, which adds chunk
+//! after chunk.
 //! What a row gets depends on nothing but that row, since the elements of a contraction do.
 
 use crate::kernel::{Carve, Kernel, KernelError, Ptr, Scalars, check_output, scratch_for};
@@ -50,7 +51,7 @@ fn check(spec: &LinearCeSpec) -> Result<(), KernelError> {
             _ => own.dtype == DType::F32,
         };
         if !fits || spec.vocab == 0 {
-            let what = "wants x, w and dx in f32 or bf16, targets in u32, all else in f32, \
+            let what = "wants floats as x, w and dx, u32 as targets, f32 as all else, \
                         and a vocabulary"
                 .to_string();
             return Err(KernelError::Unsupported { kernel, what });
@@ -153,7 +154,7 @@ struct Parts {
     x: Ptr,
     /// f32.
     logits: Ptr,
-    /// The gradients of the logits: the logits themselves, or bf16.
+    /// The gradients of the logits: the logits themselves, or copies in bf16.
     gradients: Ptr,
     /// f32.
     dx: Ptr,
@@ -214,7 +215,7 @@ impl LinearCe {
         // SAFETY: the caller of `run` vouches for x; each row of the chunk has one owner.
         unsafe {
             match spec.x.dtype {
-                DType::Bf16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
+                DType::Bf16 | DType::F16 => copy(ptr.at::<u16>(from), col, parts.x.at(to), width),
                 _ => copy(ptr.at::<u32>(from), col, parts.x.at(to), width),
             }
         }

@@ -6,18 +6,21 @@
 //! elements of consecutive depth, so rows of a row-major right factor are interleaved by pairs, and
 //! columns of a column-major one are transposed as words.
 
+mod lines;
 pub(crate) mod transpose;
 
 use crate::kernel::Ptr;
 use crate::kernels::convert;
 use crate::kernels::micro::{COLS, Left, MOST_ROWS, ROWS, Right, Word};
 use crate::math::from_bf16;
-use crate::simd::{self, Simd, multiversion};
+use crate::simd::{self, Simd};
 use aerogel_graph::DType;
 use aerogel_graph::types::f16_to_f32;
+use lines::{LINE, Lines, copied, halves, pairs, widened};
+use std::mem::MaybeUninit;
 use transpose::transpose;
 
-/// A factor in memory, f32 or bf16: strides in elements along its side (rows of a left factor,
+/// A factor in memory, of floats: strides in elements along its side (rows of a left factor,
 /// columns of a right one) and along the depth.
 #[derive(Clone, Copy)]
 pub(crate) struct Factor {
@@ -70,11 +73,16 @@ impl Factor {
 
     /// Whether the factor holds words as they are multiplied.
     fn holds(self, word: Word) -> bool {
-        (self.dtype == DType::Bf16) == (word == Word::Bf16)
+        match self.dtype {
+            DType::F32 | DType::U32 => word == Word::F32,
+            DType::Bf16 => word == Word::Bf16,
+            DType::F16 => false,
+        }
     }
 }
 
-/// The kind of words that products of all these factors are made of: bf16 if all are.
+/// The kind of words that products of all these factors are made of: bf16 if all are. Those of f16
+/// are products of f32, which holds every f16: no instructions here multiply f16 and sum in f32.
 pub(crate) fn word(dtypes: impl IntoIterator<Item = DType>) -> Word {
     if dtypes.into_iter().all(|dtype| dtype == DType::Bf16) { Word::Bf16 } else { Word::F32 }
 }
@@ -93,8 +101,8 @@ pub(crate) fn left_words(word: Word, rows: usize, depth: usize) -> usize {
 /// Words between packed rows of a left factor: rows a power of two apart would share few sets of
 /// the first-level cache.
 const GAP: usize = 16;
-/// Words of a line of a left factor: a cache line, of which [`ROWS`] are rows.
-const LINE: usize = 16;
+/// Words of a row that are widened before they are transposed.
+const WIDENED: usize = 256;
 
 /// Packs a right factor of `cols` columns into `to`.
 ///
@@ -112,21 +120,6 @@ pub(crate) unsafe fn right(
     // SAFETY: forwarded.
     unsafe { lines(simd, word, from, [cols, depth], words, to) };
     Right { data: to.data, panel: to.group, step: COLS }
-}
-
-/// Where lines go: words from one group of sides to the next, words of a line, sides of a group.
-#[derive(Clone, Copy)]
-struct Lines {
-    data: *mut u32,
-    group: usize,
-    width: usize,
-    sides: usize,
-}
-
-impl Lines {
-    fn at(self, group: usize, line: usize) -> *mut u32 {
-        self.data.wrapping_add(group * self.group + line * self.width)
-    }
 }
 
 /// A left factor of several slivers: as many rows as a micro-kernel takes, or a little fewer.
@@ -285,6 +278,7 @@ unsafe fn lines(
             match (word, from.dtype) {
                 (Word::Bf16, _) => pairs(simd, from.ptr.at(at), stride, [sides, depth], to),
                 (_, DType::Bf16) => widened(simd, from.ptr.at(at), stride, [sides, depth], to),
+                (_, DType::F16) => halves(simd, from.ptr.at(at), stride, [sides, depth], to),
                 _ => copied(simd, from.ptr.at(at), stride, [sides, depth], to),
             }
             return;
@@ -309,7 +303,7 @@ unsafe fn group_of_lines(
     let mut done = 0;
     // SAFETY: as `lines`.
     unsafe {
-        if from.depth == 1 && from.holds(word) {
+        if from.depth == 1 {
             done = transposed(simd, word, from, [sides, depth], to);
         }
         for (first, w) in (done * word.elements()..depth).step_by(word.elements()).zip(done..) {
@@ -332,153 +326,34 @@ unsafe fn transposed(
     to: Lines,
 ) -> usize {
     let words = depth / word.elements() / 16 * 16;
-    for first in (0..words).step_by(16) {
+    let mut wide = MaybeUninit::<[u32; 16 * WIDENED]>::uninit();
+    let wide: *mut u32 = wide.as_mut_ptr().cast();
+    let each = if from.holds(word) { 16 } else { WIDENED };
+    for first in (0..words).step_by(each) {
+        let count = each.min(words - first);
         for side in (0..to.width).step_by(16) {
             let here = from.from(side, first * word.elements());
-            let data = match word {
-                Word::F32 => here.ptr.at::<u8>(4 * here.offset),
-                Word::Bf16 => here.ptr.at::<u8>(2 * here.offset),
-            };
-            let bytes = from.side * (4 / word.elements() as isize);
             let rows = sides.saturating_sub(side).min(16);
-            // SAFETY: `rows` rows of 16 words lie within the factor.
+            // SAFETY: `rows` rows of `count` words lie within the factor, and `wide` has room.
             unsafe {
-                transpose(simd, data, bytes, rows, to.at(0, first).add(side), to.width);
+                let (data, bytes) = if from.holds(word) {
+                    let bytes = 4 / word.elements() as isize;
+                    (here.ptr.at::<u8>(bytes * here.offset).cast_const(), bytes * from.side)
+                } else {
+                    for row in 0..rows {
+                        let to = wide.add(row * WIDENED);
+                        line(simd, Word::F32, here.from(row, 0), count, count, to);
+                    }
+                    (wide.cast::<u8>().cast_const(), 4 * WIDENED as isize)
+                };
+                for at in (0..count).step_by(16) {
+                    let to_lines = to.at(0, first + at).add(side);
+                    transpose(simd, data.wrapping_add(4 * at), bytes, rows, to_lines, to.width);
+                }
             }
         }
     }
     words
-}
-
-/// How a line is made of rows that lie side by side.
-trait Fill {
-    type Element: Copy + Default;
-    /// Rows of a line.
-    const ROWS: usize;
-    fn fill<const W: usize>(rows: &[[Self::Element; W]; 2], to: &mut [u32; W]);
-}
-
-/// f32 as they are.
-struct Copied;
-/// bf16 as f32.
-struct Widened;
-/// Pairs of bf16 from two rows.
-struct Pairs;
-
-impl Fill for Copied {
-    type Element = u32;
-    const ROWS: usize = 1;
-
-    #[inline(always)]
-    fn fill<const W: usize>([row, _]: &[[u32; W]; 2], to: &mut [u32; W]) {
-        *to = *row;
-    }
-}
-
-impl Fill for Widened {
-    type Element = u16;
-    const ROWS: usize = 1;
-
-    #[inline(always)]
-    fn fill<const W: usize>([row, _]: &[[u16; W]; 2], to: &mut [u32; W]) {
-        for j in 0..W {
-            to[j] = u32::from(row[j]) << 16;
-        }
-    }
-}
-
-impl Fill for Pairs {
-    type Element = u16;
-    const ROWS: usize = 2;
-
-    #[inline(always)]
-    fn fill<const W: usize>([low, high]: &[[u16; W]; 2], to: &mut [u32; W]) {
-        for j in 0..W {
-            to[j] = u32::from(low[j]) | u32::from(high[j]) << 16;
-        }
-    }
-}
-
-/// Rows from the one that is read to the one that is asked for.
-const AHEAD: usize = 16;
-
-/// Lines of `W` words. Rows are read from end to end, whatever the number of groups that they go
-/// to: memory is read forward. A missing last row of a pair is zeros.
-#[inline(always)]
-unsafe fn side_by_side<F: Fill, const W: usize>(
-    from: *const F::Element,
-    stride: isize,
-    [sides, depth]: [usize; 2],
-    to: Lines,
-) {
-    // Whole lines are read, and those of the last groups may reach beyond the factor.
-    let whole = if sides < W { 0 } else { (sides - W) / to.sides + 1 };
-    let groups = sides.div_ceil(to.sides);
-    for (line, first) in (0..depth).step_by(F::ROWS).enumerate() {
-        let held = F::ROWS.min(depth - first);
-        for number in first + AHEAD..(first + AHEAD + F::ROWS).min(depth) {
-            let next = from.wrapping_offset(number as isize * stride);
-            simd::prefetch(next.cast(), sides * size_of::<F::Element>());
-        }
-        // SAFETY: the caller of `lines` vouches for the factor and the lines.
-        unsafe {
-            let row = |number: usize, group: usize| {
-                from.offset((first + number) as isize * stride).add(group * to.sides)
-            };
-            for group in 0..whole {
-                let mut rows = [[F::Element::default(); W]; 2];
-                for (number, own) in rows.iter_mut().enumerate().take(F::ROWS) {
-                    if number < held {
-                        *own = row(number, group).cast::<[F::Element; W]>().read_unaligned();
-                    }
-                }
-                F::fill(&rows, &mut *to.at(group, line).cast::<[u32; W]>());
-            }
-            for group in whole..groups {
-                let mut rows = [[F::Element::default(); W]; 2];
-                let count = to.sides.min(sides - group * to.sides);
-                for (number, own) in rows.iter_mut().enumerate().take(held) {
-                    let from = std::slice::from_raw_parts(row(number, group), count);
-                    own[..count].copy_from_slice(from);
-                }
-                F::fill(&rows, &mut *to.at(group, line).cast::<[u32; W]>());
-            }
-        }
-    }
-}
-
-/// Lines of either width.
-#[inline(always)]
-unsafe fn of_width<F: Fill>(from: *const F::Element, stride: isize, size: [usize; 2], to: Lines) {
-    // SAFETY: forwarded.
-    unsafe {
-        if to.width == COLS {
-            side_by_side::<F, COLS>(from, stride, size, to);
-        } else {
-            side_by_side::<F, LINE>(from, stride, size, to);
-        }
-    }
-}
-
-multiversion! {
-    fn copied(from: *const u32, stride: isize, size: [usize; 2], to: Lines) {
-        // SAFETY: forwarded.
-        unsafe { of_width::<Copied>(from, stride, size, to) }
-    }
-}
-
-multiversion! {
-    fn widened(from: *const u16, stride: isize, size: [usize; 2], to: Lines) {
-        // SAFETY: forwarded.
-        unsafe { of_width::<Widened>(from, stride, size, to) }
-    }
-}
-
-multiversion! {
-    fn pairs(from: *const u16, stride: isize, size: [usize; 2], to: Lines) {
-        // SAFETY: forwarded.
-        unsafe { of_width::<Pairs>(from, stride, size, to) }
-    }
 }
 
 #[cfg(test)]

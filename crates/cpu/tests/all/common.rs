@@ -1,6 +1,7 @@
 //! Tensors with canaries, random layouts, and the run that every kernel goes through.
 
 use aerogel_graph::DType;
+use aerogel_graph::types::{f16_to_f32, f32_to_f16};
 use aerogel_lower::Operand;
 use std::sync::OnceLock;
 
@@ -43,9 +44,9 @@ impl Rng {
         (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     pub fn float(&mut self) -> DType {
-        self.pick(&[DType::F32, DType::F32, DType::Bf16])
+        self.pick(&[DType::F32, DType::F32, DType::Bf16, DType::F16])
     }
 
     /// Strides of distinct elements: a random order of the axes, sometimes with gaps.
@@ -127,6 +128,9 @@ impl Tensor {
             DType::Bf16 => {
                 from_bf16(u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())).into()
             }
+            DType::F16 => {
+                f16_to_f32(u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())).into()
+            }
             DType::U32 => u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()).into(),
         }
     }
@@ -143,6 +147,9 @@ impl Tensor {
         match self.dtype {
             DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_ne_bytes()),
             DType::Bf16 => bytes[at..at + 2].copy_from_slice(&to_bf16(value as f32).to_ne_bytes()),
+            DType::F16 => {
+                bytes[at..at + 2].copy_from_slice(&f32_to_f16(value as f32).to_ne_bytes());
+            }
             DType::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_ne_bytes()),
         }
     }
@@ -265,8 +272,16 @@ fn once(
 
 /// Panics unless `got` is within `bound` of `wanted`, plus half a step of the stored type.
 pub fn close(got: f64, wanted: f64, bound: f64, dtype: DType, what: &dyn std::fmt::Debug) {
-    let step = if dtype == DType::Bf16 { wanted.abs() * 2f64.powi(-8) } else { 0.0 };
-    if got == wanted || (got.is_nan() && wanted.is_nan()) {
+    let step = match dtype {
+        DType::Bf16 => wanted.abs() * 2f64.powi(-8),
+        DType::F16 => wanted.abs() * 2f64.powi(-11) + 2f64.powi(-25),
+        DType::F32 | DType::U32 => 0.0,
+    };
+    let beyond = dtype == DType::F16 && got == f64::INFINITY.copysign(wanted);
+    if got == wanted
+        || (got.is_nan() && wanted.is_nan())
+        || (beyond && wanted.abs() + bound >= 65_520.0)
+    {
         return;
     }
     let error = (got - wanted).abs();

@@ -124,6 +124,8 @@ fn several_blocks_and_stages() {
     for (sizes, dtypes) in [
         ([130, 150, 530], [DType::F32; 3]),
         ([270, 530, 290], [DType::Bf16; 3]),
+        ([270, 530, 290], [DType::F16; 3]),
+        ([130, 150, 530], [DType::F16, DType::Bf16, DType::F32]),
         ([1, 700, 900], [DType::F32; 3]),
         ([900, 1, 700], [DType::F32, DType::Bf16, DType::F32]),
     ] {
@@ -141,8 +143,8 @@ fn an_epilogue_sees_every_element_once() {
         vec![(Role::N, 600), (Role::Batch, 2), (Role::M, 130), (Role::K, 130)],
         vec![(Role::N, 1), (Role::K, 1)],
     ];
-    for roles in shapes {
-        let mut case = case(rng, &roles, [DType::F32, DType::Bf16, DType::F32]);
+    for (roles, half) in shapes.into_iter().zip([DType::Bf16, DType::F16, DType::Bf16]) {
+        let mut case = case(rng, &roles, [DType::F32, half, DType::F32]);
         case.spec.accumulate = false;
         let order = [Role::Batch, Role::M, Role::N];
         let axes: Vec<_> = order
@@ -151,7 +153,7 @@ fn an_epilogue_sees_every_element_once() {
             .collect();
         let sizes: Vec<_> = axes.iter().map(|axis| axis.1).collect();
         let residual = Tensor::random(rng, DType::F32, &sizes, 1.0);
-        let out = Tensor::blank(rng, DType::Bf16, &sizes);
+        let out = Tensor::blank(rng, half, &sizes);
         let mut bias = Tensor::random(rng, DType::F32, &sizes, 1.0);
         for (stride, axis) in bias.strides.iter_mut().zip(&axes) {
             *stride *= isize::from(axis.0 == Role::N);
@@ -184,7 +186,7 @@ fn an_epilogue_sees_every_element_once() {
                 let (sum, magnitude) = naive(&case, &c);
                 let wanted = (sum + after[2].get(&at)).tanh() + after[3].get(&at);
                 let bound = 4.0 * EPS * (magnitude + 4.0);
-                close(after[4].get(&at), wanted, bound, DType::Bf16, &at);
+                close(after[4].get(&at), wanted, bound, half, &at);
             }
         });
     }

@@ -151,7 +151,7 @@ fn check(rng: &mut Rng, shape: &Shape, far: f64) {
     let outputs = more[2..].iter().flatten().count();
     let rows = wanted.sizes.len() as f64;
     let bound = 2e-5 * (1.0 + far * far) * (1.0 + rows.sqrt() / 10.0);
-    // Between bf16 factors the gradients of the logits are bf16 too.
+    // Between bf16 factors the gradients of the logits are bf16 too; else they are f32.
     let rounded = x_type == DType::Bf16 && w_type == DType::Bf16;
     let rounding = if rounded { 2f64.powi(-8) } else { 0.0 };
     run(kernel, &all, outputs, &Scalars::default(), |after| {
@@ -262,7 +262,7 @@ fn a_row_gets_the_same_bits_in_any_company() {
         (600, 130),
         (70_000, 2),
     ] {
-        for w_type in [DType::F32, DType::Bf16] {
+        for w_type in [DType::F32, DType::Bf16, DType::F16] {
             let x_type = rng.float();
             let many = if vocab > 1000 { 40 } else { 150 };
             let whole = Shape::whole(&[many], vocab, width);

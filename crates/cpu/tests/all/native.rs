@@ -3,16 +3,18 @@
 use aerogel_cpu::executable::Library;
 use aerogel_cpu::kernel::{Kernel, Ptr, Scalars};
 use aerogel_cpu::kernels::map::Map;
+use aerogel_cpu::math::to_bf16;
 use aerogel_cpu::pool::Pool;
 use aerogel_cpu::simd::{Level, Simd};
 use aerogel_graph::DType;
+use aerogel_graph::types::f32_to_f16;
 use aerogel_lower::{Binary, Instr, Operand, Program, Unary};
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use super::common::{Rng, Tensor, cases, positions};
 
-const UNARY: [Unary; 15] = [
+const UNARY: [Unary; 16] = [
     Unary::Neg,
     Unary::Exp,
     Unary::Ln,
@@ -26,6 +28,7 @@ const UNARY: [Unary; 15] = [
     Unary::Floor,
     Unary::Not,
     Unary::RoundBf16,
+    Unary::RoundF16,
     Unary::Sin,
     Unary::Cos,
 ];
@@ -41,7 +44,7 @@ const BINARY: [Binary; 10] = [
     Binary::Eq,
     Binary::Pow,
 ];
-const SPECIAL: [f32; 14] = [
+const SPECIAL: [f32; 20] = [
     0.0,
     -0.0,
     1.0,
@@ -56,6 +59,13 @@ const SPECIAL: [f32; 14] = [
     f32::MAX,
     88.8,
     -103.5,
+    // Around the limits of f16.
+    65_519.99,
+    -65_520.0,
+    6.1e-5,
+    -6.0e-8,
+    2.99e-8,
+    2.98e-8,
 ];
 const SCALARS: Scalars = Scalars { seed: 3, step: 9, element: 77, piece: 2, position: 0 };
 
@@ -165,7 +175,7 @@ fn code_is_shared_and_only_made_for_its_instructions() {
 
 /// Values in a layout in which most rows are contiguous or repeat.
 fn input(rng: &mut Rng, sizes: &[usize]) -> Tensor {
-    let dtype = rng.pick(&[DType::F32, DType::F32, DType::Bf16, DType::U32]);
+    let dtype = rng.pick(&[DType::F32, DType::F32, DType::Bf16, DType::F16, DType::U32]);
     let mut tensor = Tensor::blank(rng, dtype, sizes);
     if rng.below(2) == 0 {
         let mut step = 1;
@@ -197,9 +207,9 @@ fn instr(rng: &mut Rng, sizes: &[usize], dst: u16) -> Instr {
         3 => Instr::Const { dst, value: rng.pick(&SPECIAL) },
         4 | 5 => Instr::Fma { dst, a, b, c },
         6 | 7 => Instr::Select { dst, cond: a, a: b, b: c },
-        8..11 => Instr::Unary { op: UNARY[rng.below(13)], dst, a },
+        8..11 => Instr::Unary { op: UNARY[rng.below(14)], dst, a },
         // What is interpreted, with all that it depends on.
-        11 if rng.below(3) == 0 => Instr::Unary { op: UNARY[rng.below(15)], dst, a },
+        11 if rng.below(3) == 0 => Instr::Unary { op: UNARY[rng.below(16)], dst, a },
         12 if rng.below(3) == 0 => Instr::Binary { op: rng.pick(&BINARY), dst, a, b },
         _ => Instr::Binary { op: BINARY[rng.below(9)], dst, a, b },
     }
@@ -339,24 +349,27 @@ impl Drop for Guarded {
 fn nothing_outside_of_the_operands_is_touched() {
     let Some(simd) = simd() else { return };
     let pool = Pool::with_simd(1, simd).unwrap();
-    let memory = [0; 4].map(|_| Guarded::new(1 << 14));
+    let memory = [0; 6].map(|_| Guarded::new(1 << 14));
     for (rows, cols) in (1..130).map(|n| (1, n)).chain((1..70).map(|n| (3, n))) {
         let wide = cols as isize;
-        let [f, h] = [Operand::f32([wide, 1]), Operand::bf16([wide, 1])];
+        let [f, b] = [Operand::f32([wide, 1]), Operand::bf16([wide, 1])];
+        let h = Operand { dtype: DType::F16, strides: vec![wide, 1] };
         let instrs = vec![
             Instr::Load { dst: 0, input: 0 },
             Instr::Load { dst: 1, input: 1 },
-            Instr::Binary { op: Binary::Add, dst: 2, a: 0, b: 1 },
-            Instr::Store { output: 0, src: 2 },
-            Instr::Store { output: 1, src: 2 },
+            Instr::Load { dst: 2, input: 2 },
+            Instr::Fma { dst: 3, a: 1, b: 2, c: 0 },
+            Instr::Store { output: 0, src: 3 },
+            Instr::Store { output: 1, src: 3 },
+            Instr::Store { output: 2, src: 3 },
         ];
-        let inputs = vec![f.clone(), h.clone()];
-        let program = Program { sizes: vec![rows, cols], inputs, outputs: vec![f, h], instrs };
+        let inputs = vec![f.clone(), b.clone(), h.clone()];
+        let program = Program { sizes: vec![rows, cols], inputs, outputs: vec![f, b, h], instrs };
         let (kernel, library) = prepared(&Map::new(&program).unwrap(), simd);
         assert!(!library.is_empty());
         for end in [false, true] {
             let count = rows * cols;
-            let at: Vec<_> = (memory.iter().zip([4, 2, 4, 2]))
+            let at: Vec<_> = (memory.iter().zip([4, 2, 2, 4, 2, 2]))
                 .map(|(memory, bytes)| memory.at(count * bytes, end))
                 .collect();
             // SAFETY: each part has room for the elements.
@@ -364,10 +377,13 @@ fn nothing_outside_of_the_operands_is_touched() {
                 for i in 0..count {
                     *at[0].cast::<f32>().add(i) = i as f32;
                     *at[1].cast::<u16>().add(i) = 0x3f80;
+                    *at[2].cast::<u16>().add(i) = f32_to_f16(2.0);
                 }
                 run(&kernel, &pool, &at.iter().map(|&at| Ptr::new(at)).collect::<Vec<_>>());
                 for i in 0..count {
-                    assert_eq!(*at[2].cast::<f32>().add(i), i as f32 + 1.0);
+                    assert_eq!(*at[3].cast::<f32>().add(i), i as f32 + 2.0);
+                    assert_eq!(*at[4].cast::<u16>().add(i), to_bf16(i as f32 + 2.0));
+                    assert_eq!(*at[5].cast::<u16>().add(i), f32_to_f16(i as f32 + 2.0));
                 }
             }
         }

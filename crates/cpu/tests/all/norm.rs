@@ -164,11 +164,14 @@ impl Rest {
         let first =
             if apart { Instr::Load { dst: 0, input: 1 } } else { Instr::Product { dst: 0 } };
         let mut instrs = vec![Instr::Load { dst: 2, input: 0 }, first];
-        // What is declared bf16 is rounded, stored or not.
-        let value = u16::from(self.value.dtype == DType::Bf16);
-        if value == 1 {
-            instrs.push(Instr::Unary { op: Unary::RoundBf16, dst: 1, a: 0 });
-        }
+        // What is declared in 16 bits is rounded, stored or not.
+        let op = match self.value.dtype {
+            DType::Bf16 => Some(Unary::RoundBf16),
+            DType::F16 => Some(Unary::RoundF16),
+            DType::F32 | DType::U32 => None,
+        };
+        let value = u16::from(op.is_some());
+        instrs.extend(op.map(|op| Instr::Unary { op, dst: 1, a: 0 }));
         instrs.extend([
             Instr::Binary { op: Binary::Add, dst: 3, a: value, b: 2 },
             Instr::Rand { dst: 4, stream: 7, strides: strides.collect() },

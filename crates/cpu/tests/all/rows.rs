@@ -90,7 +90,7 @@ proptest! {
     fn copies_and_fills(seed: u64) {
         let rng = &mut Rng(seed);
         let sizes: Vec<_> = (0..rng.below(4)).map(|_| rng.pick(&[0, 1, 3, 20, 70])).collect();
-        let types = [DType::F32, DType::Bf16, DType::U32];
+        let types = [DType::F32, DType::Bf16, DType::F16, DType::U32];
         let (from, to) = (rng.pick(&types), rng.pick(&types));
         let mut source = Tensor::random(rng, from, &sizes, 1.0);
         let big = if from == to { 4_294_967_295.0 } else { 200.0 };
@@ -105,7 +105,7 @@ proptest! {
             for at in positions(&sizes) {
                 let exact = from == to;
                 let bound = if exact { 0.0 } else { 1e-6 };
-                let step = if exact || to != DType::Bf16 { DType::F32 } else { DType::Bf16 };
+                let step = if exact { DType::F32 } else { to };
                 close(after[1].get(&at), source.get(&at), bound, step, &at);
             }
         });

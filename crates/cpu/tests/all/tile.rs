@@ -7,12 +7,13 @@ use aerogel_cpu::philox::uniform;
 use aerogel_cpu::pool::Pool;
 use aerogel_graph::DType;
 use aerogel_graph::ops::Fold;
+use aerogel_graph::types::round_f16;
 use aerogel_lower::{Binary, Instr, Operand, Program, ReduceSpec, Unary};
 use proptest::prelude::*;
 
 use super::common::{EPS, Rng, Tensor, cases, close, positions, run};
 
-const UNARY: [Unary; 8] = [
+const UNARY: [Unary; 9] = [
     Unary::Neg,
     Unary::Tanh,
     Unary::Sigmoid,
@@ -21,7 +22,10 @@ const UNARY: [Unary; 8] = [
     Unary::Sin,
     Unary::Cos,
     Unary::RoundBf16,
+    Unary::RoundF16,
 ];
+/// To 16 bits.
+const ROUNDINGS: [Unary; 2] = [Unary::RoundBf16, Unary::RoundF16];
 const BINARY: [Binary; 5] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Min, Binary::Max];
 
 fn erf(x: f64) -> f64 {
@@ -53,6 +57,7 @@ fn unary(op: Unary, x: f64) -> f64 {
         Unary::Cos => x.cos(),
         Unary::Floor => x.floor(),
         Unary::Not => f64::from(u8::from(x == 0.0)),
+        Unary::RoundF16 => f64::from(round_f16(x as f32)),
         Unary::RoundBf16 => f64::from(from_bf16(to_bf16(x as f32))),
     }
 }
@@ -175,9 +180,9 @@ proptest! {
                 let values = interpret(&program, &inputs, &at, &Scalars::default());
                 for (output, &src) in stored.iter().enumerate() {
                     let (got, wanted) = (&after[inputs.len() + output], values[usize::from(src)]);
-                    // A last bit may flip a rounding to bf16 in the middle of a program.
+                    // A last bit may flip a rounding to 16 bits in the middle of a program.
                     let rounds = program.instrs.iter().any(
-                        |i| matches!(i, Instr::Unary { op: Unary::RoundBf16, .. }));
+                        |i| matches!(i, Instr::Unary { op, .. } if ROUNDINGS.contains(op)));
                     let loose = if rounds { 2f64.powi(-6) } else { 1e-4 };
                     let biggest = values.iter().copied().filter(|v| v.is_finite())
                         .fold(1.0, |m, v| v.abs().max(m));
@@ -380,6 +385,7 @@ fn outputs_that_share_addresses_are_written_after_the_last_read() {
         (DType::F32, [700, 1]),
         (DType::F32, [1, 5]),
         (DType::Bf16, [704, 1]),
+        (DType::F16, [704, 1]),
     ] {
         let mut tensors = vec![Tensor::new(dtype, &sizes, &strides); 3];
         for (n, tensor) in tensors.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::cases::CASES;
 use super::harness::World;
-use aerogel_graph::types::round_bf16;
+use aerogel_graph::types::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
 use aerogel_graph::{
     Build, Clock, DType, Env, Graph, Rounding, Tensor, Type, ValueId, gradients, interpret,
 };
@@ -75,6 +75,89 @@ fn ties_go_to_even_and_infinities_stay() {
         let y = round_bf16(x);
         assert_eq!(y.to_bits() & 0xffff, 0);
         assert!((x - y).abs() <= x * 2f32.powi(-8), "{x} to {y}");
+    }
+}
+
+/// The value of an f16 as the standard defines it: sign, 5 bits of exponent, 10 of fraction.
+fn f16_value(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023) / 1024.0);
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-14),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction) * 2f64.powi(exponent - 15),
+    };
+    if bits & 0x8000 == 0 { size } else { -size }
+}
+
+#[test]
+fn every_f16_has_its_value_and_comes_back() {
+    for bits in 0..=u16::MAX {
+        let (value, wanted) = (f16_to_f32(bits), f16_value(bits));
+        assert_eq!(value.is_sign_negative(), bits & 0x8000 != 0, "{bits:#x}");
+        let back = f32_to_f16(value);
+        if wanted.is_nan() {
+            // Made quiet, and else the same.
+            assert!(value.is_nan() && back == bits | 0x200, "{bits:#x} to {back:#x}");
+        } else {
+            assert_eq!((f64::from(value), back), (wanted, bits), "{bits:#x}");
+            assert_eq!(round_f16(value).to_bits(), value.to_bits());
+        }
+    }
+}
+
+/// Between two neighbours: either one itself, the middle, and the f32 on both sides of it.
+#[test]
+fn what_is_no_f16_goes_to_the_nearest_and_ties_to_even() {
+    for low in 0..0x7c00u16 {
+        // Were the range larger, 65,536 would follow 65,504: that is where infinity begins.
+        let (a, next) = (f16_value(low), f16_value(low + 1));
+        let b = if next.is_finite() { next } else { 65_536.0 };
+        let middle = ((a + b) / 2.0) as f32;
+        assert_eq!(f64::from(middle), (a + b) / 2.0);
+        let even = low + (low & 1);
+        let [below, above] = [middle.to_bits() - 1, middle.to_bits() + 1].map(f32::from_bits);
+        for (x, wanted) in [(below, low), (middle, even), (above, low + 1)] {
+            assert_eq!(f32_to_f16(x), wanted, "{x:e}");
+            assert_eq!(f32_to_f16(-x), wanted | 0x8000, "{x:e}");
+            assert_eq!(round_f16(-x).to_bits(), f16_to_f32(wanted | 0x8000).to_bits(), "{x:e}");
+            let rounded = DType::F16.round(f64::from(x));
+            assert!(rounded == f16_value(wanted), "{x:e} to {rounded:e}");
+        }
+    }
+    let least = f32::from_bits(1);
+    for (x, wanted) in [(least, 0), (f32::MIN_POSITIVE, 0), (2f32.powi(-25), 0)] {
+        assert_eq!([f32_to_f16(x), f32_to_f16(-x)], [wanted, wanted | 0x8000]);
+    }
+    assert_eq!(
+        [65_504.0, 65_519.996, 65_520.0, f32::MAX].map(f32_to_f16),
+        [0x7bff, 0x7bff, 0x7c00, 0x7c00]
+    );
+    assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(f32_to_f16), [0x7c00, 0xfc00]);
+    // The shortest NaN must not become an infinity.
+    for nan in [f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(0xff80_0001)] {
+        let bits = f32_to_f16(nan);
+        assert!(f16_value(bits).is_nan() && round_f16(nan).is_nan(), "{bits:#x}");
+        assert_eq!(bits >> 15 != 0, nan.is_sign_negative());
+    }
+}
+
+/// Samples of all f32 against rounding by the definition, in f64.
+#[test]
+fn f16_of_any_f32_is_the_definition() {
+    for i in 0..4_000_000u32 {
+        let x = f32::from_bits(i.wrapping_mul(2_654_435_761));
+        assert_eq!(round_f16(x).to_bits(), f16_to_f32(f32_to_f16(x)).to_bits(), "{x:e}");
+        if x.is_nan() {
+            continue;
+        }
+        let size = f64::from(x).abs();
+        let exponent = (size.to_bits() >> 52) as i32 - 1023;
+        let step = 2f64.powi(exponent.max(-14) - 10);
+        let rounded = (size / step).round_ties_even() * step;
+        let wanted = if rounded >= 65_536.0 { f64::INFINITY } else { rounded };
+        let wanted = if x < 0.0 { -wanted } else { wanted };
+        assert_eq!(f64::from(round_f16(x)), wanted, "{x:e}");
     }
 }
 

@@ -37,9 +37,9 @@ pub struct Axis {
 pub struct Contraction {
     /// The axes, in any order.
     pub axes: Vec<Axis>,
-    /// Element type of A: f32 or bf16.
+    /// Element type of A: a float.
     pub a: DType,
-    /// Element type of B: f32 or bf16.
+    /// Element type of B: a float.
     pub b: DType,
     /// Element type of C; unused with an epilogue.
     pub c: DType,

@@ -16,9 +16,9 @@ pub struct LinearCeSpec {
     pub all_rows: usize,
     /// Width of x and w.
     pub width: usize,
-    /// Inputs, f32 or bf16.
+    /// Inputs, floats.
     pub x: Operand,
-    /// Output layer, f32 or bf16.
+    /// Output layer, floats.
     pub w: Operand,
     /// Targets, u32.
     pub targets: Operand,
@@ -32,7 +32,7 @@ pub struct LinearCeSpec {
     pub lse: Option<Operand>,
     /// Logit of each row's target, f32; 0 where it is not here.
     pub hit: Option<Operand>,
-    /// Gradient of x, f32 or bf16.
+    /// Gradient of x, floats.
     pub dx: Option<Operand>,
     /// Gradient of w, f32.
     pub dw: Option<Operand>,

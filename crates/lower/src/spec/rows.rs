@@ -30,7 +30,7 @@ pub struct RowsShape {
 pub struct GatherSpec {
     /// Shapes.
     pub shape: RowsShape,
-    /// The table, f32 or bf16.
+    /// The table, floats.
     pub table: Operand,
     /// Ids, u32.
     pub ids: Operand,

@@ -41,7 +41,7 @@ impl Heads {
                 .into());
             }
             if own.dtype == DType::U32 {
-                let what = format!("operand {operand} holds u32; attention takes f32 and bf16");
+                let what = format!("operand {operand} holds u32; attention takes floats");
                 return Err(KernelError::Unsupported { kernel: "attend", what });
             }
             let (outer, rest) = own.strides.split_at(rank - 3);

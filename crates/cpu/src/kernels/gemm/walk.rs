@@ -48,7 +48,7 @@ fn check(spec: &Contraction) -> Result<(), KernelError> {
     let refuse = |what: String| Err(KernelError::Unsupported { kernel: "gemm", what });
     for (name, dtype) in [("A", spec.a), ("B", spec.b), ("C", spec.c)] {
         if dtype == DType::U32 {
-            return refuse(format!("{name} holds u32; contractions take f32 and bf16"));
+            return refuse(format!("{name} holds u32; contractions take floats"));
         }
     }
     let in_c: Vec<_> = in_c(&spec.axes).collect();

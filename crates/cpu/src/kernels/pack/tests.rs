@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::simd::Level;
+use aerogel_graph::types::f32_to_f16;
 
 /// Every layout, kind of word and edge against the element-wise definition.
 #[test]
@@ -9,9 +10,12 @@ fn packed_factors_hold_every_element() {
     let sizes =
         [(32, 64), (64, 32), (14, 37), (33, 1), (1, 50), (40, 96), (16, 32), (7, 0), (61, 9)];
     for simd in Level::ALL.into_iter().filter_map(Simd::force) {
-        for (dtype, word) in
-            [(DType::F32, Word::F32), (DType::Bf16, Word::Bf16), (DType::Bf16, Word::F32)]
-        {
+        for (dtype, word) in [
+            (DType::F32, Word::F32),
+            (DType::Bf16, Word::Bf16),
+            (DType::Bf16, Word::F32),
+            (DType::F16, Word::F32),
+        ] {
             for (sides, depth) in sizes {
                 for (side, along) in [(1, 70), (100, 1), (200, 2), (1024, 1), (2048, 1)] {
                     check(simd, word, dtype, [sides, depth], [side, along]);
@@ -26,7 +30,9 @@ fn check(simd: Simd, word: Word, dtype: DType, [sides, depth]: [usize; 2], strid
     let value = |at: usize| (at % 251) as f32;
     let f32s: Vec<f32> = (0..held).map(value).collect();
     let bf16s: Vec<u16> = (0..held).map(|at| crate::math::to_bf16(value(at))).collect();
+    let f16s: Vec<u16> = (0..held).map(|at| f32_to_f16(value(at))).collect();
     let ptr = match dtype {
+        DType::F16 => Ptr::new(f16s.as_ptr()),
         DType::Bf16 => Ptr::new(bf16s.as_ptr()),
         _ => Ptr::new(f32s.as_ptr()),
     };

@@ -4,7 +4,7 @@
 //! that results are the same bits. Only which of two NaN a result is may differ, as it may between
 //! two builds of the interpreter.
 
-use super::encode::{Assembler, Cmp, Mask, Op, Shift, Src, Zmm};
+use super::encode::{Assembler, Cmp, Mask, NO_MASK, Op, Shift, Src, Zmm};
 use super::registers::Registers;
 use crate::math;
 use aerogel_lower::{Binary, Unary};
@@ -244,12 +244,16 @@ impl Arithmetic<'_, '_> {
             }
             Unary::Erf => self.erf(to, x),
             Unary::Abs => self.with_bits(Op::PANDD, to, x, MAGNITUDE),
-            Unary::Sin | Unary::Cos | Unary::RoundF16 => return false,
+            Unary::Sin | Unary::Cos => return false,
             // Downwards, without raising the flag for lost digits.
             Unary::Floor => self.asm.immediate(Op::RNDSCALEPS, to, None, x, 9),
             Unary::Not => {
                 self.when(Cmp::Equal, x, 0.0);
                 self.truth(to);
+            }
+            Unary::RoundF16 => {
+                self.asm.narrow_f16(to, x, NO_MASK);
+                self.asm.single(Op::CVTPH2PS, to, to);
             }
             Unary::RoundBf16 => {
                 self.narrow(to, x);

@@ -212,16 +212,18 @@ impl Emitter<'_, '_> {
         let (op, mask) = match form {
             Form::F32 => (Op::MOVUPS_LOAD, self.mask),
             Form::Bf16 => (Op::PMOVZXWD, self.mask),
+            Form::F16 => (Op::CVTPH2PS, self.mask),
             Form::U32 => (Op::MOVUPS_LOAD, self.mask),
             Form::EachF32 => (Op::BROADCASTSS, NO_MASK),
-            Form::EachBf16 => (Op::PBROADCASTW, NO_MASK),
+            Form::EachBf16 | Form::EachF16 => (Op::PBROADCASTW, NO_MASK),
         };
         let asm = &mut self.work.asm;
         asm.masked(op, to, None, from, (mask, true));
         match form {
             Form::Bf16 | Form::EachBf16 => asm.shift(Shift::Left, to, to, 16),
             Form::U32 => asm.single(Op::CVTUDQ2PS, to, to),
-            Form::F32 | Form::EachF32 => {}
+            Form::EachF16 => asm.single(Op::CVTPH2PS, to, to),
+            Form::F32 | Form::F16 | Form::EachF32 => {}
         }
     }
 
@@ -235,7 +237,12 @@ impl Emitter<'_, '_> {
                 src = narrow;
                 Op::PMOVDW
             }
-            Form::U32 | Form::EachF32 | Form::EachBf16 => return None,
+            Form::F16 => {
+                let to = self.address(place, form);
+                self.work.asm.narrow_f16(to, src, mask);
+                return Some(());
+            }
+            Form::U32 | Form::EachF32 | Form::EachBf16 | Form::EachF16 => return None,
         };
         let to = self.address(place, form);
         self.work.asm.masked(op, src, None, to, (mask, false));

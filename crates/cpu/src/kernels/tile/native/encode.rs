@@ -84,6 +84,10 @@ impl Op {
     pub const PBROADCASTW: Op = Op(2, 1, 0x79);
     pub const PMOVZXWD: Op = Op(2, 1, 0x33);
     pub const PMOVDW: Op = Op(2, 2, 0x33);
+    /// Of half a vector, or 32 bytes.
+    pub const CVTPH2PS: Op = Op(2, 1, 0x13);
+    /// To half a vector, or 32 bytes: the destination is the last operand.
+    const CVTPS2PH: Op = Op(3, 1, 0x1d);
     pub const SQRTPS: Op = Op(1, 0, 0x51);
     pub const ADDPS: Op = Op(1, 0, 0x58);
     pub const MULPS: Op = Op(1, 0, 0x59);
@@ -315,6 +319,13 @@ impl Assembler {
         self.evex(op, Operands { field, first, last, mask: NO_MASK, zero: false }, Some(value));
     }
 
+    /// `vcvtps2ph to {mask}, from`: f16, to nearest, ties to even, whatever the current mode is.
+    pub fn narrow_f16(&mut self, to: impl Into<Src>, from: Zmm, mask: Mask) {
+        let (field, last) = (Field::Vector(from), to.into());
+        let operands = Operands { field, first: None, last, mask, zero: false };
+        self.evex(Op::CVTPS2PH, operands, Some(0));
+    }
+
     /// `cmp to, first, last`.
     pub fn compare(&mut self, cmp: Cmp, to: Mask, first: Zmm, last: impl Into<Src>) {
         let (field, first, last) = (Field::Mask(to), Some(first), last.into());
@@ -421,70 +432,4 @@ impl Assembler {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bytes(emit: impl FnOnce(&mut Assembler)) -> Vec<u8> {
-        let mut asm = Assembler::default();
-        emit(&mut asm);
-        let length = asm.code.len();
-        let mut code = asm.finish();
-        code.truncate(length);
-        code
-    }
-
-    /// As a disassembler reads them.
-    #[test]
-    fn instructions_have_their_bytes() {
-        // vaddps zmm17, zmm2, zmm31
-        let got = bytes(|asm| asm.vector(Op::ADDPS, Zmm(17), Zmm(2), Zmm(31)));
-        assert_eq!(got, [0x62, 0x81, 0x6c, 0x48, 0x58, 0xcf]);
-        // vfmadd231ps zmm1, zmm20, dword ptr [rsi + 256]{1to16}
-        let each = Src::Each(Mem::At(Gpr::Rsi, 256));
-        let got = bytes(|asm| asm.vector(Op::FMADD231PS, Zmm(1), Zmm(20), each));
-        assert_eq!(got, [0x62, 0xf2, 0x5d, 0x50, 0xb8, 0x8e, 0, 1, 0, 0]);
-        // vmovups zmm9 {k1} {z}, [r10 + 4 * rax + 64]
-        let from = Src::Memory(Mem::Indexed(Gpr::R10, Gpr::Rax, 2, 64));
-        let got = bytes(|asm| asm.masked(Op::MOVUPS_LOAD, Zmm(9), None, from, (Mask(1), true)));
-        assert_eq!(got, [0x62, 0x51, 0x7c, 0xc9, 0x10, 0x8c, 0x82, 64, 0, 0, 0]);
-        // vpsrad zmm30, zmm5, 23
-        let got = bytes(|asm| asm.shift(Shift::RightArithmetic, Zmm(30), Zmm(5), 23));
-        assert_eq!(got, [0x62, 0xf1, 0x0d, 0x40, 0x72, 0xe5, 23]);
-        // vcmpunordps k2, zmm7, zmm7
-        let got = bytes(|asm| asm.compare(Cmp::Unordered, Mask(2), Zmm(7), Zmm(7)));
-        assert_eq!(got, [0x62, 0xf1, 0x44, 0x48, 0xc2, 0xd7, 3]);
-        // mov r10, [rdi + 16]; kmovw k1, r9d
-        let got = bytes(|asm| {
-            asm.load(Gpr::R10, Gpr::Rdi, 16);
-            asm.set_mask(Mask(1), Gpr::R9);
-        });
-        let wanted = [0x4c, 0x8b, 0x97, 16, 0, 0, 0, 0xc4, 0xc1, 0x78, 0x92, 0xc9];
-        assert_eq!(got, wanted);
-    }
-
-    #[test]
-    fn a_block_has_each_instruction_for_all_of_its_vectors() {
-        let one = bytes(|asm| asm.vector(Op::MULPS, Zmm(3), Zmm(4), Zmm(5)));
-        let other = bytes(|asm| asm.vector(Op::MULPS, Zmm(18), Zmm(19), Zmm(20)));
-        let both = bytes(|asm| {
-            asm.vectors = 2;
-            asm.vector(Op::MULPS, Zmm(3), Zmm(4), Zmm(5));
-        });
-        assert_eq!(both, [one, other].concat());
-    }
-
-    #[test]
-    fn constants_lie_behind_the_code() {
-        let mut asm = Assembler::default();
-        for _ in 0..2 {
-            let one = Src::Each(asm.constant(1f32.to_bits()));
-            asm.immediate(Op::PTERNLOGD, Zmm(0), Some(Zmm(1)), one, 0xe4);
-        }
-        asm.leave();
-        let code = asm.finish();
-        assert_eq!(code.len(), 64 + 4);
-        assert_eq!(code[64..], 1f32.to_le_bytes());
-        // Both ways lead there from the end of the instruction, immediate included.
-        assert_eq!([code[6], code[17]], [64 - 11, 64 - 22]);
-    }
-}
+mod tests;

@@ -47,12 +47,15 @@ impl Node {
 pub(super) enum Form {
     F32,
     Bf16,
+    F16,
     /// Only read.
     U32,
     /// One f32 for the whole row; only read.
     EachF32,
     /// One bf16 for the whole row; only read.
     EachBf16,
+    /// One f16 for the whole row; only read.
+    EachF16,
 }
 
 impl Form {
@@ -60,8 +63,8 @@ impl Form {
     pub fn step_bytes(self) -> usize {
         match self {
             Form::F32 | Form::U32 => 4,
-            Form::Bf16 => 2,
-            Form::EachF32 | Form::EachBf16 => 0,
+            Form::Bf16 | Form::F16 => 2,
+            Form::EachF32 | Form::EachBf16 | Form::EachF16 => 0,
         }
     }
 }
@@ -105,9 +108,11 @@ impl Layout<'_> {
         match (self.dtypes[operand], contiguous) {
             (DType::F32, true) => Some(Form::F32),
             (DType::Bf16, true) => Some(Form::Bf16),
+            (DType::F16, true) => Some(Form::F16),
             (DType::U32, true) if !writes => Some(Form::U32),
             (DType::F32, false) if stride == 0 && !writes => Some(Form::EachF32),
             (DType::Bf16, false) if stride == 0 && !writes => Some(Form::EachBf16),
+            (DType::F16, false) if stride == 0 && !writes => Some(Form::EachF16),
             _ => None,
         }
     }
