@@ -34,7 +34,7 @@ const fn near(name: &'static str, kind: &'static str, keys: &'static [&'static s
 }
 
 /// All of them. Budgets need `memory.activations` as well, which depends on the model.
-pub const TECHNIQUES: [Technique; 7] = [
+pub const TECHNIQUES: [Technique; 8] = [
     exact("recompute cheap", "recompute", &["memory.recompute=cheap"]),
     exact("recompute block", "recompute", &["memory.recompute=block"]),
     exact(
@@ -44,6 +44,7 @@ pub const TECHNIQUES: [Technique; 7] = [
     ),
     exact("recompute budget", "recompute", &["memory.recompute=budget"]),
     exact("update in backward", "update", &["memory.update_in_backward=true"]),
+    exact("loss scale", "scale", &["precision.loss_scale=65536.0"]),
     near("chunks", "chunks", &["memory.mlp_chunks=2", "memory.loss_chunks=2"]),
     near("fast", "fast", &["train.determinism=fast"]),
 ];
@@ -75,7 +76,7 @@ fn combinations() -> Vec<Combination> {
 }
 
 /// How many combinations there are.
-pub const COMBINATIONS: usize = 50;
+pub const COMBINATIONS: usize = 58;
 
 impl Combination {
     /// Weights are updated inside of backward where they have all of their gradient there: in a

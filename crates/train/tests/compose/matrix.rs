@@ -66,6 +66,7 @@ static TECHNIQUES: LazyLock<Vec<Technique>> = LazyLock::new(|| {
         exact("accumulation", "accumulation", &["train.micro_batch=1"], &[]),
         alone("chunks"),
         alone("update in backward"),
+        alone("loss scale"),
         exact("bf16", "bf16", &["precision.compute=bf16"], &[]),
         exact("data", "data", &[], DATA),
         exact("zero 1", "data", &["parallel.preset=zero1"], DATA),
@@ -103,6 +104,9 @@ fn refusal(model: &str, of: &[&Technique]) -> Option<&'static str> {
     let interleaved = of.iter().any(|t| t.name.starts_with("interleaved"));
     if interleaved && !micros.is_multiple_of(size("pipe")) {
         return Some("in groups of");
+    }
+    if kind("update") && kind("scale") {
+        return Some("whether a step is skipped");
     }
     if kind("update") && micros > 1 {
         return Some("a gradient is complete only after the last");
