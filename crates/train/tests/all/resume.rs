@@ -335,3 +335,61 @@ fn a_damaged_checkpoint_is_skipped_and_told() {
     assert_eq!(ran.end(), whole.end());
     assert_eq!(numbers(folder), numbers(&whole.ok().folder));
 }
+
+/// The scale and the skipped steps, as the log has them.
+fn scales(ran: &Ran) -> Vec<(f64, u64)> {
+    let of = |e: &Event| match e {
+        Event::Step { loss_scale, skipped, .. } => Some((loss_scale.unwrap(), skipped.unwrap())),
+        _ => None,
+    };
+    ran.events.iter().filter_map(of).collect()
+}
+
+/// In f16 a scale of 2^30 overflows every gradient: steps are skipped, counted and told until it
+/// has halved enough, and a run that is cut among them ends as one that is not.
+#[test]
+fn f16_finds_its_scale_and_continues_with_it() {
+    for model in [SPARSE, GPT2] {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = [
+            "precision.compute=f16",
+            "precision.loss_scale=1073741824.0",
+            "precision.loss_scale_interval=6",
+            "sample.every=0",
+        ];
+        let recipe = recipe(model, &keys);
+        let whole = run(&recipe, &Workspace::under(&dir.path().join("whole")), Resume::Auto, None);
+        let told = scales(&whole);
+        assert_eq!((told.len() as u64, told[0].0), (STEPS, 2f64.powi(30)));
+        for (a, b) in told.iter().zip(&told[1..]) {
+            assert!([0.5, 1.0, 2.0].contains(&(b.0 / a.0)) && b.1 - a.1 <= 1, "{a:?} {b:?}");
+        }
+        let skipped = told.last().unwrap().1;
+        assert!((5..35).contains(&skipped), "{told:?}");
+        assert!(told.windows(2).any(|w| w[1].0 == 2.0 * w[0].0), "it doubles: {told:?}");
+        let warned = whole.warnings().iter().filter(|w| w.contains("update was skipped")).count();
+        assert_eq!(warned as u64, skipped);
+        let losses: Vec<f64> = whole.steps().iter().map(|s| f64::from_bits(s.1[0])).collect();
+        assert!(losses[STEPS as usize - 1] < losses[0] - 0.2, "{losses:?}");
+
+        let cut = Workspace::under(&dir.path().join("cut"));
+        let mut ran = run(&recipe, &cut, Resume::Auto, Some(3));
+        let mut all = scales(&ran);
+        for stop_after in [Some(22), None] {
+            ran = run(&recipe, &cut, Resume::Auto, stop_after);
+            all.extend(scales(&ran));
+        }
+        assert_eq!((all, ran.end()), (told, whole.end()));
+        assert_eq!(numbers(&ran.ok().folder), numbers(&whole.ok().folder));
+    }
+}
+
+/// A scale that cannot halve hides nothing: the run ends as one without a scale does.
+#[test]
+fn where_no_scale_helps_the_run_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = ["precision.loss_scale=1.0", "optimizer.learning_rate=1e30", "optimizer.clip=0"];
+    let ran = run(&recipe(SPARSE, &keys), &Workspace::under(dir.path()), Resume::Auto, None);
+    let error = ran.outcome.unwrap_err();
+    assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
+}
