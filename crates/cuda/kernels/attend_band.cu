@@ -63,7 +63,7 @@ struct Sums {
 /// Writes 16 rows of a warp from `from` on, through `tile`, which is the warp's alone.
 template <int WIDTH>
 __device__ __forceinline__ void leave(unsigned char* tile, const float (&c)[1][WIDTH / 8][4],
-                                      float scale, bf16* head, Positions x, u32 from, u32 end) {
+                                      float scale, Half* head, Positions x, u32 from, u32 end) {
     const u32 lane = lane_anew();
     const float factor[1][2] = {{scale, scale}};
     __syncwarp();
@@ -147,7 +147,7 @@ __device__ __forceinline__ void scores(const Params& p, const Visit& at, u32 hal
 
 /// dq of 16 queries, from `row` of the unit on, over the 64 keys.
 __device__ __forceinline__ void add_dq(const Params& p, const Visit& at, u32 row, u32 k, u32 ds,
-                                       unsigned char* slot, bf16* to) {
+                                       unsigned char* slot, Half* to) {
     const u32 lane = lane_anew();
     float4* waiting = reinterpret_cast<float4*>(slot) + lane;
     float dq[1][DQ / 8][4];
@@ -187,11 +187,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     u32 e = __ldg(reinterpret_cast<const u32*>(p.first) + w.list);
     const u32 last = __ldg(reinterpret_cast<const u32*>(p.first) + w.list + 1);
     const u32 warp = threadIdx.x / 32, row = 16 * warp;
-    const bf16* q = reinterpret_cast<const bf16*>(p.q.address) + head_at(p.q, w, 0);
-    const bf16* out = reinterpret_cast<const bf16*>(p.dout.address) + head_at(p.dout, w, 0);
-    const bf16* k = reinterpret_cast<const bf16*>(p.k.address) + head_at(p.k, w, 0);
-    const bf16* v = reinterpret_cast<const bf16*>(p.v.address) + head_at(p.v, w, 0);
-    bf16* dq = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, w, 0);
+    const Half* q = reinterpret_cast<const Half*>(p.q.address) + head_at(p.q, w, 0);
+    const Half* out = reinterpret_cast<const Half*>(p.dout.address) + head_at(p.dout, w, 0);
+    const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
+    const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
+    Half* dq = reinterpret_cast<Half*>(p.dq.address) + head_at(p.dq, w, 0);
     auto load_keys = [&](u32 number, u32 stage) {
         const u32 from = number * p.key_step, to = min(p.keys, from + p.key_step);
         const u32 at = base + stage * TILES_BYTES;
@@ -256,8 +256,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 const u32 first = now.key * p.key_step, end = min(p.keys, first + p.key_step);
                 // Nobody else reads these rows of v.
                 unsigned char* own = shared + (kv - base) + K_BYTES + row * (DV * 2);
-                bf16* dk = reinterpret_cast<bf16*>(p.dk.address) + head_at(p.dk, again, 0);
-                bf16* dv = reinterpret_cast<bf16*>(p.dv.address) + head_at(p.dv, again, 0);
+                Half* dk = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, again, 0);
+                Half* dv = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, again, 0);
                 leave<DV>(own, sums.dv, 1.0f, dv, key_positions(p, p.dv), first + row, end);
                 leave<DQ>(own, sums.dk, p.scale, dk, key_positions(p, p.dk), first + row, end);
             }

@@ -6,9 +6,10 @@
 // skips chunks without a key that the query may see. In the end the warps' maxima, sums and outputs
 // are joined in the order of the warps.
 //
-// -D: BF16 0|1, what q, k, v and o hold; PACK=0. Grid: batch * kv * group * queries blocks of 256;
-// dynamic shared memory: 4 bytes * (key_width + 8 (value_width + 2)). `first` is u32[kinds + 1] and
-// `entries` Term[]: the terms of a kind of head; the other lists are not read, nor is `tiles`.
+// -D: BF16 0|1, what q, k, v and o hold, f16 with F16=1; PACK=0. Grid: batch * kv * group * queries
+// blocks of 256; dynamic shared memory: 4 bytes * (key_width + 8 (value_width + 2)). `first` is
+// u32[kinds + 1] and `entries` Term[]: the terms of a kind of head; the other lists are not read,
+// nor is `tiles`.
 #include "lib/attend_plain.cuh"
 
 constexpr u32 THREADS = 256;

@@ -175,7 +175,7 @@ __device__ __forceinline__ OutRow read_out(const Params& p, const Work& w, u32 q
     const u32 first = query_unit * p.query_step, x = first + threadIdx.x / 4;
     row.lse = -infinity();
     if (x >= min(p.queries, first + p.query_step)) return row;
-    const bf16* o = reinterpret_cast<const bf16*>(p.o.address) + head_at(p.o, w, 0) +
+    const Half* o = reinterpret_cast<const Half*>(p.o.address) + head_at(p.o, w, 0) +
                     query_positions(p, p.o).at(x);
 #pragma unroll
     for (int i = 0; i < DV / 32; ++i)
@@ -194,7 +194,7 @@ __device__ __forceinline__ void make_stats(const OutRow& row, unsigned char* sta
 #pragma unroll
     for (int i = 0; i < DV / 32; ++i) {
         const u32 at = Q_BYTES + chunk_at<DV>(threadIdx.x / 4, threadIdx.x % 4 + 4 * i);
-        sum += dot_bf16(row.word[i], *reinterpret_cast<const uint4*>(stage + at));
+        sum += dot_half(row.word[i], *reinterpret_cast<const uint4*>(stage + at));
     }
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
@@ -219,8 +219,8 @@ __device__ __forceinline__ void finish(const Params& p, const Work& w, u32 row, 
     __syncthreads();
     const u32 first = w.tile * MT * p.key_step;
     const u32 end = min(p.keys, first + MT * p.key_step);
-    bf16* dk = reinterpret_cast<bf16*>(p.dk.address) + head_at(p.dk, w, 0);
-    bf16* dv = reinterpret_cast<bf16*>(p.dv.address) + head_at(p.dv, w, 0);
+    Half* dk = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, w, 0);
+    Half* dv = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, w, 0);
     store_rows<ROWS, DQ, THREADS>(shared, dk, key_positions(p, p.dk), first, end);
     store_rows<ROWS, DV, THREADS>(shared + K_BYTES, dv, key_positions(p, p.dv), first, end);
 }
@@ -246,7 +246,7 @@ __device__ __forceinline__ void finish_dq(const Params& p, const Work& w, u32 qu
     const float factor[1][2] = {{p.scale, p.scale}};
     stage_rows<1, DQ / 16, 4, DQ>(shared + OWN_BYTES, dq, factor, row, 2 * half, lane);
     __syncthreads();
-    bf16* to = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, w, 0);
+    Half* to = reinterpret_cast<Half*>(p.dq.address) + head_at(p.dq, w, 0);
     const u32 first = query_unit * p.query_step;
     store_rows<UNIT, DQ, THREADS>(shared + OWN_BYTES, to, query_positions(p, p.dq), first,
                                   min(p.queries, first + p.query_step));
@@ -259,10 +259,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 base = shared_address(shared);
     const Work w = place(p, blockIdx.x, 1);
     const u32 half = threadIdx.x / 32 % 2, row = threadIdx.x / 64 * 16 * MT;
-    const bf16* k = reinterpret_cast<const bf16*>(p.k.address) + head_at(p.k, w, 0);
-    const bf16* v = reinterpret_cast<const bf16*>(p.v.address) + head_at(p.v, w, 0);
-    const bf16* q = reinterpret_cast<const bf16*>(p.q.address) + head_at(p.q, w, 0);
-    const bf16* out = reinterpret_cast<const bf16*>(p.dout.address) + head_at(p.dout, w, 0);
+    const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
+    const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
+    const Half* q = reinterpret_cast<const Half*>(p.q.address) + head_at(p.q, w, 0);
+    const Half* out = reinterpret_cast<const Half*>(p.dout.address) + head_at(p.dout, w, 0);
     const Positions qx = query_positions(p, p.q), ox = query_positions(p, p.dout);
     auto load = [&](const Step& step, u32 stage) {
         const u32 from = step.unit * p.query_step, to = min(p.queries, from + p.query_step);

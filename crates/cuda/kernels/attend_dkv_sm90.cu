@@ -151,8 +151,8 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
     const Work again = place(p, block_anew(), 1);
     const float one[2] = {1.0f, 1.0f}, scale[2] = {p.scale, p.scale};
     const u32 first = (again.tile * CONSUMERS + half) * UNIT;
-    bf16* to_k = reinterpret_cast<bf16*>(p.dk.address) + head_at(p.dk, again, 0);
-    bf16* to_v = reinterpret_cast<bf16*>(p.dv.address) + head_at(p.dv, again, 0);
+    Half* to_k = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, again, 0);
+    Half* to_v = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, again, 0);
     unsigned char* room = shared + (m.k(half) - base);
     store_group(dk, scale, room, to_k, key_positions(p, p.dk), first, p.keys);
     store_group(dv, one, room, to_v, key_positions(p, p.dv), first, p.keys);

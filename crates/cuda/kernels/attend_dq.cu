@@ -4,7 +4,7 @@
 //
 // The shape is that of the forward: 4 warps own 64 MT queries. Two score tiles and dq must fit the
 // registers, so keys come in chunks of CHUNK, which is 32 where MT = 2. p and ds never leave the
-// registers; ds is rounded to bf16 for its product. Every dq has one owner, who adds in the order
+// registers; ds is rounded to Half for its product. Every dq has one owner, who adds in the order
 // of the list: no atomics, equal bits each time. The price is that scores are made twice in a
 // backward, here and in attend_dkv: 7 products instead of 5.
 //
@@ -80,10 +80,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 last = __ldg(reinterpret_cast<const u32*>(p.first) + w.list + 1);
     const u32 first = w.tile * MT * p.query_step;
     const u32 end = min(p.queries, first + MT * p.query_step);
-    const bf16* q = reinterpret_cast<const bf16*>(p.q.address) + head_at(p.q, w, w.group);
-    const bf16* out = reinterpret_cast<const bf16*>(p.dout.address) + head_at(p.dout, w, w.group);
-    const bf16* k = reinterpret_cast<const bf16*>(p.k.address) + head_at(p.k, w, 0);
-    const bf16* v = reinterpret_cast<const bf16*>(p.v.address) + head_at(p.v, w, 0);
+    const Half* q = reinterpret_cast<const Half*>(p.q.address) + head_at(p.q, w, w.group);
+    const Half* out = reinterpret_cast<const Half*>(p.dout.address) + head_at(p.dout, w, w.group);
+    const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
+    const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
     const Positions kx = key_positions(p, p.k), vx = key_positions(p, p.v);
     auto load = [&](u32 number, u32 part, u32 stage) {
         const u32 from = number * p.key_step, to = min(p.keys, from + p.key_step);
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (int m = 0; m < MT; ++m) factor[m][0] = factor[m][1] = p.scale;
     stage_rows<MT, DQ / 8, 2, DQ>(shared, dq, factor, row, 0, lane_anew());
     __syncthreads();
-    bf16* to = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, again, again.group);
+    Half* to = reinterpret_cast<Half*>(p.dq.address) + head_at(p.dq, again, again.group);
     const u32 from = again.tile * MT * p.query_step;
     store_rows<ROWS, DQ, THREADS>(shared, to, query_positions(p, p.dq), from,
                                   min(p.queries, from + MT * p.query_step));

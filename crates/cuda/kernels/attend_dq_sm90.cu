@@ -113,7 +113,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& m, u32 ha
     group_wait(half);  // all are past their last product of q
     const Work again = place(p, block_anew(), p.group);
     const float factor[2] = {p.scale, p.scale};
-    bf16* to = reinterpret_cast<bf16*>(p.dq.address) + head_at(p.dq, again, again.group);
+    Half* to = reinterpret_cast<Half*>(p.dq.address) + head_at(p.dq, again, again.group);
     store_group(dq, factor, room, to, query_positions(p, p.dq),
                 (again.tile * CONSUMERS + half) * UNIT, p.queries);
 }

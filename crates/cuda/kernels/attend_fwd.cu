@@ -9,7 +9,7 @@
 //
 // With STAGES = 2 the next unit is copied while this one is computed, one barrier a unit; with 1
 // (short lists) more blocks fit instead. Probabilities stay in registers: C of the first product is
-// A of the second. They are rounded to bf16 there; their sum is of the unrounded ones. The output
+// A of the second. They are rounded to Half there; their sum is of the unrounded ones. The output
 // is rescaled only when the maximum of some row of the warp has risen (Dao 2023, FlashAttention-2).
 //
 // -D: DQ, DV (multiples of 32), ROW_TILES (MT) 1|2, STAGES 1|2, BLOCKS (of an SM, which registers
@@ -137,7 +137,7 @@ __device__ __forceinline__ void finish(const Params& p, const Work& w, float (&o
         }
     stage_rows<MT, DV / 8, 2, DV>(shared, o, factor, row, 0, lane);
     __syncthreads();
-    bf16* out = reinterpret_cast<bf16*>(p.o.address) + head_at(p.o, w, w.group);
+    Half* out = reinterpret_cast<Half*>(p.o.address) + head_at(p.o, w, w.group);
     store_rows<ROWS, DV, THREADS>(shared, out, query_positions(p, p.o), first, end);
 }
 
@@ -150,9 +150,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 last = __ldg(reinterpret_cast<const u32*>(p.first) + w.list + 1);
     const u32 first = w.tile * MT * p.query_step;
     const u32 end = min(p.queries, first + MT * p.query_step);
-    const bf16* q = reinterpret_cast<const bf16*>(p.q.address) + head_at(p.q, w, w.group);
-    const bf16* k = reinterpret_cast<const bf16*>(p.k.address) + head_at(p.k, w, 0);
-    const bf16* v = reinterpret_cast<const bf16*>(p.v.address) + head_at(p.v, w, 0);
+    const Half* q = reinterpret_cast<const Half*>(p.q.address) + head_at(p.q, w, w.group);
+    const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
+    const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
     const Positions kx = key_positions(p, p.k), vx = key_positions(p, p.v);
     auto load = [&](u32 number, u32 stage) {
         const u32 from = number * p.key_step, to = min(p.keys, from + p.key_step);

@@ -160,7 +160,7 @@ __device__ __forceinline__ void finish(const Params& p, u32 half, const float (&
         if (lane % 4 == 0 && x < p.queries)
             lse[query_positions(p, p.lse).at(x)] = sum == 0.0f ? -infinity() : log;
     }
-    bf16* out = reinterpret_cast<bf16*>(p.o.address) + head_at(p.o, w, w.group);
+    Half* out = reinterpret_cast<Half*>(p.o.address) + head_at(p.o, w, w.group);
     store_group(o, factor, room, out, query_positions(p, p.o), first, p.queries);
 }
 

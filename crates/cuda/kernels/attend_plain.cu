@@ -5,9 +5,9 @@
 // columns of the result, with the probabilities passed from lane to lane. Lists and masks are those
 // of tiles of one unit, so time is proportional to the units kept here as well.
 //
-// -D: BF16 0|1, what all operands but lse, dlse and stats hold; PACK. Blocks of 128; grid: x =
-// heads * tiles (attend_plain_dkv: batch * kv * tiles), y = 16. Dynamic shared memory, bytes:
-// 16 (key_width + value_width), twice that for attend_plain_dkv; attend_plain_dq:
+// -D: BF16 0|1, what all operands but lse, dlse and stats hold, f16 with F16=1; PACK. Blocks of
+// 128; grid: x = heads * tiles (attend_plain_dkv: batch * kv * tiles), y = 16. Dynamic shared
+// memory, bytes: 16 (key_width + value_width), twice that for attend_plain_dkv; attend_plain_dq:
 // 16 (2 key_width + value_width); attend_plain_stats: none.
 #include "lib/attend_plain.cuh"
 

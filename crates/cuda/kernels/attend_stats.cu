@@ -26,8 +26,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const u32 unit = (blockIdx.x - head * blocks) * UNITS + row / UNIT;
     if (unit >= p.query_units) return;
     const Work w = head_of(p, head, p.group);
-    const bf16* o = reinterpret_cast<const bf16*>(p.o.address) + head_at(p.o, w, w.group);
-    const bf16* dout = reinterpret_cast<const bf16*>(p.dout.address) + head_at(p.dout, w, w.group);
+    const Half* o = reinterpret_cast<const Half*>(p.o.address) + head_at(p.o, w, w.group);
+    const Half* dout = reinterpret_cast<const Half*>(p.dout.address) + head_at(p.dout, w, w.group);
     const Positions ox = query_positions(p, p.o), dx = query_positions(p, p.dout);
     const u32 first = unit * p.query_step, end = min(p.queries, first + p.query_step);
     const u32 lane = threadIdx.x % 32, side = lane / LANES, chunk = lane % LANES;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float along = 0.0f;
 #pragma unroll
     for (u32 r = 0; r < ROUNDS; ++r) {
-        float sum = dot_bf16(a[r], b[r]);
+        float sum = dot_half(a[r], b[r]);
 #pragma unroll
         for (u32 apart = LANES / 2; apart > 0; apart /= 2)
             sum += __shfl_xor_sync(~0u, sum, apart);

@@ -17,11 +17,11 @@
 // The vocabulary may be a piece of a longer one that targets count along. A target beyond the whole
 // one makes NaN.
 //
-// Constants: LOGITS (f32 or bf16), GRADIENT (a type; absent where none is wanted), LANES, UNITS,
-// SHARED, THREADS, BLOCKS, AXES (of the rows of the whole batch), GIVEN (0 or 1). ld and gradient_ld are
-// multiples of V = 16 bytes of logits. In f32 the exponential is that of lib/math.cuh, in bf16 the
-// hardware's. Grid: ceil(rows / (THREADS / LANES)); dynamic shared memory: SHARED * THREADS * 16
-// bytes.
+// Constants: LOGITS (f32, bf16 or f16), GRADIENT (a type; absent where none is wanted), LANES,
+// UNITS, SHARED, THREADS, BLOCKS, AXES (of the rows of the whole batch), GIVEN (0 or 1). ld and
+// gradient_ld are multiples of V = 16 bytes of logits. In f32 the exponential is that of
+// lib/math.cuh, in 16 bits the hardware's. Grid: ceil(rows / (THREADS / LANES)); dynamic shared
+// memory: SHARED * THREADS * 16 bytes.
 #include "lib/reduce.cuh"
 #include "lib/strided.cuh"
 #include "lib/vec.cuh"
@@ -115,11 +115,19 @@ struct Softmax {
     }
 };
 
+// A word of logits that are -infinity.
+template <class T>
+constexpr u32 NO_LOGITS = 0xff800000u;
+template <>
+constexpr u32 NO_LOGITS<bf16> = 0xff80ff80u;
+template <>
+constexpr u32 NO_LOGITS<f16> = 0xfc00fc00u;
+
 // A unit without anything in it: -infinity throughout.
 __device__ __forceinline__ Unit nothing() {
     Unit x;
 #pragma unroll
-    for (int w = 0; w < 4; ++w) x.w[w] = sizeof(LOGITS) == 4 ? 0xff800000u : 0xff80ff80u;
+    for (int w = 0; w < 4; ++w) x.w[w] = NO_LOGITS<LOGITS>;
     return x;
 }
 

@@ -6,7 +6,7 @@
 // ids have stride 0 along the batch axes. A thread moves UNROLL units of V elements; the grid is
 // ceil(positions * units / (THREADS * UNROLL)), and positions * units is under 2^31.
 //
-// Constants: T (f32 or bf16), V (1 where an operand is not contiguous along the width), AXES,
+// Constants: T (f32, bf16 or f16), V (1 where an operand is not contiguous along the width), AXES,
 // UNROLL, THREADS. V divides the width.
 #include "lib/strided.cuh"
 #include "lib/vec.cuh"

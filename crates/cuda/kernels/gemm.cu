@@ -2,13 +2,13 @@
 //
 //     C[b, m, n] = epilogue(alpha * sum over k of A[b, m, k] B[b, k, n])
 //
-// Serves what needs no Hopper: mma.sync on bf16 tiles (sm_80 and up), FFMA on f32 tiles, and
+// Serves what needs no Hopper: mma.sync on Half tiles (sm_80 and up), FFMA on f32 tiles, and
 // loaders from 16-byte cp.async down to single elements for strides that are 1 nowhere.
 //
-// -D  COMPUTE_F32   1: f32 tiles and FFMA; 0: bf16 tiles and tensor cores with f32 sums
-//     A_F32, B_F32  element types in global memory: f32, else bf16
-//     A_LAYOUT, B_LAYOUT   bf16 only: 0 K contiguous, 1 M or N contiguous, both in 16-byte steps;
-//                   2 any strides, any element type (f32 is rounded to bf16). f32 tiles: always 2
+// -D  COMPUTE_F32   1: f32 tiles and FFMA; 0: Half tiles and tensor cores with f32 sums
+//     A_F32, B_F32  element types in global memory: f32, else Half (of B: B_HALF, in f32 tiles)
+//     A_LAYOUT, B_LAYOUT   Half only: 0 K contiguous, 1 M or N contiguous, both in 16-byte steps;
+//                   2 any strides, any element type (f32 is rounded to Half). f32 tiles: always 2
 //     BM, BN, BK    the tile of a block; WARPS_M x WARPS_N warps share it (f32: 16 x 16 threads)
 //     STAGES        tiles in flight
 //     EPILOGUE      <lib/NAME.cuh>, the header that defines Epi: see lib/gemm_epilogue.cuh
@@ -49,12 +49,14 @@ struct Params {
 #if A_F32
 typedef float AType;
 #else
-typedef bf16 AType;
+typedef Half AType;
 #endif
 #if B_F32
 typedef float BType;
+#elif defined(B_HALF)
+typedef B_HALF BType;
 #else
-typedef bf16 BType;
+typedef Half BType;
 #endif
 
 constexpr int THREADS = COMPUTE_F32 ? 256 : 32 * WARPS_M * WARPS_N;

@@ -1,4 +1,4 @@
-// Products on Hopper: wgmma fed by tensor copies, for bf16 operands with a contiguous axis.
+// Products on Hopper: wgmma fed by tensor copies, for Half operands with a contiguous axis.
 //
 // A persistent block of three warpgroups makes tiles of 128 x BN of C. One warp of the first keeps
 // a ring of slices (64 of K) of both operands filled, across tiles; the other two warpgroups own

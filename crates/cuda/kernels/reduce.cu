@@ -25,8 +25,8 @@
 // whole; for columns 512 threads and, of LANES = 32, 16, 8, the one that leaves the fewest lanes
 // idle (across * LANES), the first of equals.
 //
-// Constants: COLUMNS, FOLD (Sum or Max), OUT (f32 or bf16), V, LANES, THREADS, UNROLL, OUTER and
-// INNER (axes, 1 to 6). The program between the markers is replaced.
+// Constants: COLUMNS, FOLD (Sum or Max), OUT (f32, bf16 or f16), V, LANES, THREADS, UNROLL, OUTER
+// and INNER (axes, 1 to 6). The program between the markers is replaced.
 #include "lib/philox.cuh"
 #include "lib/reduce.cuh"
 #include "lib/strided.cuh"

@@ -7,6 +7,7 @@ use crate::error::{CudaError, ok};
 use crate::gpu::Gpu;
 use crate::handles::{Event, Function, Graph, Loaded, Memory, Module, Pinned, Shared};
 use crate::launch::{MAP_BYTES, TensorMap};
+use aerogel_graph::DType;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -207,11 +208,17 @@ impl Context {
         map: &TensorMap,
         address: u64,
     ) -> Result<[u8; MAP_BYTES], CudaError> {
+        use sys::CUtensorMapDataType_enum as Type;
         use sys::{CUtensorMapInterleave_enum as Interleave, CUtensorMapSwizzle_enum as Swizzle};
-        let dtype = sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        let dtype = match map.dtype {
+            DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            DType::U32 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+        };
         let promotion = sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
         let outside = sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
-        let strides = map.strides.map(|elements| 2 * elements);
+        let strides = map.strides.map(|elements| map.dtype.bytes() as u64 * elements);
         let steps = [1u32; 5];
         let mut encoded = Encoded([0; MAP_BYTES]);
         // SAFETY: all lists have as many entries as the rank says; the driver writes 128 bytes at

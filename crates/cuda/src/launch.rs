@@ -7,6 +7,7 @@
 //! [`Device`]: aerogel_machine::Device
 
 use crate::source::Source;
+use aerogel_graph::DType;
 use std::sync::Arc;
 
 /// Something that lies in the GPU's memory.
@@ -50,10 +51,12 @@ impl Address {
     }
 }
 
-/// A map for the tensor copy engine of Hopper: rank 5, bf16, a swizzle of 128 bytes, zeros out of
-/// bounds. Axes are listed from inside; the innermost is contiguous.
+/// A map for the tensor copy engine of Hopper: rank 5, a swizzle of 128 bytes, zeros out of bounds.
+/// Axes are listed from inside; the innermost is contiguous.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
+    /// What it is of: bf16 or f16.
+    pub dtype: DType,
     /// Where it begins, a multiple of 16 bytes.
     pub address: Address,
     /// Sizes of the axes.

@@ -12,7 +12,7 @@
 // mask keeps columns apart. A unit starts every `step` <= 64 positions, so that whole columns fit.
 //
 // What the host sees to:
-// - Tensor-core kernels: q, k, v, o, do, dq, dk, dv are bf16, `width` strides are 1, every address
+// - Tensor-core kernels: q, k, v, o, do, dq, dk, dv are Half, `width` strides are 1, every address
 //   is a multiple of 16 bytes and every other stride of 8 elements (0 included); scale > 0.
 // - A pair of positions is in some mask or a full unit only if both exist: a unit that sticks out
 //   past the last key is never full. Units without a pair are left out of the lists; a half tile

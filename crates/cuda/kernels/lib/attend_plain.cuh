@@ -2,10 +2,10 @@
 #pragma once
 #include "lib/attend.cuh"
 
-#if BF16
-typedef bf16 Element;
+#if BF16 || F16
+typedef Half Element;
 __device__ __forceinline__ float to_float(Element x) { return widen(x); }
-__device__ __forceinline__ Element from_float(float x) { return narrow(x); }
+__device__ __forceinline__ Element from_float(float x) { return narrow<Half>(x); }
 #else
 typedef float Element;
 __device__ __forceinline__ float to_float(Element x) { return x; }

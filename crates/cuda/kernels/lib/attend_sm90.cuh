@@ -12,7 +12,7 @@
 
 constexpr int CONSUMERS = 2;
 
-/// Tensor maps: bf16, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
+/// Tensor maps: Half, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
 /// Axes, innermost first: width, positions, then up to three axes of the head that the operand
 /// has; axis[i] says which: 0, 1, 2 batch, 3 kv, 4 group, 5 none (the map's size is 1).
 struct Heads {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void pack(u32 (&a)[COUNT][4], const float (&s)[8 * CO
 #pragma unroll
     for (int k = 0; k < COUNT; ++k)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        for (int i = 0; i < 4; ++i) a[k][i] = pack_half(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
 }
 
 /// Issues s = A B^T over WIDTH: A is 64 rows, whose boxes lie side by side, B the rows of s, whose
@@ -156,7 +156,7 @@ __device__ __forceinline__ void issue_depth(float (&c)[COUNT], const u32 (&a)[4]
 /// columns at a time through `room`, 8 KiB that are the warpgroup's.
 template <int COUNT>
 __device__ __forceinline__ void store_group(const float (&c)[COUNT], const float (&factor)[2],
-                                            unsigned char* room, bf16* head, Positions x, u32 first,
+                                            unsigned char* room, Half* head, Positions x, u32 first,
                                             u32 end) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     unsigned char* own = room + warp * (16 * BOX * 2);  // [16][64], chunk c of row r at c ^ r % 8
@@ -170,7 +170,7 @@ __device__ __forceinline__ void store_group(const float (&c)[COUNT], const float
             for (int r = 0; r < 2; ++r) {
                 const u32 row = 8 * r + lane / 4, at = 32 * slice + 4 * n + 2 * r;
                 *reinterpret_cast<u32*>(own + row * 128 + ((n ^ (row & 7)) << 4) + 4 * (lane & 3)) =
-                    pack_bf16(c[at] * factor[r], c[at + 1] * factor[r]);
+                    pack_half(c[at] * factor[r], c[at + 1] * factor[r]);
             }
         __syncwarp();
 #pragma unroll

@@ -5,7 +5,7 @@
 
 /// Starts copies of ROWS positions from `from` on; those from `end` on become zero.
 template <int ROWS, int WIDTH, int THREADS>
-__device__ __forceinline__ void load_rows(u32 tile, const bf16* head, Positions x, u32 from,
+__device__ __forceinline__ void load_rows(u32 tile, const Half* head, Positions x, u32 from,
                                           u32 end) {
     constexpr int CHUNKS = WIDTH / 8;
     constexpr int ROUNDS = ROWS * CHUNKS / THREADS;
@@ -15,12 +15,12 @@ __device__ __forceinline__ void load_rows(u32 tile, const bf16* head, Positions 
         const u32 id = threadIdx.x + i * THREADS;
         const u32 row = id / CHUNKS, chunk = id % CHUNKS;
         const bool valid = from + row < end;
-        const bf16* source = head + (valid ? x.at(from + row) + chunk * 8 : 0);
+        const Half* source = head + (valid ? x.at(from + row) + chunk * 8 : 0);
         copy_async(tile + chunk_at<WIDTH>(row, chunk), source, valid);
     }
 }
 
-/// Puts C tiles as bf16, times `factor` (by row: [m][r]), in rows from `row` on: two tiles, which
+/// Puts C tiles as Half, times `factor` (by row: [m][r]), in rows from `row` on: two tiles, which
 /// are 16 columns, in chunks `chunk` and `chunk` + 1, the next two STEP chunks on.
 template <int MT, int TILES, int STEP, int WIDTH>
 __device__ __forceinline__ void stage_rows(unsigned char* tile, const float (&c)[MT][TILES][4],
@@ -36,13 +36,13 @@ __device__ __forceinline__ void stage_rows(unsigned char* tile, const float (&c)
                 const u32 at = chunk_at<WIDTH>(to, chunk + n / 2 * STEP + n % 2);
                 const float f = factor[m][r];
                 *reinterpret_cast<u32*>(tile + at + 4 * (lane & 3)) =
-                    pack_bf16(c[m][n][2 * r] * f, c[m][n][2 * r + 1] * f);
+                    pack_half(c[m][n][2 * r] * f, c[m][n][2 * r + 1] * f);
             }
 }
 
 /// Writes ROWS positions from `from` up to `end`.
 template <int ROWS, int WIDTH, int THREADS>
-__device__ __forceinline__ void store_rows(const unsigned char* tile, bf16* head, Positions x,
+__device__ __forceinline__ void store_rows(const unsigned char* tile, Half* head, Positions x,
                                            u32 from, u32 end) {
     constexpr int CHUNKS = WIDTH / 8;
 #pragma unroll

@@ -1,4 +1,4 @@
-// An epilogue as it is generated: h = product + bias, y = gelu(h); both stored in bf16.
+// An epilogue as it is generated: h = product + bias, y = gelu(h); both stored in Half.
 //
 //     %0 = product; %1 = load bias; %2 = add %0 %1; store h %2; ...; store y %n
 #pragma once
@@ -6,16 +6,16 @@
 #include "lib/gemm_gelu.cuh"
 
 struct Epi {
-    const bf16* in0;  // bias, along the columns
-    bf16* out0;       // h
-    bf16* out1;       // y
+    const Half* in0;  // bias, along the columns
+    Half* out0;       // h
+    Half* out1;       // y
     Strides at_in0, at_out0, at_out1;
 };
 
 template <int V>
 struct Loads {
-    static constexpr int WORDS = Packed<bf16, V>::WORDS;
-    Packed<bf16, V> in0;
+    static constexpr int WORDS = Packed<Half, V>::WORDS;
+    Packed<Half, V> in0;
 };
 
 template <int V>

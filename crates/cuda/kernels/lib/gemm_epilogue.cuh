@@ -55,22 +55,26 @@ struct At {
 #define EPILOGUE_COLUMN 0
 #endif
 
-__device__ __forceinline__ float widen_any(const bf16* p) { return widen(*p); }
+// Of f32, or of T that has 16 bits: bf16 or f16, whatever the factors are.
+template <class T>
+__device__ __forceinline__ float widen_any(const T* p) {
+    return widen(*p);
+}
 __device__ __forceinline__ float widen_any(const float* p) { return *p; }
-__device__ __forceinline__ void put(bf16* p, float x) { *p = narrow(x); }
+template <class T>
+__device__ __forceinline__ void put(T* p, float x) {
+    *p = narrow<T>(x);
+}
 __device__ __forceinline__ void put(float* p, float x) { *p = x; }
 
 // V elements as they lie in memory. `load` wants an address that is a multiple of 16 bytes (8 for
-// bf16 with V = 4) when count == V; a ragged end is read element by element.
+// 16 bits with V = 4) when count == V; a ragged end is read element by element.
 template <class T, int V>
-struct Packed;
-
-template <int V>
-struct Packed<bf16, V> {
+struct Packed {
     static constexpr int WORDS = V / 2;
     u32 word[WORDS];
 
-    __device__ __forceinline__ void load(const bf16* p, int count) {
+    __device__ __forceinline__ void load(const T* p, int count) {
         if (count == V) {
             if constexpr (V == 8) {
                 uint4 all = *(const uint4*)p;
@@ -84,7 +88,7 @@ struct Packed<bf16, V> {
         load_strided(p, 1, count);
     }
 
-    __device__ __forceinline__ void load_strided(const bf16* p, i64 stride, int count) {
+    __device__ __forceinline__ void load_strided(const T* p, i64 stride, int count) {
 #pragma unroll
         for (int i = 0; i < V; i += 2) {
             u32 first = i < count ? p[i * stride].bits : 0;
@@ -94,7 +98,7 @@ struct Packed<bf16, V> {
     }
 
     __device__ __forceinline__ float operator[](int i) const {
-        return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+        return i % 2 ? high<T>(word[i / 2]) : low<T>(word[i / 2]);
     }
 };
 
@@ -132,14 +136,14 @@ __device__ __forceinline__ void store_strided(T* p, i64 stride, int count, const
 }
 
 // As `Packed::load`: one access of 16 bytes (two for eight floats) unless the end is ragged.
-template <int V>
-__device__ __forceinline__ void store(bf16* p, int count, const float (&x)[V]) {
+template <class T, int V>
+__device__ __forceinline__ void store(T* p, int count, const float (&x)[V]) {
     if (count < V) return store_strided(p, 1, count, x);
     if constexpr (V == 8) {
-        *(uint4*)p = make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
-                                pack(x[6], x[7]));
+        *(uint4*)p = make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]),
+                                pack<T>(x[6], x[7]));
     } else {
-        *(uint2*)p = make_uint2(pack(x[0], x[1]), pack(x[2], x[3]));
+        *(uint2*)p = make_uint2(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
     }
 }
 

@@ -1,18 +1,18 @@
-// An epilogue as it is generated: dh = product * gelu'(h), h and dh bf16. They may be one array.
+// An epilogue as it is generated: dh = product * gelu'(h), h and dh Half. They may be one array.
 #pragma once
 #include "lib/gemm_epilogue.cuh"
 #include "lib/gemm_gelu.cuh"
 
 struct Epi {
-    const bf16* in0;  // h
-    bf16* out0;       // dh
+    const Half* in0;  // h
+    Half* out0;       // dh
     Strides at_in0, at_out0;
 };
 
 template <int V>
 struct Loads {
-    static constexpr int WORDS = Packed<bf16, V>::WORDS;
-    Packed<bf16, V> in0;
+    static constexpr int WORDS = Packed<Half, V>::WORDS;
+    Packed<Half, V> in0;
 };
 
 template <int V>

@@ -12,10 +12,10 @@ struct Side {
     int size;
 };
 
-// bf16 tiles by 16-byte cp.async; LAYOUT says which stride is 1. The other strides and the
+// Half tiles by 16-byte cp.async; LAYOUT says which stride is 1. The other strides and the
 // address are multiples of 16 bytes. What lies beyond the sizes becomes zero.
 template <int LAYOUT, int R, int DEPTH, int THREADS>
-__device__ __forceinline__ void load_chunks(unsigned tile, const Side<bf16>& x, i64 base, int k,
+__device__ __forceinline__ void load_chunks(unsigned tile, const Side<Half>& x, i64 base, int k,
                                             int k_size) {
     constexpr int ROWS = LAYOUT == K_MAJOR ? R : DEPTH;
     constexpr int CHUNKS = (LAYOUT == K_MAJOR ? DEPTH : R) / 8;
@@ -25,12 +25,12 @@ __device__ __forceinline__ void load_chunks(unsigned tile, const Side<bf16>& x, 
     const int along = (LAYOUT == K_MAJOR ? k_size - k : x.size) - 8 * chunk;
     const int bytes = along >= 8 ? 16 : along > 0 ? 2 * along : 0;
     const i64 step = LAYOUT == K_MAJOR ? x.side : x.depth;
-    const bf16* from = x.data + base + k * x.depth + first * step + 8 * chunk;
+    const Half* from = x.data + base + k * x.depth + first * step + 8 * chunk;
 #pragma unroll
     for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
         const int row = first + i * (THREADS / CHUNKS);
         const bool here = row < rows && bytes > 0;
-        const bf16* source = here ? from + i * (THREADS / CHUNKS) * step : x.data;
+        const Half* source = here ? from + i * (THREADS / CHUNKS) * step : x.data;
         copy_async_16(tile + chunk_at<CHUNKS>(row, chunk), source, here ? bytes : 0);
     }
 }
@@ -45,7 +45,7 @@ __device__ __forceinline__ void element(bool along_k, int i, int& r, int& k) {
 
 __device__ __forceinline__ i64 distance(i64 stride) { return stride < 0 ? -stride : stride; }
 
-// bf16 tiles of any strides and element type, element by element, as K_MAJOR tiles.
+// Half tiles of any strides and element type, element by element, as K_MAJOR tiles.
 template <int R, int DEPTH, int THREADS, class T>
 __device__ __forceinline__ void load_elements(unsigned char* tile, const Side<T>& x, i64 base,
                                               int k0, int k_size) {
@@ -57,7 +57,7 @@ __device__ __forceinline__ void load_elements(unsigned char* tile, const Side<T>
         float value = 0.0f;
         if (r < x.size && k0 + k < k_size)
             value = widen_any(x.data + base + r * x.side + (k0 + k) * x.depth);
-        *(bf16*)(tile + chunk_at<DEPTH / 8>(r, k / 8) + k % 8 * 2) = narrow(value);
+        *(Half*)(tile + chunk_at<DEPTH / 8>(r, k / 8) + k % 8 * 2) = narrow<Half>(value);
     }
 }
 

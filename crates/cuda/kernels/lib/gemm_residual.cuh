@@ -1,17 +1,17 @@
-// An epilogue as it is generated: y = product + residual, bf16 in and out. They may be one array.
+// An epilogue as it is generated: y = product + residual, Half in and out. They may be one array.
 #pragma once
 #include "lib/gemm_epilogue.cuh"
 
 struct Epi {
-    const bf16* in0;  // residual
-    bf16* out0;       // y
+    const Half* in0;  // residual
+    Half* out0;       // y
     Strides at_in0, at_out0;
 };
 
 template <int V>
 struct Loads {
-    static constexpr int WORDS = Packed<bf16, V>::WORDS;
-    Packed<bf16, V> in0;
+    static constexpr int WORDS = Packed<Half, V>::WORDS;
+    Packed<Half, V> in0;
 };
 
 template <int V>

@@ -6,7 +6,7 @@
 #include "lib/tma.cuh"
 #include "lib/wgmma.cuh"
 
-// Tensor maps: bf16, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
+// Tensor maps: Half, rank 5, box {64, 64, 1, 1, 1}, swizzle of 128 bytes, zeros out of bounds.
 // Axes, innermost first: of A {k, m}, or {m, k} where M is contiguous; of B {k, n} or {n, k}; then
 // batch axes 2, 1, 0. An operand that lacks a batch axis has size 1 there and `batched` 0.
 struct Gemm {

@@ -1,5 +1,5 @@
 // The epilogue of a plain product: C = product, or C += product (-DACCUMULATE=1).
-// -DC_BF16: C is bf16, else f32. -DC_WIDE: column stride 1, and pointer and all other strides are
+// -DC_BF16: C is Half, else f32. -DC_WIDE: column stride 1, and pointer and all other strides are
 // multiples of 16 bytes (as elements: of 8); else any strides.
 #pragma once
 #include "lib/gemm_epilogue.cuh"
@@ -17,7 +17,7 @@
 constexpr int C_COL = C_WIDE ? 1 : -1;
 
 #if C_BF16
-typedef bf16 CType;
+typedef Half CType;
 #else
 typedef float CType;
 #endif

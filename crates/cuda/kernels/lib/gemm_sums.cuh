@@ -49,8 +49,8 @@ struct RowSums {
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                x[2 * j] += low(word[i][j]);
-                x[2 * j + 1] += high(word[i][j]);
+                x[2 * j] += low<Half>(word[i][j]);
+                x[2 * j + 1] += high<Half>(word[i][j]);
             }
     }
 

@@ -1,4 +1,4 @@
-// Products of a warp: m16n8k16 of bf16 into f32, and its fragments in swizzled shared memory.
+// Products of a warp: m16n8k16 of Half into f32, and its fragments in swizzled shared memory.
 //
 // Lane l of a warp has g = l / 4 and t = l % 4.
 //   A 16x16: [0] (g, 2t..) [1] (g + 8, 2t..) [2] (g, 2t + 8..) [3] (g + 8, 2t + 8..)
@@ -7,14 +7,14 @@
 // So two neighbouring C tiles, packed pair by pair, are one A tile: a product's result is the next
 // product's left factor without a word moved.
 //
-// A shared tile has rows of WIDTH bf16 without padding. The 16-byte chunk c of row r lies at chunk
+// A shared tile has rows of WIDTH Half without padding. The 16-byte chunk c of row r lies at chunk
 // c ^ (r % 8), or for widths that are no multiple of 64 at c ^ (r / 2 % 4): the 8 rows of one
 // column of chunks, which is what ldmatrix reads at once, then lie in 8 different groups of banks.
 #pragma once
 #include "lib/ptx.cuh"
 
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." HALF "." HALF ".f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -75,10 +75,10 @@ __device__ __forceinline__ Fragments<WIDTH> chunks_first(u32 tile, u32 lane) {
 
 /// C tiles 2k and 2k + 1 as the A tile of depth 16k..16k + 16.
 __device__ __forceinline__ void pack_a(u32 (&a)[4], const float (&c0)[4], const float (&c1)[4]) {
-    a[0] = pack_bf16(c0[0], c0[1]);
-    a[1] = pack_bf16(c0[2], c0[3]);
-    a[2] = pack_bf16(c1[0], c1[1]);
-    a[3] = pack_bf16(c1[2], c1[3]);
+    a[0] = pack_half(c0[0], c0[1]);
+    a[1] = pack_half(c0[2], c0[3]);
+    a[2] = pack_half(c1[0], c1[1]);
+    a[3] = pack_half(c1[2], c1[3]);
 }
 
 /// c[MT][N / 8] += A B^T: A is rows of `a` over WIDTH, B is N rows of `b` over WIDTH.

@@ -1,6 +1,6 @@
 // Tensor-core products from shared memory, for sm_80 and up: cp.async, ldmatrix, mma.sync.
 //
-// A tile of an operand is R indices of M or N by DEPTH of K, in bf16, in one of two forms:
+// A tile of an operand is R indices of M or N by DEPTH of K, in Half, in one of two forms:
 //
 //     K_MAJOR   R rows of DEPTH elements   (K is contiguous in global memory)
 //     MN_MAJOR  DEPTH rows of R elements   (M or N is contiguous)
@@ -11,6 +11,7 @@
 //     rows of >= 128 bytes    chunk ^ (row % 8)
 //     rows of 64 bytes        chunk ^ (row / 2 % 4)      two rows per 128 bytes
 #pragma once
+#include "lib/types.cuh"
 
 enum { K_MAJOR, MN_MAJOR, ANY_MAJOR };
 
@@ -86,7 +87,7 @@ __device__ __forceinline__ void load_b(unsigned (&x)[4], unsigned tile, int n, i
 __device__ __forceinline__ void multiply_m16n8k16(float (&c)[4], const unsigned (&a)[4],
                                                   const unsigned* b) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "mma.sync.aligned.m16n8k16.row.col.f32." HALF "." HALF ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -28,7 +28,7 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
 }
 
-/// Four 8x8 matrices of bf16: lane l gives the address of row l % 8 of matrix l / 8, and gets
+/// Four 8x8 matrices of Half: lane l gives the address of row l % 8 of matrix l / 8, and gets
 /// elements (l / 4, 2 (l % 4)) and the next of each.
 __device__ __forceinline__ void ldmatrix(u32 (&to)[4], u32 from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -64,16 +64,18 @@ __device__ __forceinline__ float log2_approx(float x) {
 }
 
 /// Two f32 rounded to nearest, `first` in the low half.
-__device__ __forceinline__ u32 pack_bf16(float first, float second) { return pack(first, second); }
+__device__ __forceinline__ u32 pack_half(float first, float second) {
+    return pack<Half>(first, second);
+}
 
 /// The sum of the products of eight pairs.
-__device__ __forceinline__ float dot_bf16(uint4 a, uint4 b) {
+__device__ __forceinline__ float dot_half(uint4 a, uint4 b) {
     const u32 x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        sum = fmaf(low(x[i]), low(y[i]), sum);
-        sum = fmaf(high(x[i]), high(y[i]), sum);
+        sum = fmaf(low<Half>(x[i]), low<Half>(y[i]), sum);
+        sum = fmaf(high<Half>(x[i]), high<Half>(y[i]), sum);
     }
     return sum;
 }

@@ -90,7 +90,11 @@ __device__ __forceinline__ f32 get(const Vec<f32, N>& x, int i) {
 }
 template <int N>
 __device__ __forceinline__ f32 get(const Vec<bf16, N>& x, int i) {
-    return i % 2 == 0 ? low(x.w[i / 2]) : high(x.w[i / 2]);
+    return i % 2 == 0 ? low<bf16>(x.w[i / 2]) : high<bf16>(x.w[i / 2]);
+}
+template <int N>
+__device__ __forceinline__ f32 get(const Vec<f16, N>& x, int i) {
+    return i % 2 == 0 ? low<f16>(x.w[i / 2]) : high<f16>(x.w[i / 2]);
 }
 template <int N>
 __device__ __forceinline__ f32 get(const Vec<u32, N>& x, int i) {
@@ -102,13 +106,13 @@ constexpr bool is_u32 = false;
 template <>
 constexpr bool is_u32<u32> = true;
 
-// To bf16 the nearest, ties to even; to u32 towards zero, within its range.
+// To bf16 and f16 the nearest, ties to even; to u32 towards zero, within its range.
 template <class T, int N>
 __device__ __forceinline__ Vec<T, N> rounded(const f32 (&x)[N]) {
     Vec<T, N> y;
     if constexpr (sizeof(T) == 2) {
 #pragma unroll
-        for (int i = 0; i < N; i += 2) y.w[i / 2] = pack(x[i], i + 1 < N ? x[i + 1] : 0.0f);
+        for (int i = 0; i < N; i += 2) y.w[i / 2] = pack<T>(x[i], i + 1 < N ? x[i + 1] : 0.0f);
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) {

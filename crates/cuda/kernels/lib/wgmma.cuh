@@ -1,4 +1,4 @@
-// Hopper's warpgroup products: D[64, N] += A[64, 16] B[16, N], bf16 from shared memory, f32 sums.
+// Hopper's warpgroup products: D[64, N] += A[64, 16] B[16, N], Half from shared memory, f32 sums.
 //
 // Operands lie in boxes of 64 x 64 elements, 8 KiB, as a copy with 128-byte swizzle leaves them:
 //
@@ -19,6 +19,7 @@
 // D: thread t of the warpgroup, warp w = t / 32, lane l = t % 32, holds in d[4 j + 2 h + e]
 //     row 16 w + l / 4 + 8 h, column 8 j + 2 (l % 4) + e.
 #pragma once
+#include "lib/types.cuh"
 
 constexpr int BOX = 64, BOX_BYTES = BOX * BOX * 2;
 
@@ -65,7 +66,7 @@ __device__ __forceinline__ void multiply_m64k16(float (&d)[128], unsigned long l
         "{\n"
         ".reg .pred p;\n"
         "setp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." HALF "." HALF " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
@@ -113,7 +114,7 @@ __device__ __forceinline__ void multiply_m64k16(float (&d)[64], unsigned long lo
         "{\n"
         ".reg .pred p;\n"
         "setp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." HALF "." HALF " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
@@ -145,7 +146,7 @@ __device__ __forceinline__ void multiply_m64k16(float (&d)[32], unsigned long lo
         "{\n"
         ".reg .pred p;\n"
         "setp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." HALF "." HALF " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31"

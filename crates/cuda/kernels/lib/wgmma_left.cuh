@@ -12,7 +12,7 @@ template <int B_MN>
 __device__ __forceinline__ void multiply_left_m64k16(float (&d)[32], const unsigned (&a)[4],
                                                      unsigned long long b) {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." HALF "." HALF " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -32,7 +32,7 @@ template <int B_MN>
 __device__ __forceinline__ void multiply_left_m64k16(float (&d)[64], const unsigned (&a)[4],
                                                      unsigned long long b) {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." HALF "." HALF " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
         "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "

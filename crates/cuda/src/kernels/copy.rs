@@ -184,8 +184,9 @@ fn bits(value: f32, dtype: DType) -> u32 {
     match dtype {
         DType::F32 => value.to_bits(),
         DType::U32 => value as u32,
+        // As kernels round it.
+        DType::Bf16 | DType::F16 if value.is_nan() => 0x7fff,
         DType::F16 => u32::from(f32_to_f16(value)),
-        DType::Bf16 if value.is_nan() => 0x7fff,
         DType::Bf16 => {
             let word = value.to_bits();
             // To nearest, ties to even.

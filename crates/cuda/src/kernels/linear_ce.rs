@@ -1,7 +1,8 @@
 //! The output layer: chunks of rows, each three products with a softmax between the first and the
 //! others, so that only the logits of one chunk ever exist.
 //!
-//! Logits are stored as what their gradients are multiplied with: bf16 where x and w are, else f32.
+//! Logits are stored as what their gradients are multiplied with: in 16 bits where x and w both are
+//! bf16 or both f16, else in f32.
 //! The gradients take their place.
 
 #[cfg(test)]
@@ -142,8 +143,8 @@ impl<'a> Layer<'a> {
                 _ => own.dtype == DType::F32,
             };
             if !fits || spec.vocab == 0 {
-                let what = "wants x, w and dx in f32 or bf16, targets in u32, all else in f32, \
-                            and a vocabulary";
+                let what = "wants x, w and dx in f32, bf16 or f16, targets in u32, all else in \
+                            f32, and a vocabulary";
                 return Err(unsupported(KERNEL, what));
             }
             if own.strides.len() != rank {
@@ -159,8 +160,8 @@ impl<'a> Layer<'a> {
             let (number, align) = given.next()?;
             Some(Place::operand(number, align, operand.dtype))
         });
-        let half = spec.x.dtype == DType::Bf16 && spec.w.dtype == DType::Bf16;
-        let dtype = if half { DType::Bf16 } else { DType::F32 };
+        let half = spec.x.dtype.is_half() && spec.w.dtype == spec.x.dtype;
+        let dtype = if half { spec.x.dtype } else { DType::F32 };
         let strides = |i: usize| strides_of(operands[i], spec.rows.len());
         let each = [TARGETS, WEIGHTS, GIVEN, CE, LSE, HIT].map(strides).to_vec();
         let rows = space::merged(KERNEL, &spec.rows, each)?;

@@ -30,7 +30,7 @@ pub(crate) fn scatter(spec: &ScatterSpec, align: &[u64]) -> Result<Kernel, Lower
     if spec.mode == ScatterMode::Set {
         same_type(NAME, [("table", spec.table.dtype), ("rows", spec.rows.dtype)])?;
     } else if spec.table.dtype != DType::F32 {
-        let what = "adds into f32 tables only; sums in bf16 would lose rows";
+        let what = "adds into f32 tables only; sums in 16 bits would lose rows";
         return Err(unsupported(NAME, what));
     }
     let nothing = shape.batch.contains(&0) || shape.table_rows == 0 || shape.width == 0;

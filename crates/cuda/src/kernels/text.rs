@@ -251,7 +251,7 @@ pub(crate) fn drawn(dst: Value) -> String {
 }
 
 /// The line of an instruction that neither reads nor writes nor asks where it is: it defines `vN`
-/// from others, with the functions of `lib/math.cuh` and `round_bf16`.
+/// from others, with the functions of `lib/math.cuh` and the roundings of `lib/types.cuh`.
 pub(crate) fn arithmetic(program: &Program, instr: &Instr) -> Option<String> {
     let value = match *instr {
         Instr::Binary { op: Binary::Lt, a, b, .. } => {

@@ -40,7 +40,7 @@ enum Layout {
 /// The case of that number: patterns, dtypes and lengths by turns.
 pub fn case(seed: u64, number: usize) -> Case {
     let mut rng = rng_of(seed, number);
-    let dtype = if (number / PATTERNS).is_multiple_of(2) { DType::F32 } else { DType::Bf16 };
+    let dtype = [DType::F32, DType::Bf16, DType::F16][number / PATTERNS % 3];
     let shape = Shape::draw(number, &mut rng);
     let (kv, group) = (shape.heads[0], shape.heads[1]);
     let name = format!(

@@ -130,7 +130,11 @@ impl Maker {
     }
 
     fn dtype(&mut self) -> DType {
-        if self.rng.one_in(5) { DType::Bf16 } else { DType::F32 }
+        match self.rng.below(8) {
+            0 => DType::Bf16,
+            1 => DType::F16,
+            _ => DType::F32,
+        }
     }
 
     fn axes(&mut self, most: usize) -> Vec<AxisId> {

@@ -27,8 +27,8 @@ pub struct Reference<'a> {
     exact: Vec<Tensor>,
     /// Factor of all tolerances: c √K.
     factor: f64,
-    /// Whether anything is computed from bf16 values.
-    half: bool,
+    /// Of the values that others are computed from.
+    step: Step,
     /// The least magnitude that rounding is relative to.
     floor: f64,
 }
@@ -46,7 +46,7 @@ impl<'a> Reference<'a> {
     /// The same of values that are known, as declared and exactly.
     pub fn of(g: &'a Graph, [declared, exact]: [Vec<Tensor>; 2], floor: f64) -> Reference<'a> {
         let factor = 8.0 * (longest_sum(g) as f64).sqrt();
-        Reference { g, declared, exact, floor, factor, half: is_half(g) }
+        Reference { g, declared, exact, floor, factor, step: coarsest(g) }
     }
 
     /// What it is of.
@@ -61,7 +61,7 @@ impl<'a> Reference<'a> {
 
     /// c √K roundings of what is computed, as a part of a magnitude.
     pub fn relative(&self) -> f64 {
-        self.factor * if self.half { 2f64.powi(-9) } else { 2f64.powi(-24) }
+        self.factor * self.step.relative.max(2f64.powi(-24))
     }
 
     /// How far a device may be from a value: c √K roundings of its largest element (or of what it
@@ -75,11 +75,12 @@ impl<'a> Reference<'a> {
     pub fn tolerance_in(&self, v: ValueId, part: Range<usize>) -> f64 {
         let [a, b] = [&self.declared, &self.exact].map(|t| &t[v.index()].data[part.clone()]);
         let finite = |x: &&f64| x.is_finite();
-        let largest = a.iter().filter(finite).fold(self.floor, |m, x| m.max(x.abs()));
+        let own = Step::of(self.g.ty(v).dtype);
+        let least = self.floor.max(self.step.normal).max(own.normal);
+        let largest = a.iter().filter(finite).fold(least, |m, x| m.max(x.abs()));
         let noise = a.iter().zip(b).map(|(x, y)| (x - y).abs());
         let noise = noise.filter(|x| x.is_finite()).fold(0.0, f64::max);
-        let own = if self.g.ty(v).dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
-        self.relative().max(self.factor * own) * largest + self.factor * noise
+        self.relative().max(self.factor * own.relative) * largest + self.factor * noise
     }
 
     /// The largest error of outputs and new states, in parts of its bound.
@@ -183,9 +184,38 @@ pub fn same_bits(got: &Bytes, wanted: &Bytes) -> Result<(), Failure> {
     }
 }
 
-/// Whether anything is computed from bf16 values.
-pub fn is_half(g: &Graph) -> bool {
-    g.values().iter().zip(g.readers()).any(|(v, r)| v.ty.dtype == DType::Bf16 && !r.is_empty())
+/// What rounding to a dtype of 16 bits may do to a number; to another, nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Step {
+    /// Half a unit in the last place, as a part of the number.
+    pub relative: f64,
+    /// The least number with all digits: smaller ones lose as much as it does.
+    pub normal: f64,
+}
+
+impl Step {
+    /// Of a dtype.
+    pub fn of(dtype: DType) -> Step {
+        match dtype {
+            DType::F32 | DType::U32 => Step::default(),
+            // Its least number is that of f32.
+            DType::Bf16 => Step { relative: 2f64.powi(-9), normal: 0.0 },
+            DType::F16 => Step { relative: 2f64.powi(-12), normal: 2f64.powi(-14) },
+        }
+    }
+
+    /// What either may do.
+    #[must_use]
+    pub fn or(self, other: Step) -> Step {
+        let Step { relative, normal } = other;
+        Step { relative: self.relative.max(relative), normal: self.normal.max(normal) }
+    }
+}
+
+/// The largest steps of the values that anything is computed from.
+pub fn coarsest(g: &Graph) -> Step {
+    let read = g.values().iter().zip(g.readers()).filter(|(_, readers)| !readers.is_empty());
+    read.fold(Step::default(), |step, (v, _)| step.or(Step::of(v.ty.dtype)))
 }
 
 /// The most terms that one node of the graph adds into one element.

@@ -11,7 +11,7 @@ const ROWS: [usize; 5] = [33, 1, 200, 5, 64];
 const VOCABULARIES: [usize; 6] = [50257, 7, 257, 1001, 4099, 256];
 
 fn dtype_of(number: usize) -> DType {
-    if number.is_multiple_of(2) { DType::F32 } else { DType::Bf16 }
+    [DType::F32, DType::Bf16, DType::F32, DType::F16][number % 4]
 }
 
 /// Outputs the gradients of the sum of `y`, each element weighted by itself.
@@ -86,7 +86,7 @@ pub fn norm_case(seed: u64, number: usize) -> Case {
 /// The output layer with its cross entropy, over vocabularies that divide by nothing.
 pub fn loss_case(seed: u64, number: usize) -> Case {
     let mut rng = rng_of(seed, number);
-    let (dtype, vocab) = (dtype_of(number), VOCABULARIES[number / 2 % VOCABULARIES.len()]);
+    let (dtype, vocab) = (dtype_of(number), VOCABULARIES[number / 4 % VOCABULARIES.len()]);
     let embed = rng.pick(&[64, 8, 100, 128]);
     let (batch, seq) = (1 + rng.below(3), rng.pick(&[1, 5, 16]));
     let name =
@@ -142,16 +142,18 @@ pub fn embedding_case(seed: u64, number: usize) -> Case {
     })
 }
 
-/// AdamW with clipping by the global norm, and bf16 copies of what it trains: tensors of odd sizes.
+/// AdamW with clipping by the global norm, and copies in 16 bits of what it trains: tensors of odd
+/// sizes.
 pub fn update_case(seed: u64, number: usize) -> Case {
     let mut rng = rng_of(seed, number);
     let sizes: Vec<usize> =
         (0..1 + rng.below(4)).map(|_| rng.pick(&[1, 3, 31, 1000, 4097, 2173, 16384])).collect();
-    let has_copies = number % 2 == 1;
-    let copies = if has_copies { ", with bf16 copies" } else { "" };
+    let dtype = dtype_of(number);
+    let copy = (dtype != DType::F32).then_some(dtype);
+    let copies = copy.map_or(String::new(), |dtype| format!(", with {} copies", word(dtype)));
     let name = format!("tensors of {sizes:?}{copies}");
     Case::new(name, move |bench| {
-        let form = |_| adamw(&sizes, has_copies);
+        let form = |_| adamw(&sizes, copy);
         // Second moments are sums of squares.
         let g = form(DType::F32)?;
         let mut given = Env::new();
@@ -164,7 +166,7 @@ pub fn update_case(seed: u64, number: usize) -> Case {
     })
 }
 
-fn adamw(sizes: &[usize], has_copies: bool) -> Built<Graph> {
+fn adamw(sizes: &[usize], copy: Option<DType>) -> Built<Graph> {
     use aerogel_graph::{Init, Role, StateId};
     let mut g = Graph::new();
     let rate = g.input("rate", DType::F32, &[])?;
@@ -195,9 +197,9 @@ fn adamw(sizes: &[usize], has_copies: bool) -> Built<Graph> {
             &x[0] - 0.01 * &x[3] * (&x[1] / (x[2].sqrt() + 1e-8) + 0.1 * &x[0])
         })?;
         [(w_id, w), (m_id, m), (v_id, v)].into_iter().try_for_each(|(s, v)| g.assign(s, v))?;
-        if has_copies {
-            let (id, _) = state(&mut g, format!("copy.{i}"), DType::Bf16, axis)?;
-            let copy = g.cast(w, DType::Bf16, DType::F32)?;
+        if let Some(dtype) = copy {
+            let (id, _) = state(&mut g, format!("copy.{i}"), dtype, axis)?;
+            let copy = g.cast(w, dtype, DType::F32)?;
             g.assign(id, copy)?;
         }
     }

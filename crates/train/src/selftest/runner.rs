@@ -1,11 +1,11 @@
 //! Graphs on a device: planned, loaded into an arena full of NaN, run twice, and compared.
 
 use super::failure::Failure;
-use super::reference::{Bound, Reference, is_half, judge, longest_sum, same_bits};
+use super::reference::{Bound, Reference, Step, coarsest, judge, longest_sum, same_bits};
 use super::values::{Bytes, bytes_of, numbers_of};
 use crate::backend::{Backend, Loader};
 use crate::error::TrainError;
-use aerogel_graph::{Build, Clock, DType, Env, Graph, Op, Rounding, StateId, ValueId, interpret};
+use aerogel_graph::{Build, Clock, Env, Graph, Op, Rounding, StateId, ValueId, interpret};
 use aerogel_machine::{Alone, Device, Machine, Program, Target};
 use aerogel_plan::{Ask, plan};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl Runner {
     }
 
     /// Runs a graph twice and compares it with the interpreter, which rounds nothing on the way.
-    /// Bounds do not grow with what rounding in bf16 may add up to, as those of
+    /// Bounds do not grow with what rounding in 16 bits may add up to, as those of
     /// [`Runner::check`] do: the graph has to be well conditioned.
     ///
     /// # Errors
@@ -163,14 +163,15 @@ fn compared(
     tight: Tight,
     wanted: impl Iterator<Item = (String, ValueId, Vec<f64>)>,
 ) -> Result<f64, Failure> {
-    let half = if is_half(g) { 2f64.powi(-9) } else { 0.0 };
+    let read = coarsest(g);
     let sums = (terms as f64).sqrt() * 2f64.powi(-24);
     let mut worst = 0f64;
     for (name, v, wanted) in wanted {
         let ty = g.ty(v);
-        let own = if ty.dtype == DType::Bf16 { 2f64.powi(-9) } else { 0.0 };
+        let step = read.or(Step::of(ty.dtype));
         let numbers = numbers_of(ty.dtype, &got[&name]);
-        let bound = Bound { relative: tight.steps * (half.max(own) + sums), floor: tight.floor };
+        let relative = tight.steps * (step.relative + sums);
+        let bound = Bound { relative, floor: tight.floor.max(step.normal) };
         worst = worst.max(judge(&name, &ty.show(g.axes()), &numbers, &wanted, bound)?);
     }
     Ok(worst)

@@ -121,8 +121,8 @@ impl Heads {
             let wanted = if [LSE, DLSE].contains(&at) { DType::F32 } else { wanted };
             if own.dtype != wanted || wanted == DType::U32 {
                 let what = format!(
-                    "operand {} holds {:?}; q, k, v, o and their gradients hold all f32 or all \
-                     bf16, log-sum-exps f32",
+                    "operand {} holds {:?}; q, k, v, o and their gradients hold all f32, all \
+                     bf16 or all f16, log-sum-exps f32",
                     own.number, own.dtype
                 );
                 return Err(unsupported(kernel, what));
@@ -238,7 +238,7 @@ impl Heads {
         Ok((self, pieces))
     }
 
-    /// Whether tensor cores can take the operands: bf16 rows of contiguous elements that begin at
+    /// Whether tensor cores can take the operands: 16-bit rows of contiguous elements that begin at
     /// multiples of 16 bytes.
     pub fn suit_tensor_cores(&self, align: &[u64]) -> bool {
         let suits = |p: &Place| {
@@ -247,7 +247,7 @@ impl Heads {
             p.width == 1 && known >= 16 && strides.into_iter().all(|s| s % 8 == 0)
         };
         let wide = |at: usize| ![LSE, DLSE].contains(&at);
-        self.dtype() == DType::Bf16
+        self.dtype().is_half()
             && self.scale > 0.0
             && self.scale.is_finite()
             && self.places().all(|(at, p)| !wide(at) || suits(p))

@@ -150,7 +150,9 @@ impl<'a> Launches<'a> {
         }
         let argument = if start.entry.ends_with("sm90") { "HopperParams" } else { "Params" };
         let bytes = parameters.bytes().len();
-        let source = Source::launched(start.file, None, start.defines.to_vec(), (argument, bytes));
+        let mut defines = start.defines.to_vec();
+        defines.extend((self.heads.dtype() == DType::F16).then(|| "F16=1".to_owned()));
+        let source = Source::launched(start.file, None, defines, (argument, bytes));
         self.made.launches.push(Launch {
             source,
             entry: start.entry,
@@ -228,7 +230,7 @@ pub(super) fn map(heads: &Heads, at: usize, piece: &Piece) -> Option<(TensorMap,
     let row = if positions > 1 { own.row } else { width as isize };
     let legal = |stride: isize| stride > 0 && stride % 8 == 0 && stride < 1 << 39;
     let sane = walked.iter().all(|w| legal(w.2)) && legal(row) && positions > 0;
-    if own.dtype != DType::Bf16 || own.width != 1 || walked.len() > 3 || !sane {
+    if !own.dtype.is_half() || own.width != 1 || walked.len() > 3 || !sane {
         return None;
     }
     let mut axes = [5; 3];
@@ -241,5 +243,5 @@ pub(super) fn map(heads: &Heads, at: usize, piece: &Piece) -> Option<(TensorMap,
     let bytes = piece[at] as i64 * own.dtype.bytes() as i64;
     let tile = [UNIT as u32, UNIT as u32, 1, 1, 1];
     let address = Address::operand(own.number).plus(bytes);
-    Some((TensorMap { address, sizes, strides, tile }, axes))
+    Some((TensorMap { dtype: own.dtype, address, sizes, strides, tile }, axes))
 }

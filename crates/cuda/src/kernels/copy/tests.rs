@@ -60,6 +60,9 @@ fn values_are_filled_in_as_stored() {
     assert_eq!(kept(f32::from_bits(0x3f80_8000), DType::Bf16), 0x3f80);
     assert_eq!(kept(f32::from_bits(0x3f81_8000), DType::Bf16), 0x3f82);
     assert_eq!(kept(f32::NEG_INFINITY, DType::Bf16), 0xff80);
+    assert_eq!(kept(1.0, DType::F16), 0x3c00);
+    assert_eq!(kept(f32::NEG_INFINITY, DType::F16), 0xfc00);
+    assert_eq!([DType::Bf16, DType::F16].map(|dtype| kept(f32::NAN, dtype)), [0x7fff; 2]);
     assert_eq!(kept(7.0, DType::U32), 7);
     let to = Operand::bf16([1]);
     let kernel = fill(&FillSpec { sizes: vec![4099], to, value: 1.0 }, &[64]).unwrap();

@@ -70,6 +70,7 @@ fn gathers_stay_in_registers() {
     apart.table.strides = vec![0, 0, 0, 0, 0, 768, 2];
     apart.ids.strides = vec![1, 4, 12, 60, 120, 0, 0];
     apart.rows.strides = vec![69_120, 23_040, 4608, 2304, 768, 0, 1];
-    let list = [spec(DType::Bf16, 768), spec(DType::F32, 768), spec(DType::Bf16, 770), apart];
+    let [bf16, f16, f32] = [DType::Bf16, DType::F16, DType::F32].map(|d| spec(d, 768));
+    let list = [bf16, f16, f32, spec(DType::Bf16, 770), apart];
     assert_eq!(spills(list.iter().map(|s| made(s, 64))), Vec::<String>::new());
 }

@@ -112,7 +112,7 @@ fn layout(x: &Matrices, which: usize, factor: Factor) -> Layout {
         contiguous && x.strides(which, axis).all(|stride| stride % 8 == 0)
     };
     match () {
-        () if factor.dtype != DType::Bf16 || factor.align < 16 => Layout::Any,
+        () if !factor.dtype.is_half() || factor.align < 16 => Layout::Any,
         () if along(&x.k) => Layout::K,
         () if along(side) => Layout::Side,
         () => Layout::Any,
@@ -170,7 +170,9 @@ impl Question<'_> {
     /// The forms that can make the product.
     fn forms(&self) -> Vec<Form> {
         let x = self.matrices;
-        let float = self.factors.iter().any(|f| f.dtype != DType::Bf16);
+        // Tensor cores multiply one type of 16 bits.
+        let [a, b] = self.factors.map(|f| f.dtype);
+        let float = a != b || !a.is_half();
         let layouts = [A, B].map(|which| layout(x, which, self.factors[which]));
         let mut all = vec![];
         let maps = [A, B].into_iter().all(|which| mappable(x, which, layouts[which]));

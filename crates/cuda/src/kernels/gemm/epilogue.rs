@@ -2,7 +2,7 @@
 //! that the host fills in for it.
 
 use super::super::space;
-use super::super::text::{arithmetic, drawn, index_of, indices, stream_text, streams};
+use super::super::text::{arithmetic, drawn, index_of, indices, stream_text, streams, type_name};
 use super::matrix::{FIRST, Matrices};
 use crate::launch::{Address, Parameters};
 use aerogel_graph::DType;
@@ -116,6 +116,11 @@ pub(super) fn text(program: &Program, along: &[Along]) -> String {
     out
 }
 
+/// C's name of what is read and written: integers travel as the bits of floats.
+fn type_of(dtype: DType) -> &'static str {
+    if dtype.is_half() { type_name(dtype) } else { "float" }
+}
+
 /// The lines of a header under construction.
 #[derive(Default)]
 struct Lines {
@@ -135,8 +140,7 @@ struct Lines {
 impl Lines {
     fn operands(&mut self, program: &Program, along: &[Along]) {
         for (i, input) in program.inputs.iter().enumerate() {
-            // Integers travel as the bits of floats.
-            let t = if input.dtype == DType::Bf16 { "bf16" } else { "float" };
+            let t = type_of(input.dtype);
             self.pointers.push(format!("const {t}* in{i};"));
             self.numbers.push(format!("Strides at_in{i};"));
             let place = format!("e.in{i} + e.at_in{i}.offset<{}>(at)", column(along[i]));
@@ -161,7 +165,7 @@ impl Lines {
             });
         }
         for (o, output) in program.outputs.iter().enumerate() {
-            let t = if output.dtype == DType::Bf16 { "bf16" } else { "float" };
+            let t = type_of(output.dtype);
             self.pointers.push(format!("{t}* out{o};"));
             self.numbers.push(format!("Strides at_out{o};"));
         }

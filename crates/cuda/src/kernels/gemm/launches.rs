@@ -1,6 +1,7 @@
 //! From matrices and a choice to launches: grids, constants, and the structs `Gemm` and `Params`
 //! of the kernels.
 
+use super::super::text::type_name;
 use super::super::{MULTIPROCESSORS, space, unsupported};
 use super::choice::{Choice, Form, Layout, walkers};
 use super::epilogue;
@@ -164,10 +165,12 @@ impl Job<'_> {
         permuted: bool,
     ) -> Parameters {
         let mut p = Parameters::new();
-        p.map(map(x, A, places[A], layouts[A]));
+        // Tensor cores multiply one type of 16 bits.
+        let dtype = self.dtypes[A];
+        p.map(map(x, A, (places[A], dtype), layouts[A]));
         p.map(match permuted {
-            true => permuted_map(x, places[B]),
-            false => map(x, B, places[B], layouts[B]),
+            true => permuted_map(x, (places[B], dtype)),
+            false => map(x, B, (places[B], dtype), layouts[B]),
         });
         p.address(self.work());
         let sizes = [&x.m, &x.n, &x.k].map(|axis| axis.size).into_iter();
@@ -228,7 +231,22 @@ impl Job<'_> {
                 "gemm_resident_sm90.cu"
             }
         };
+        all.extend(self.halves());
         (file, all)
+    }
+}
+
+impl Job<'_> {
+    /// Which types of 16 bits the factors hold, where that is not bf16 alone.
+    fn halves(&self) -> Vec<String> {
+        let mut all = vec![];
+        if let Some(half) = self.dtypes.into_iter().find(|dtype| dtype.is_half()) {
+            all.extend((half == DType::F16).then(|| "F16=1".to_owned()));
+            let other = self.dtypes[B];
+            let mixed = other.is_half() && other != half;
+            all.extend(mixed.then(|| format!("B_HALF={}", type_name(other))));
+        }
+        all
     }
 }
 
@@ -245,7 +263,12 @@ fn moves(axis: &Axis, which: usize) -> bool {
 }
 
 /// The map of a factor, whose box is 64 x 64.
-fn map(x: &Matrices, which: usize, address: Address, layout: Layout) -> TensorMap {
+fn map(
+    x: &Matrices,
+    which: usize,
+    (address, dtype): (Address, DType),
+    layout: Layout,
+) -> TensorMap {
     let side = if which == A { &x.m } else { &x.n };
     let (inner, outer) = if layout == Layout::K { (&x.k, side) } else { (side, &x.k) };
     // A legal stride, where the axis has size 1.
@@ -257,13 +280,14 @@ fn map(x: &Matrices, which: usize, address: Address, layout: Layout) -> TensorMa
         sizes[i + 1] = axis.size as u64;
         strides[i] = axis.strides[which] as u64;
     }
-    TensorMap { address, sizes, strides, tile: [64, 64, 1, 1, 1] }
+    TensorMap { dtype, address, sizes, strides, tile: [64, 64, 1, 1, 1] }
 }
 
 /// The map of a right factor whose columns are dealt out: see `lib/gemm_sm90.cuh`.
-fn permuted_map(x: &Matrices, address: Address) -> TensorMap {
+fn permuted_map(x: &Matrices, (address, dtype): (Address, DType)) -> TensorMap {
     let line = x.n.strides[B] as u64;
     TensorMap {
+        dtype,
         address,
         sizes: [x.k.size as u64, 2, 4, 4, x.n.size as u64 / 32],
         strides: [line, 8 * line, 2 * line, 32 * line],

@@ -60,7 +60,7 @@ pub(super) struct Matrices {
 pub(super) fn program(spec: &Contraction) -> Result<Program, LowerError> {
     let refuse = |what: String| Err(unsupported("product", what));
     if [spec.a, spec.b].contains(&DType::U32) {
-        return refuse("a factor holds u32; products take f32 and bf16".to_owned());
+        return refuse("a factor holds u32; products take f32, bf16 and f16".to_owned());
     }
     let in_c = || axes_of(spec).map(|axis| &spec.axes[axis]);
     let sizes: Vec<usize> = in_c().map(|axis| axis.size).collect();
@@ -75,7 +75,7 @@ pub(super) fn program(spec: &Contraction) -> Result<Program, LowerError> {
         Some(program) => Ok(program.clone()),
         None => {
             if spec.c == DType::U32 {
-                return refuse("C holds u32; products write f32 and bf16".to_owned());
+                return refuse("C holds u32; products write f32, bf16 and f16".to_owned());
             }
             let some = !sizes.contains(&0);
             if let Some(axis) = in_c().find(|axis| some && axis.c == 0 && axis.size > 1) {

@@ -118,6 +118,8 @@ fn what_is_not_for_hopper_goes_to_the_general_kernel() {
     assert_eq!(general(&small([true; 2], floats), HOPPER), (true, [any; 2], 64));
     let mixed = [DType::Bf16, DType::F32, DType::F32];
     assert!(general(&small([true; 2], mixed), HOPPER).0);
+    let halves = [DType::Bf16, DType::F16, DType::F32];
+    assert!(general(&small([true; 2], halves), HOPPER).0);
     let odd = plain([512, 384, 250], [true; 2], BF16);
     assert_eq!(general(&odd, HOPPER).1, [any; 2], "rows of 500 bytes");
     // No depth, or one without elements.
@@ -157,6 +159,30 @@ fn scratch_for_any_alignment_is_within_that_of_the_extremes() {
             }
         }
     }
+}
+
+/// The forms for f16 are those for bf16: the types of the maps and one constant tell them apart.
+#[test]
+fn factors_of_f16_are_told_by_a_constant() {
+    let [bf16, f16, f32] = [DType::Bf16, DType::F16, DType::F32];
+    let first = |dtypes| launches_of(&plain([4096; 3], [true; 2], dtypes), 64).remove(0);
+    let (one, other) = (first([bf16, bf16, f32]), first([f16, f16, f32]));
+    let constants = [&one.source.defines[..], &["F16=1".to_owned()]].concat();
+    assert_eq!((&other.source.defines, other.grid), (&constants, one.grid));
+    assert_eq!(other.parameters.bytes(), one.parameters.bytes());
+    let types = |launch: &Launch| launch.parameters.maps().iter().map(|m| m.1.dtype).collect();
+    let (one, other): (Vec<DType>, Vec<DType>) = (types(&one), types(&other));
+    assert_eq!((one, other), (vec![bf16; 2], vec![f16; 2]));
+    let rest = |dtypes| {
+        let defines = first(dtypes).source.defines;
+        let is_type =
+            |d: &&String| ["F16", "A_F32", "B_F32", "B_HALF"].iter().any(|n| d.starts_with(n));
+        defines.iter().filter(is_type).cloned().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(rest([f16, bf16, f32]), "A_F32=0 B_F32=0 F16=1 B_HALF=bf16");
+    assert_eq!(rest([bf16, f16, f32]), "A_F32=0 B_F32=0 B_HALF=f16");
+    assert_eq!(rest([f32, f16, f32]), "A_F32=1 B_F32=0 F16=1");
+    assert_eq!(rest([f32, bf16, f32]), "A_F32=1 B_F32=0");
 }
 
 /// A weight gradient and that of the bias, in shares of the depth.

@@ -80,7 +80,7 @@ fn softmax_of(launch: &Launch, memory: &mut Memory) {
         launch.parameters.addresses().iter().copied().collect();
     let place = |i: usize| addresses.get(&(8 * i)).map(|a| resolved(*a));
     let axes = defined_text(launch, "AXES").parse::<usize>().unwrap();
-    let bytes = if defined_text(launch, "LOGITS") == "bf16" { 2 } else { 4 };
+    let bytes = if defined_text(launch, "LOGITS") == "f32" { 4 } else { 2 };
     let strides = |k: usize, axis: usize| long(launch, 80 + 8 * (k * axes + axis));
     let sizes = |axis: usize| int(launch, 80 + 8 * 6 * (axes + 1) + 12 * axis);
     let after = 80 + (8 * 6 * (axes + 1) + 12 * axes).next_multiple_of(8);
@@ -196,7 +196,7 @@ fn check(spec: &LinearCeSpec, chip: Chip, chunk_bytes: usize, chunks: usize) {
 fn launches_mean_what_the_specs_say() {
     let sizes = [21, 8];
     // Rows of 24 logits of 2 or 4 bytes.
-    for (dtype, most) in [(DType::Bf16, 128 * 48), (DType::F32, 128 * 96)] {
+    for (dtype, most) in [(DType::Bf16, 128 * 48), (DType::F16, 128 * 48), (DType::F32, 128 * 96)] {
         for asked in [ALL, LOSSES, GIVEN_GRADIENTS] {
             check(&layer(&[300], sizes, 0, dtype, asked), HOPPER, most, 3);
             check(&layer(&[3, 50], sizes, 2, dtype, asked), HOPPER, most, 2);
@@ -286,6 +286,10 @@ fn all_sources_compile_without_spills() {
                     kernels.push((chip, linear_ce(&spec, &[64; 10], chip).unwrap()));
                 }
             }
+        }
+        for asked in [ALL, LOSSES] {
+            let spec = layer(&[8, 1024], [50_304, 768], 1, DType::F16, asked);
+            kernels.push((chip, linear_ce(&spec, &[64; 10], chip).unwrap()));
         }
     }
     let bad = spills(kernels);

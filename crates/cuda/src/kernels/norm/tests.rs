@@ -80,5 +80,6 @@ fn rows_stay_in_registers() {
         }
     }
     list.push(made(&spec(32768, DType::Bf16, None)));
+    list.extend([768, 5001].map(|width| made(&spec(width, DType::F16, Some(true)))));
     assert_eq!(spills(list), Vec::<String>::new());
 }

@@ -92,5 +92,6 @@ fn rows_stay_in_registers() {
             }
         }
     }
+    list.extend([768, 5001].map(|width| made(&spec(4096, width, DType::F16, Some(true)))));
     assert_eq!(spills(list), Vec::<String>::new());
 }

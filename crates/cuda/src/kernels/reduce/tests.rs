@@ -95,6 +95,7 @@ fn list() -> Vec<ReduceSpec> {
         specs.push(of(&[4, 12, 128, 64], dtype, &[true, false, true, false], fold));
         specs.push(of(&[1 << 20], dtype, &[true], fold));
     }
+    specs.push(of(&[65536, 768], DType::F16, &[true, false], Fold::Sum));
     for reduced in [[false, true], [true, false]] {
         let mut b = Builder::new(&[65536, 3072]);
         let (x, dy) = (b.load(DType::Bf16), b.load(DType::Bf16));

@@ -79,7 +79,7 @@ fn sums_of_no_rows_are_zero() {
 #[ignore = "needs NVRTC"]
 fn scatters_stay_in_registers() {
     let mut list = vec![];
-    for dtype in [DType::Bf16, DType::F32] {
+    for dtype in [DType::Bf16, DType::F16, DType::F32] {
         for mode in [ScatterMode::Add, ScatterMode::Set] {
             list.extend([64, 8, 4].map(|align| made(&spec(dtype, mode), align)));
         }

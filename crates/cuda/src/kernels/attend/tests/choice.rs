@@ -47,6 +47,29 @@ fn columns(images: usize, stride: usize, rows: usize, kv: usize, widths: [usize;
     }
 }
 
+/// Kernels for f16 are those for bf16, with one constant more and maps of f16.
+#[test]
+fn heads_of_f16_are_told_by_a_constant() {
+    let plain = Case { widths: [24, 8], ..Case::default() };
+    for case in
+        [timed(3072, [128; 2], 32, "causal"), timed(12288, [32; 2], 64, "local(128)"), plain]
+    {
+        let other = Case { dtype: DType::F16, ..case.clone() };
+        assert_eq!(chosen(&other, HOPPER, 64), chosen(&case, HOPPER, 64));
+        let made = |case: &Case| {
+            attend_grad(&case.backward(), &case.mask(), &[64; 10], HOPPER).unwrap().launches
+        };
+        for (own, bf16) in made(&other).iter().zip(made(&case)) {
+            let without = |d: &&String| !d.starts_with("F16") && !d.starts_with("BF16");
+            let [a, b] = [own, &bf16].map(|l| l.source.defines.iter().filter(without));
+            assert!(a.eq(b) && own.source.defines.contains(&"F16=1".to_owned()));
+            assert!(!own.source.defines.contains(&"BF16=1".to_owned()));
+            assert!(own.parameters.maps().iter().all(|(_, map)| map.dtype == DType::F16));
+            assert_eq!(own.parameters.bytes(), bf16.parameters.bytes());
+        }
+    }
+}
+
 #[test]
 fn the_fastest_kernels_of_the_timings_are_taken() {
     let hopper = "fwd_sm90; stats, dkv_sm90, dq_sm90";

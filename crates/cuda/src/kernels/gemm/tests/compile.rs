@@ -106,6 +106,22 @@ fn specs() -> Vec<Contraction> {
         let spec = plain([64, 40, 4096], [true; 2], [f32, bf16, f32]);
         all.push(with_program(spec, &inputs, &outputs, instrs));
     }
+    // Factors of f16, with outputs of bf16 as well; and mixtures.
+    let f16 = DType::F16;
+    for (inputs, outputs, instrs) in programs() {
+        let other = |dtype| if dtype == bf16 { f16 } else { dtype };
+        let inputs: Vec<(DType, bool)> = inputs.iter().map(|&(d, rows)| (other(d), rows)).collect();
+        let spec = plain([65_536, 3072, 768], [true, true], [f16; 3]);
+        all.push(with_program(spec, &inputs, &outputs, instrs));
+    }
+    let gradient = plain([768, 256, 73_728], [false; 2], [f16, f16, f32]);
+    all.push(gradient.clone());
+    all.push(Contraction { b: bf16, ..gradient.clone() });
+    all.push(Contraction { a: f32, ..gradient.clone() });
+    all.push(Contraction {
+        sums: Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) }),
+        ..gradient
+    });
     // Gradients of weights and biases, in shares of the depth and without.
     for sizes in [[768, 256, 73_728], [256, 256, 73_728], [96, 72, 4096], [4096, 4096, 4096]] {
         let mut spec = plain(sizes, [false; 2], [bf16, bf16, f32]);

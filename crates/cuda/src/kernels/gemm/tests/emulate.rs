@@ -103,7 +103,7 @@ fn fields(launch: &Launch, mut byte: usize) -> (Vec<Field>, usize) {
                 byte += 8;
             }
             _ => {
-                let bytes = if kind.contains("bf16") { 2 } else { 4 };
+                let bytes = if kind.contains("f16") { 2 } else { 4 };
                 let (name, place) = (name.to_owned(), address(launch, byte));
                 list.push(Field { name, bytes, place, first: 0, strides: [0; 5] });
                 byte += 8;
@@ -146,6 +146,7 @@ fn general(launch: &Launch, which: usize, bytes: i64) -> Factor<'_> {
 
 fn mapped(launch: &Launch, which: usize) -> Factor<'_> {
     let map: &TensorMap = &launch.parameters.maps()[which].1;
+    assert!(map.dtype.is_half());
     let k_inside = defined(launch, ["A_K", "B_K"][which]) == 1;
     let permuted = which == 1 && defined(launch, "B_PERMUTED") == 1;
     let has: [i64; 3] = std::array::from_fn(|i| int(launch, 288 + 12 * which + 4 * i));

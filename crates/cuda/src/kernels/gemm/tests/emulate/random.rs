@@ -83,7 +83,14 @@ impl Random {
         let float = |random: &mut Random| {
             if random.one_in(4) { DType::F32 } else { DType::Bf16 }
         };
-        let [a, b, c] = [(); 3].map(|()| float(self));
+        let [mut a, mut b, mut c] = [(); 3].map(|()| float(self));
+        // Of both types of 16 bits, and now and then of a mixture.
+        let (all, some) = (self.one_in(3), self.one_in(4));
+        if all {
+            let other = |dtype| if dtype == DType::Bf16 { DType::F16 } else { dtype };
+            (a, c) = (other(a), other(c));
+            b = if some { b } else { other(b) };
+        }
         let (accumulate, alpha) = (self.one_in(2), if self.one_in(2) { 1.0 } else { -0.5 });
         let mut spec = Contraction { axes, a, b, c, accumulate, alpha, epilogue: None, sums: None };
         if self.one_in(2) {
@@ -112,7 +119,7 @@ impl Random {
         let outside = [Role::Batch, Role::M, Role::N].into_iter().flat_map(of);
         let sizes: Vec<usize> = outside.map(|axis| axis.size).collect();
         let mut operand = |repeats: bool| {
-            let dtype = if self.one_in(2) { DType::F32 } else { DType::Bf16 };
+            let dtype = [DType::F32, DType::Bf16, DType::F32, DType::F16][self.below(4)];
             Operand { dtype, strides: self.strides(&sizes, repeats) }
         };
         let outputs = vec![operand(false), operand(false)];
