@@ -21,6 +21,10 @@ pub(crate) fn make(spec: &Spec, lists: &BlockLists) -> Result<Box<dyn Kernel>, K
         Spec::Map(program) => Box::new(Map::new(program)?),
         Spec::Reduce(spec) => Box::new(Reduce::new(spec)?),
         Spec::Product(spec) => Box::new(Gemm::new(spec)?),
+        Spec::Products(spec) => {
+            let what = format!("{} contractions at once", spec.members.len());
+            return Err(KernelError::Unsupported { kernel: "gemm", what });
+        }
         Spec::Norm(spec) => Box::new(Norm::new(spec)?),
         Spec::NormGrad(spec) => Box::new(NormGrad::new(spec)?),
         Spec::Attend(spec, mask) => Box::new(Attend::new(spec, lists.get(mask)?)?),

@@ -274,5 +274,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm(const __grid_constant
 
 extern "C" __global__ void __launch_bounds__(256, 2)
     gemm_reduce(const __grid_constant__ Params p) {
-    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi);
+    reduce_parts(parts_of(p.gemm), p.gemm.batch, p.gemm.alpha, p.epi, blockIdx.x);
 }

@@ -14,10 +14,11 @@
 //     EPILOGUE   <lib/NAME.cuh>
 //     B_PERMUTED                see lib/gemm_sm90.cuh
 //     BATCHED, N_WHOLE          see lib/gemm_epilogue.cuh; SPLIT is 0
+//     MEMBERS                   see lib/gemm_sm90.cuh; BESIDE is 1 where there are several
 //
-// Launch: 384 threads; grid (walkers, ceil(n / BN), batches), where walkers = max(1, min(
-// ceil(m / 64), multiprocessors / (ceil(n / BN) * batches))); dynamic shared memory 230,400 bytes
-// (BN = 128: 197,632). k <= 256, splits = 1.
+// Launch: 384 threads; grid (walkers, panels, batches), where panels = ceil(n / BN), of members the
+// sum, and walkers = max(1, min(ceil(m / 64), multiprocessors / (panels * batches))); dynamic
+// shared memory 230,400 bytes (BN = 128: 197,632). k <= 256, splits = 1.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -35,7 +36,22 @@ struct Memory {
     }
 };
 
-__device__ __forceinline__ void produce(const Gemm& g, const Memory& at) {
+// The product that a block works on, and the first of its columns.
+struct Panel {
+    int member, col;
+};
+
+__device__ __forceinline__ Panel panel_of(const Params& p) {
+    int member = 0, panel = blockIdx.y;
+#pragma unroll
+    for (int i = 1; i < MEMBERS; i++) {
+        const int behind = panel - (member_of(p, i - 1).gemm.n + BN - 1) / BN;
+        if (member == i - 1 && behind >= 0) member = i, panel = behind;
+    }
+    return {member, panel * BN};
+}
+
+__device__ __forceinline__ void produce(const Gemm& g, int col, const Memory& at) {
     const int slices = (g.k + BOX - 1) / BOX, tiles = (g.m + BOX - 1) / BOX;
     const Source a(g.a, blockIdx.z, g.batch, g.a_batched), b(g.b, blockIdx.z, g.batch, g.b_batched);
     int slot = 0;
@@ -47,7 +63,7 @@ __device__ __forceinline__ void produce(const Gemm& g, const Memory& at) {
                 barrier_expect(bar, PANEL_BOXES * BOX_BYTES);
                 for (int i = 0; i < PANEL_BOXES; i++)
                     b.copy<B_K, B_PERMUTED>(at.b(slice) + i * BOX_BYTES, bar,
-                                            blockIdx.y * BN + i * BOX, slice * BOX);
+                                            col + i * BOX, slice * BOX);
             }
             barrier_wait(at.empty + 8 * slot, phase ^ 1);
             barrier_expect(at.full + 8 * slot, BOX_BYTES);
@@ -56,7 +72,7 @@ __device__ __forceinline__ void produce(const Gemm& g, const Memory& at) {
         }
 }
 
-__device__ __forceinline__ void consume(const Params& p, const Memory& at, int consumer,
+__device__ __forceinline__ void consume(const Member& p, int col, const Memory& at, int consumer,
                                         const float* columns) {
     const Gemm& g = p.gemm;
     const int slices = (g.k + BOX - 1) / BOX, tiles = (g.m + BOX - 1) / BOX;
@@ -64,7 +80,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& at, int c
     for (int turn = consumer;; turn += CONSUMERS) {
         const int number = blockIdx.x + turn * gridDim.x;
         if (number >= tiles) break;
-        Tile<BN> tile(p, columns, number * BOX, blockIdx.y * BN, blockIdx.z, 0);
+        Tile<BN> tile(p, columns, number * BOX, col, blockIdx.z, 0);
         tile.load_first();
         for (int slice = 0; slice < slices; slice++) {
             const int place = turn * slices + slice, slot = place % STAGES;
@@ -89,9 +105,11 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     const unsigned start = boxes_start(shared);
     const Memory at = {start, start + SLICES * PANEL_BOXES * BOX_BYTES, shared_of(panel_full),
                        shared_of(full), shared_of(empty)};
+    const Panel panel = panel_of(p);
+    const Member& own = member_of(p, panel.member);
     if (threadIdx.x == 0) {
-        prefetch_map(p.gemm.a);
-        prefetch_map(p.gemm.b);
+        prefetch_map(own.gemm.a);
+        prefetch_map(own.gemm.b);
         for (int i = 0; i < SLICES; i++) barrier_init(at.panel_full + 8 * i, 1);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(at.full + 8 * i, 1);
@@ -99,13 +117,13 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
         }
         barrier_init_fence();
     }
-    stage_columns<BN, 128 * (1 + CONSUMERS)>(p, columns, blockIdx.y * BN, threadIdx.x);
+    stage_columns<BN, 128 * (1 + CONSUMERS)>(own, columns, panel.col, threadIdx.x);
     __syncthreads();
     if (group == 0) {
         registers_shrink<40>();
-        if (threadIdx.x == 0) produce(p.gemm, at);
+        if (threadIdx.x == 0) produce(own.gemm, panel.col, at);
     } else {
         registers_grow<232>();
-        consume(p, at, group - 1, columns);
+        consume(own, panel.col, at, group - 1, columns);
     }
 }

@@ -18,12 +18,14 @@
 //     B_PERMUTED                see lib/gemm_sm90.cuh
 //     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
 //     SUMS                      see lib/gemm_sums.cuh
+//     MEMBERS, BESIDE           see lib/gemm_sm90.cuh
 //
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
-// * splits * ceil(m / (128 CLUSTER)) * ceil(n / BN); dynamic shared memory 197,632 bytes.
+// * splits * tiles, and tiles = ceil(m / (128 CLUSTER)) * ceil(n / BN), of members the sum; dynamic
+// shared memory 197,632 bytes.
 // No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
 // wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of ceil(m / 64) more
-// blocks.
+// blocks; the blocks of members follow one another.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -48,20 +50,52 @@ struct Slot {
 
 // A tile of C, or one share of its depth.
 struct Item {
-    int row, col, which, split, first, last;
+    int member, row, col, which, split, first, last;
 };
+
+// Tiles of C from top to bottom and from left to right: of a product, and of all members.
+struct Tiles {
+    int down, across;
+};
+
+__device__ __forceinline__ Tiles tiles_of(const Gemm& g) {
+    return {(g.m + BM * CLUSTER - 1) / (BM * CLUSTER), (g.n + BN - 1) / BN};
+}
+
+__device__ __forceinline__ Tiles tiles_of(const Params& p) {
+    Tiles all = tiles_of(member_of(p, 0).gemm);
+#pragma unroll
+    for (int i = 1; i < MEMBERS; i++) {
+        const Tiles own = tiles_of(member_of(p, i).gemm);
+        if (BESIDE)
+            all.across += own.across;
+        else
+            all.down += own.down;
+    }
+    return all;
+}
 
 // Neighbours in time are neighbours in C: down 2,048 rows, then to the next columns, so that what
 // runs together reads few rows of A and columns of B from the second-level cache.
-__device__ __forceinline__ Item item_of(const Gemm& g, int item, int rank) {
+__device__ __forceinline__ Item item_of(const Params& p, int item, int rank) {
     constexpr int GROUP = 16 / CLUSTER;
-    const int down = (g.m + BM * CLUSTER - 1) / (BM * CLUSTER), across = (g.n + BN - 1) / BN;
+    const Gemm& g = member_of(p, 0).gemm;
+    const auto [down, across] = tiles_of(p);
     const int tile = item % (down * across), share_of = item / (down * across);
     const int group = tile / (GROUP * across), height = min(GROUP, down - GROUP * group);
     const int place = tile - group * GROUP * across;
     Item x;
-    x.row = ((GROUP * group + place % height) * CLUSTER + rank) * BM;
-    x.col = place / height * BN;
+    Tiles at = {GROUP * group + place % height, place / height};
+    x.member = 0;
+#pragma unroll
+    for (int i = 1; i < MEMBERS; i++) {
+        const Tiles before = tiles_of(member_of(p, i - 1).gemm);
+        int& way = BESIDE ? at.across : at.down;
+        const int behind = way - (BESIDE ? before.across : before.down);
+        if (x.member == i - 1 && behind >= 0) x.member = i, way = behind;
+    }
+    x.row = (at.down * CLUSTER + rank) * BM;
+    x.col = at.across * BN;
     const int splits = SPLIT ? g.splits : 1;
     x.which = share_of / splits;
     x.split = share_of % splits;
@@ -71,8 +105,9 @@ __device__ __forceinline__ Item item_of(const Gemm& g, int item, int rank) {
     return x;
 }
 
-__device__ __forceinline__ int items_of(const Gemm& g) {
-    const int down = (g.m + BM * CLUSTER - 1) / (BM * CLUSTER), across = (g.n + BN - 1) / BN;
+__device__ __forceinline__ int items_of(const Params& p) {
+    const Gemm& g = member_of(p, 0).gemm;
+    const auto [down, across] = tiles_of(p);
     return g.batch[0] * g.batch[1] * g.batch[2] * (SPLIT ? g.splits : 1) * down * across;
 }
 
@@ -96,11 +131,12 @@ struct Ring {
     }
 };
 
-__device__ __forceinline__ void produce(const Gemm& g, const Ring& ring, int rank) {
+__device__ __forceinline__ void produce(const Params& p, const Ring& ring, int rank) {
     constexpr int B_BOXES = BN / BOX / CLUSTER;
     Slot slot;
-    for (int i = blockIdx.x / CLUSTER; i < items_of(g); i += gridDim.x / CLUSTER) {
-        const Item x = item_of(g, i, rank);
+    for (int i = blockIdx.x / CLUSTER; i < items_of(p); i += gridDim.x / CLUSTER) {
+        const Item x = item_of(p, i, rank);
+        const Gemm& g = member_of(p, x.member).gemm;
         const Source a(g.a, x.which, g.batch, g.a_batched), b(g.b, x.which, g.batch, g.b_batched);
         for (int slice = x.first; slice < x.last; slice++, slot.next()) {
             barrier_wait(ring.is_empty(slot), slot.phase ^ 1);
@@ -126,17 +162,18 @@ __device__ __forceinline__ void warpgroup_sync(int consumer) {
 
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int rank, int consumer,
                                         float* columns) {
-    int staged = -1;  // the first of the columns that are in shared memory
+    int staged = -1;  // which columns are in shared memory
     Slot slot;
     float sum[BN / 2];
-    for (int i = blockIdx.x / CLUSTER; i < items_of(p.gemm); i += gridDim.x / CLUSTER) {
-        const Item x = item_of(p.gemm, i, rank);
-        Tile<BN> tile(p, columns, x.row + consumer * BOX, x.col, x.which, x.split);
-        if (EPILOGUE_COLUMN && !SPLIT && x.col != staged) {
+    for (int i = blockIdx.x / CLUSTER; i < items_of(p); i += gridDim.x / CLUSTER) {
+        const Item x = item_of(p, i, rank);
+        const Member& own = member_of(p, x.member);
+        Tile<BN> tile(own, columns, x.row + consumer * BOX, x.col, x.which, x.split);
+        if (EPILOGUE_COLUMN && !SPLIT && x.col * MEMBERS + x.member != staged) {
             warpgroup_sync(consumer);
-            stage_columns<BN, 128>(p, columns, x.col, threadIdx.x % 128);
+            stage_columns<BN, 128>(own, columns, x.col, threadIdx.x % 128);
             warpgroup_sync(consumer);
-            staged = x.col;
+            staged = x.col * MEMBERS + x.member;
         }
         const bool sums = SUMS && x.col == 0;
         RowSums rows;
@@ -160,7 +197,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
         ring.release(before);
         tile.finish(sum);
 #if SUMS
-        if (sums) rows.store(p.sums, parts_of(p.gemm), x.split, x.row + consumer * BOX);
+        if (sums) rows.store(own.sums, parts_of(own.gemm), x.split, x.row + consumer * BOX);
 #endif
     }
 }
@@ -179,8 +216,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;
     const Ring ring = {boxes_start(shared), shared_of(full), shared_of(empty)};
     if (threadIdx.x == 0) {
-        prefetch_map(p.gemm.a);
-        prefetch_map(p.gemm.b);
+        for (int i = 0; i < MEMBERS; i++) {
+            prefetch_map(member_of(p, i).gemm.a);
+            prefetch_map(member_of(p, i).gemm.b);
+        }
         for (int i = 0; i < STAGES; i++) {
             barrier_init(ring.full + 8 * i, 1);
             barrier_init(ring.empty + 8 * i, 4 * CONSUMERS * CLUSTER);
@@ -193,7 +232,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
         __syncthreads();
     if (group == 0) {
         registers_shrink<40>();
-        if (threadIdx.x == 0) produce(p.gemm, ring, rank);
+        if (threadIdx.x == 0) produce(p, ring, rank);
         __syncwarp();
         leave();
     } else {
@@ -203,12 +242,25 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     }
 }
 
+// Blocks that finish a product of one batch.
+__device__ __forceinline__ int product_blocks(const Parts& parts) {
+    return ((i64)parts.m * ((parts.n + 7) / 8) + 63) / 64;
+}
+
 extern "C" __global__ void __launch_bounds__(256, 2)
     gemm_reduce(const __grid_constant__ Params p) {
-    const Parts parts = parts_of(p.gemm);
+    int member = 0, block = blockIdx.x;
+#pragma unroll
+    for (int i = 1; i < MEMBERS; i++) {
+        const Parts before = parts_of(member_of(p, i - 1).gemm);
+        const int behind = block - product_blocks(before) - (SUMS ? (before.m + 63) / 64 : 0);
+        if (member == i - 1 && behind >= 0) member = i, block = behind;
+    }
+    const Member& own = member_of(p, member);
+    const Parts parts = parts_of(own.gemm);
 #if SUMS
-    const int blocks = ((i64)parts.m * ((parts.n + 7) / 8) + 63) / 64;
-    if ((int)blockIdx.x >= blocks) return reduce_sums(parts, p.sums, blockIdx.x - blocks);
+    const int blocks = product_blocks(parts);
+    if (block >= blocks) return reduce_sums(parts, own.sums, block - blocks);
 #endif
-    reduce_parts(parts, p.gemm.batch, p.gemm.alpha, p.epi);
+    reduce_parts(parts, own.gemm.batch, own.gemm.alpha, own.epi, block);
 }

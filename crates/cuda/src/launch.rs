@@ -150,6 +150,16 @@ impl Parameters {
         self.maps.iter_mut().for_each(|(_, map)| map.address = of(map.address));
     }
 
+    /// What of them lies in these bytes, as an argument of its own.
+    #[cfg(test)]
+    pub(crate) fn part(&self, bytes: std::ops::Range<usize>) -> Parameters {
+        let inside = |byte: &usize| bytes.contains(byte).then(|| byte - bytes.start);
+        let addresses = self.addresses.iter().filter_map(|(byte, a)| Some((inside(byte)?, *a)));
+        let maps = self.maps.iter().filter_map(|(byte, m)| Some((inside(byte)?, m.clone())));
+        let (addresses, maps) = (addresses.collect(), maps.collect());
+        Parameters { bytes: self.bytes[bytes].to_vec(), addresses, maps }
+    }
+
     /// The bytes, zero where addresses and maps belong.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

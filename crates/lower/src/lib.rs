@@ -35,6 +35,6 @@ pub use program::{Binary, Instr, Program, Unary, Value};
 pub use source::{Source, Strides, section_strides};
 pub use spec::{
     AttendGradSpec, AttendMask, AttendSpec, Attention, Axis, Call, Contraction, CopySpec, FillSpec,
-    GatherSpec, LinearCeSpec, NormGradSpec, NormSpec, Normalisation, OperandSums, Output,
+    GatherSpec, LinearCeSpec, NormGradSpec, NormSpec, Normalisation, OperandSums, Output, Products,
     ReduceSpec, Role, RowsShape, ScatterSpec, Spec,
 };

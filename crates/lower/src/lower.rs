@@ -9,6 +9,7 @@ mod norm;
 mod rows;
 
 use crate::error::LowerError;
+use crate::regions;
 use crate::source::Source;
 use crate::spec::Call;
 use aerogel_graph::{NodeId, Op};
@@ -19,15 +20,17 @@ use aerogel_graph::{NodeId, Op};
 /// A node in a form that no kernel runs, and those that devices or the planner take care of:
 /// collectives and what targets expand.
 pub fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, LowerError> {
+    let members = regions::members(s.graph, nodes);
+    if members.len() > 1 {
+        return Ok(vec![contraction::products(s, &members)]);
+    }
     let mut node = s.graph.node(nodes[0]);
     if let (Op::Reduce(_), [_, product]) = (&node.op, nodes) {
         // The sum of an operand beside a product that comes after it.
         node = s.graph.node(*product);
     }
     match &node.op {
-        Op::Einsum(op) if node.ins.len() == 2 => {
-            Ok(vec![contraction::contraction(s, op, node, nodes)])
-        }
+        Op::Einsum(op) if node.ins.len() == 2 => Ok(vec![contraction::product(s, op, node, nodes)]),
         Op::Einsum(_) => Ok(vec![elementwise::permutation(s, node)]),
         Op::Map(_) | Op::Reduce(_) => Ok(vec![elementwise::region(s, nodes)]),
         Op::View(op) => elementwise::view(s, op, node),

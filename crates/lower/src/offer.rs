@@ -4,8 +4,8 @@ use crate::error::LowerError;
 use crate::lower::lower;
 use crate::regions;
 use crate::source::Source;
-use crate::spec::Call;
-use aerogel_graph::{Build, NodeId, Place};
+use crate::spec::{Call, Spec};
+use aerogel_graph::{Build, Graph, NodeId, Place};
 use aerogel_machine::{Claim, Machine, Sight, Sums};
 use std::fmt::Display;
 
@@ -46,11 +46,17 @@ fn claim<E: From<LowerError>>(
     let (uses, strides) = (sight.uses, sight.strides);
     let calls = lower(&Source { graph: g, uses, strides, place }, nodes)?;
     let workspace_bytes = workspace_bytes(&calls)?;
+    let once = common_bytes(g, &calls);
+    let mut products = 0;
     let nanoseconds = nodes
         .iter()
         .map(|n| {
             let node = g.node(*n);
-            let cost = node.op.cost(g.axes(), &g.in_types(node), &g.out_types(node));
+            let mut cost = node.op.cost(g.axes(), &g.in_types(node), &g.out_types(node));
+            if regions::is_product(node) {
+                products += 1;
+                cost.bytes -= if products > 1 { once.min(cost.bytes) } else { 0 };
+            }
             machine.nanoseconds(cost)
         })
         .sum();
@@ -62,4 +68,14 @@ fn claim<E: From<LowerError>>(
         sums: Sums::Fixed,
         nanoseconds,
     })
+}
+
+/// Bytes of what products have in common, which is read once.
+fn common_bytes(g: &Graph, calls: &[Call]) -> u64 {
+    match calls {
+        [Call { spec: Spec::Products(products), operands, .. }] => {
+            g.ty(operands[products.common].0).bytes(g.axes())
+        }
+        _ => 0,
+    }
 }

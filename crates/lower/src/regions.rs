@@ -2,11 +2,12 @@
 //! contraction, a norm and the gradient of one take the chain that follows them as epilogue, a
 //! reduction the chain before it as its prologue. A contraction without an epilogue takes the sum
 //! of one of its operands over the axes that it contracts: the gradient of a bias goes with that of
-//! the weights.
+//! the weights. Contractions of one value over the same axes, each with what it takes, are one
+//! region where a target has a kernel for them all.
 
 use crate::draws::{Origin, global_strides};
 use aerogel_graph::ops::{Fold, ScatterMode};
-use aerogel_graph::{Axes, Build, Expr, Graph, NodeId, Op, ValueId};
+use aerogel_graph::{Axes, Build, Def, Expr, Graph, Node, NodeId, Op, Role, ValueId};
 use aerogel_machine::Sight;
 
 /// Longest chain: keeps the values of a program near the arithmetic, and compiling it short.
@@ -14,11 +15,14 @@ const MOST_NODES: usize = 48;
 /// Readers that do not fit before a region is taken to be complete: a scalar such as the clipping
 /// factor has thousands.
 const MOST_FAILURES: usize = 32;
+/// Contractions of a region.
+const MOST_MEMBERS: usize = 4;
 
 /// Region candidates whose lowest node is this one, largest first; the last is the node alone.
 pub fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
     let g = sight.graph;
     let mut list = vec![];
+    list.extend(group(sight, node));
     if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_)) {
         let grown = grow(sight, node);
         if matches!(g.node(node).op, Op::Map(_)) {
@@ -31,6 +35,139 @@ pub fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
     list.extend(with_sum(sight, node));
     list.push(vec![node]);
     list
+}
+
+/// Whether a node is a contraction of two operands.
+pub(crate) fn is_product(node: &Node) -> bool {
+    matches!(node.op, Op::Einsum(_)) && node.ins.len() == 2
+}
+
+/// The contractions of a region, each with the nodes that are its own, in their order; none where
+/// there is at most one.
+pub(crate) fn members(g: &Graph, nodes: &[NodeId]) -> Vec<Vec<NodeId>> {
+    if nodes.iter().filter(|n| is_product(g.node(**n))).count() < 2 {
+        return vec![];
+    }
+    let (mut members, mut sums): (Vec<Vec<NodeId>>, Vec<NodeId>) = (vec![], vec![]);
+    for &n in nodes {
+        let node = g.node(n);
+        if matches!(node.op, Op::Reduce(_)) {
+            sums.push(n);
+            continue;
+        }
+        // What is read of the region belongs together.
+        let reads = |m: &Vec<NodeId>| {
+            m.iter().any(|n| g.node(*n).outs.iter().any(|v| node.ins.contains(v)))
+        };
+        let (read, mut rest): (Vec<_>, Vec<_>) = members.into_iter().partition(reads);
+        let mut own = read.concat();
+        own.push(n);
+        own.sort_unstable();
+        rest.push(own);
+        members = rest;
+    }
+    let product = |m: &Vec<NodeId>| m.iter().copied().find(|n| is_product(g.node(*n)));
+    members.sort_by_key(|m| (product(m), m[0]));
+    for sum in sums {
+        let takes = |m: &&mut Vec<NodeId>| m.len() == 1 && sums_operand(g, m[0], sum);
+        match members.iter_mut().find(takes) {
+            Some(member) if sum < member[0] => member.insert(0, sum),
+            Some(member) => member.push(sum),
+            None => members.push(vec![sum]),
+        }
+    }
+    members
+}
+
+/// Contractions that read one value, each with its own epilogue or sum: one region if none needs
+/// another's results and there is a place where all can run.
+fn group(sight: &Sight<'_>, node: NodeId) -> Option<Vec<NodeId>> {
+    let g = sight.graph;
+    let first = match &g.node(node).op {
+        Op::Reduce(_) => with_sum(sight, node)?,
+        _ if is_product(g.node(node)) => member(sight, node, node, &[]),
+        _ => return None,
+    };
+    let product = *first.iter().find(|n| is_product(g.node(**n)))?;
+    let draws = |nodes: &[NodeId]| nodes.iter().any(|n| draw_origin(g, *n).is_some());
+    if draws(&first) {
+        return None;
+    }
+    let groups = g.node(product).ins.iter().filter(|v| !is_weight(g, **v)).map(|&v| {
+        let mut all = vec![first.clone()];
+        let later = sight.uses.readers(v).iter().filter(|r| **r > product);
+        for &other in later.filter(|r| (sight.free)(**r) && are_alike(g, product, **r)) {
+            let own = member(sight, other, node, &all.concat());
+            let with = [&all[..], &[own]].concat();
+            let nodes = sorted(&with);
+            let sound = !draws(&with.concat()) && members(g, &nodes) == with;
+            if all.len() < MOST_MEMBERS && sound && (sight.runs)(&nodes) {
+                all = with;
+            }
+        }
+        all
+    });
+    groups.max_by_key(Vec::len).filter(|all| all.len() > 1).map(|all| sorted(&all))
+}
+
+fn sorted(members: &[Vec<NodeId>]) -> Vec<NodeId> {
+    let mut nodes = members.concat();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+/// A contraction with its epilogue, or with a sum beside it that comes after `first` and is not
+/// `taken`.
+fn member(sight: &Sight<'_>, product: NodeId, first: NodeId, taken: &[NodeId]) -> Vec<NodeId> {
+    let g = sight.graph;
+    let grown = grow(sight, product);
+    if grown.len() > 1 {
+        return grown;
+    }
+    let readers = g.node(product).ins.iter().flat_map(|v| sight.uses.readers(*v));
+    let mut sums = readers.copied().filter(|sum| {
+        let pair = [product.min(*sum), product.max(*sum)];
+        *sum > first
+            && !taken.contains(sum)
+            && (sight.free)(*sum)
+            && sums_operand(g, product, *sum)
+            && (sight.runs)(&pair)
+    });
+    match sums.next() {
+        Some(sum) => vec![product.min(sum), product.max(sum)],
+        None => vec![product],
+    }
+}
+
+/// Contractions over the same axes that stand in one layer and one part of the step.
+fn are_alike(g: &Graph, product: NodeId, other: NodeId) -> bool {
+    let (product, other) = (g.node(product), g.node(other));
+    let (Op::Einsum(a), Op::Einsum(b)) = (&product.op, &other.op) else { return false };
+    let layer = |node: &Node| node.scope.split('.').take(2).collect::<Vec<_>>().join(".");
+    let over = a.contracted(&g.in_types(product));
+    let others = is_product(other).then(|| b.contracted(&g.in_types(other)));
+    product.phase == other.phase
+        && layer(product) == layer(other)
+        && others.is_some_and(|o| o.len() == over.len() && o.iter().all(|x| over.contains(x)))
+}
+
+/// Whether a value is a parameter, or made of one alone. What reads weights works on pieces of a
+/// batch one after the other, so that not all are there at once.
+fn is_weight(g: &Graph, mut v: ValueId) -> bool {
+    loop {
+        match g.value(v).def {
+            Def::State(s) => {
+                let role = g.states()[s.index()].role;
+                return matches!(role, Role::Parameter | Role::Weights);
+            }
+            Def::Node(n, _) => match (&g.node(n).op, g.node(n).ins.as_slice()) {
+                (Op::View(_) | Op::Map(_), [from]) => v = *from,
+                _ => return false,
+            },
+            Def::Input(_) => return false,
+        }
+    }
 }
 
 /// A contraction that has no epilogue, and a sum of one of its operands beside it, whichever of the
@@ -132,11 +269,7 @@ fn join(sight: &Sight<'_>, region: &[NodeId], map: NodeId) -> Option<Vec<NodeId>
 /// Whether maps can follow a node in its kernel; maps themselves wait for nothing.
 fn has_epilogue(g: &Graph, n: NodeId) -> bool {
     let node = g.node(n);
-    match node.op {
-        Op::Einsum(_) => node.ins.len() == 2,
-        Op::Norm(_) | Op::NormGrad(_) => true,
-        _ => false,
-    }
+    is_product(node) || matches!(node.op, Op::Norm(_) | Op::NormGrad(_))
 }
 
 /// A free map over the region's axes whose random draws advance as the region's do.
@@ -184,6 +317,10 @@ fn is_permutation(op: &Op, ins: usize) -> bool {
 
 /// Pairs (read, written) of a region such that the written value may lie where the read one lay.
 pub fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> {
+    let members = members(sight.graph, nodes);
+    if members.len() > 1 {
+        return apart(sight, &members);
+    }
     let first = sight.graph.node(nodes[0]);
     match &first.op {
         Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_) => by_element(sight, nodes),
@@ -191,6 +328,14 @@ pub fn in_place(sight: &Sight<'_>, nodes: &[NodeId]) -> Vec<(ValueId, ValueId)> 
         Op::Scatter(op) if op.mode == ScatterMode::Set => vec![(first.ins[0], first.outs[0])],
         _ => vec![],
     }
+}
+
+/// Those of members: what one of them reads and no other, which may be done later.
+fn apart(sight: &Sight<'_>, members: &[Vec<NodeId>]) -> Vec<(ValueId, ValueId)> {
+    let imports: Vec<_> = members.iter().map(|m| sight.uses.imports(sight.graph, m)).collect();
+    let readers = |v: ValueId| imports.iter().filter(|list| list.contains(&v)).count();
+    let pairs = members.iter().flat_map(|m| by_element(sight, m));
+    pairs.filter(|pair| readers(pair.0) == 1).collect()
 }
 
 /// Those of a chain: element by element in the same layout, and read by nothing but maps. A
@@ -231,6 +376,14 @@ fn layouts_agree(axes: &Axes, g: &Graph, sight: &Sight<'_>, a: ValueId, b: Value
 /// The name of a region's kernel, for reports.
 pub fn kernel_name(g: &Graph, nodes: &[NodeId]) -> &'static str {
     let last = nodes.last().map(|n| &g.node(*n).op);
+    let has = |wanted: fn(&Op) -> bool| nodes.iter().any(|n| wanted(&g.node(*n).op));
+    if nodes.iter().filter(|n| is_product(g.node(**n))).count() > 1 {
+        return match () {
+            () if has(|op| matches!(op, Op::Map(_))) => "einsums+map",
+            () if has(|op| matches!(op, Op::Reduce(_))) => "einsums+sum",
+            () => "einsums",
+        };
+    }
     match (&g.node(nodes[0]).op, nodes.len(), last) {
         (Op::Einsum(_), 2.., Some(Op::Reduce(_))) | (Op::Reduce(_), 2.., _) => "einsum+sum",
         (Op::Einsum(_), 1, _) => "einsum",

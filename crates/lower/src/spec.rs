@@ -8,7 +8,7 @@ mod norm;
 mod rows;
 
 pub use attention::{AttendGradSpec, AttendMask, AttendSpec, Attention};
-pub use contraction::{Axis, Contraction, OperandSums, Role};
+pub use contraction::{Axis, Contraction, OperandSums, Products, Role};
 pub use elementwise::{CopySpec, FillSpec, ReduceSpec};
 pub use linear_ce::LinearCeSpec;
 pub use norm::{NormGradSpec, NormSpec, Normalisation, Output};
@@ -28,6 +28,8 @@ pub enum Spec {
     /// A contraction. Operands: A, B, C; with an epilogue A, B, then the inputs and the outputs of
     /// the program; then the sums of a factor if it has them.
     Product(Contraction),
+    /// Contractions with a factor in common. Operands: those of the first, then of the second, ...
+    Products(Products),
     /// A norm. Operands: x, y, then gain and bias where the spec has them; y may be x. With an
     /// epilogue there is no y, and the program's inputs and outputs follow at the end; these may
     /// share addresses as the program allows, but not that of x.

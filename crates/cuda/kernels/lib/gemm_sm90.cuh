@@ -23,13 +23,42 @@ struct Gemm {
 #define SUMS 0
 #endif
 
-struct Params {
+// What a launch is told of one product.
+struct Member {
     Gemm gemm;
     Epi epi;
 #if SUMS
     Sums sums;
 #endif
 };
+
+// -DMEMBERS=2 or more: products of one batch that have a factor in common share a launch, so that
+// what they read of it together is read once. K, splits and everything that is compiled are the
+// same for all. They have the right factor in common and as many columns, and their tiles lie below
+// one another; with -DBESIDE=1 the left one and as many rows, and their tiles lie side by side.
+#ifndef MEMBERS
+#define MEMBERS 1
+#endif
+#ifndef BESIDE
+#define BESIDE 0
+#endif
+
+#if MEMBERS == 1
+typedef Member Params;
+#else
+static_assert(!BATCHED, "members have no loops around them");
+struct Params {
+    Member member[MEMBERS];
+};
+#endif
+
+__device__ __forceinline__ const Member& member_of(const Params& p, int i) {
+#if MEMBERS == 1
+    return p;
+#else
+    return p.member[i];
+#endif
+}
 
 static_assert(sizeof(Gemm) == 320, "the host writes this layout");
 
@@ -51,12 +80,12 @@ template <int COLS>
 struct Tile {
     static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
 
-    const Params& p;
+    const Member& p;
     const float* columns;  // the tile's, in shared memory: see EPILOGUE_COLUMN
     int row, col, which, split, batch[3];
     Loads<8> in[AHEAD];
 
-    __device__ __forceinline__ Tile(const Params& params, const float* columns_, int row0,
+    __device__ __forceinline__ Tile(const Member& params, const float* columns_, int row0,
                                     int col0, int which_, int split_)
         : p(params), columns(columns_), which(which_), split(split_) {
         const int thread = threadIdx.x % 128, lane = thread % 32;
@@ -108,7 +137,7 @@ struct Tile {
 
 // Puts the columns of a tile into shared memory, by so many threads.
 template <int COLS, int THREADS>
-__device__ __forceinline__ void stage_columns(const Params& p, float* columns, int col,
+__device__ __forceinline__ void stage_columns(const Member& p, float* columns, int col,
                                               int thread) {
 #if EPILOGUE_COLUMN
 #pragma unroll

@@ -26,13 +26,13 @@ __device__ __forceinline__ void store_part(const Parts& parts, int split, int ba
 
 // A block of 256 threads finishes 64 vectors of 8 columns: four groups of 64 threads sum a quarter
 // of the parts each, in order, and the first adds the quarters, ((0 + 1) + (2 + 3)).
-// Grid: ceil(batches * m * ceil(n / 8) / 64).
+// Blocks: ceil(batches * m * ceil(n / 8) / 64).
 __device__ __forceinline__ void reduce_parts(const Parts& parts, const int (&batch)[3],
-                                             float alpha, const Epi& epi) {
+                                             float alpha, const Epi& epi, int block) {
     __shared__ float4 quarters[3][2][64];
     const int lane = threadIdx.x % 64, quarter = threadIdx.x / 64;
     const i64 vectors = (parts.n + 7) / 8, each = parts.m * vectors;
-    const i64 id = (i64)blockIdx.x * 64 + lane;
+    const i64 id = (i64)block * 64 + lane;
     const bool here = id < each * parts.batches;
     const int which = here ? (int)(id / each) : 0;
     At at;

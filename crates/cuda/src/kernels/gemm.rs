@@ -4,8 +4,10 @@
 //! Everything is a product with a program behind it: one that stores C, or adds to it, where the
 //! spec has none. A depth of more axes than kernels walk is summed over several launches in f32
 //! scratch, and so are batches that a launch cannot hold, without scratch. Sums of a factor are
-//! made by the product's kernel where it has such a form, else by a reduction behind it.
+//! made by the product's kernel where it has such a form, else by a reduction behind it. Products
+//! with a factor in common share a launch where they can.
 
+mod arrange;
 mod choice;
 mod epilogue;
 mod launches;
@@ -13,53 +15,18 @@ mod matrix;
 mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
+mod together;
 
 use super::{Chip, unsupported};
 use crate::launch::{Address, Kernel, Launch};
-use aerogel_graph::DType;
-use aerogel_lower::{Binary, Contraction, Draws, Instr, LowerError, Operand, Program};
-use choice::{Choice, Factor, Question};
-use epilogue::Along;
+use aerogel_lower::{Binary, Contraction, Draws, Instr, LowerError, Operand, Products, Program};
+pub(crate) use arrange::Place;
+use arrange::{BEST, KNOWN, PART, Product, WORST};
 use launches::Job;
-use matrix::{A, Axis, B, FIRST, Matrices, Roles};
-use sums::{Known, Sums};
-
-/// Parts of the workspace begin at multiples of so many bytes.
-const PART: u64 = 256;
+use matrix::{A, Axis, B, FIRST, Roles};
+use sums::Sums;
 /// Launches over an axis of the depth that kernels do not walk, at most.
 const MOST_PARTS: usize = 1024;
-
-/// Where an operand lies, and what powers of two its address is a multiple of: as far as is known,
-/// then what a plan has to reckon with at best and at worst. What scratch a product takes is
-/// bounded by those two, whatever the first is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Place {
-    /// The element at the origin.
-    pub address: Address,
-    align: [u64; 3],
-}
-
-impl Place {
-    /// An operand of the spec whose address is a multiple of so many bytes.
-    pub fn operand(operand: usize, align: u64, dtype: DType) -> Place {
-        Place { address: Address::operand(operand), align: [align, 64, dtype.bytes() as u64] }
-    }
-
-    /// A part of the workspace.
-    pub fn workspace(at: u64) -> Place {
-        Place { address: Address::Workspace(at), align: [PART; 3] }
-    }
-
-    fn known(self) -> Known {
-        Known { address: self.address, align: self.align[0] }
-    }
-
-    /// So many bytes further.
-    pub fn plus(self, bytes: i64) -> Place {
-        let power = if bytes == 0 { u64::MAX } else { 1 << bytes.trailing_zeros() };
-        Place { address: self.address.plus(bytes), align: self.align.map(|a| a.min(power)) }
-    }
-}
 
 pub(crate) fn product(
     spec: &Contraction,
@@ -67,6 +34,12 @@ pub(crate) fn product(
     align: &[u64],
     chip: Chip,
 ) -> Result<Kernel, LowerError> {
+    let (launches, workspace_bytes) = launches(spec, draws, &places(spec, 0, align), chip, 0)?;
+    Ok(Kernel { launches, workspace_bytes, tables: vec![] })
+}
+
+/// Where the operands of a contraction lie, the first of which has this number.
+fn places(spec: &Contraction, first: usize, align: &[u64]) -> Vec<Place> {
     let mut dtypes = vec![spec.a, spec.b];
     match &spec.epilogue {
         None => dtypes.push(spec.c),
@@ -75,12 +48,38 @@ pub(crate) fn product(
         }
     }
     dtypes.extend(spec.sums.as_ref().map(|sums| sums.output.dtype));
-    let places: Vec<Place> = dtypes
-        .into_iter()
-        .enumerate()
-        .map(|(i, dtype)| Place::operand(i, align.get(i).copied().unwrap_or(1), dtype))
-        .collect();
-    let (launches, workspace_bytes) = launches(spec, draws, &places, chip, 0)?;
+    let numbered = (first..).zip(dtypes);
+    let align = |i: usize| align.get(i).copied().unwrap_or(1);
+    numbered.map(|(i, dtype)| Place::operand(i, align(i), dtype)).collect()
+}
+
+/// Products with a factor in common: in one launch, or one after the other where their addresses do
+/// not allow it.
+///
+/// # Errors
+/// No addresses allow it, or it would not be faster: then they are better off alone.
+pub(crate) fn products(spec: &Products, align: &[u64], chip: Chip) -> Result<Kernel, LowerError> {
+    let (mut members, mut first) = (vec![], 0);
+    let (mut launches, mut most) = (vec![], 0);
+    for own in &spec.members {
+        let at = places(own, first, align);
+        let (alone, bytes) = self::launches(own, Draws::default(), &at, chip, 0)?;
+        launches.extend(alone);
+        most = most.max(bytes);
+        // Whatever the addresses, there is room.
+        for which in [BEST, WORST] {
+            let at: Vec<Place> = at.iter().map(|place| place.known_as(which)).collect();
+            most = most.max(self::launches(own, Draws::default(), &at, chip, 0)?.1);
+        }
+        first += at.len();
+        members.push((own, at));
+    }
+    let refused = || unsupported("products", "they do not share a launch, or better not");
+    let plan = together::plan(spec.common, &members, chip)?.ok_or_else(refused)?;
+    if let Some(shared) = plan.launches()? {
+        launches = shared;
+    }
+    let workspace_bytes = most.max(plan.bytes());
     Ok(Kernel { launches, workspace_bytes, tables: vec![] })
 }
 
@@ -129,14 +128,6 @@ struct Made {
     sums: bool,
 }
 
-/// What all parts of a product share.
-struct Product {
-    alpha: f32,
-    dtypes: [DType; 2],
-    draws: Draws,
-    chip: Chip,
-}
-
 impl Product {
     /// A product whose depth has two axes at most.
     fn direct(
@@ -158,8 +149,8 @@ impl Product {
             let (x, choice, along) = self.arrange(&all, program, places, which, sums, most_bytes);
             (x, choice, along, choice::part_bytes(x, choice.splits, count))
         };
-        let most_bytes = arrange(1, u64::MAX).3.max(arrange(2, u64::MAX).3);
-        let (matrices, choice, along, bytes) = arrange(0, most_bytes);
+        let [best, worst] = [BEST, WORST].map(|which| arrange(which, u64::MAX).3);
+        let (matrices, choice, along, bytes) = arrange(KNOWN, best.max(worst));
         let factors = if matrices.swapped { [B, A] } else { [A, B] };
         let job = Job {
             program,
@@ -177,41 +168,6 @@ impl Product {
         let mut launches = vec![];
         job.launches(matrices, &addresses, &first, &mut launches)?;
         Ok(Made { launches, bytes: bytes.next_multiple_of(PART), sums: job.beside.is_some() })
-    }
-
-    /// The fastest arrangement for one of the three alignments of the places, with the sums of a
-    /// factor if there are any, in so many bytes of workspace.
-    fn arrange<'a>(
-        &self,
-        all: &'a [Matrices],
-        program: &Program,
-        places: &[Place],
-        which: usize,
-        sums: Option<&Sums<'_>>,
-        most_bytes: u64,
-    ) -> (&'a Matrices, Choice, Vec<Along>) {
-        let aligned: Vec<u64> = places.iter().map(|place| place.align[which]).collect();
-        let plain = program.inputs.is_empty() && program.outputs.len() == 1;
-        let asked = all.iter().map(|matrices| {
-            let factor = |i: usize| Factor { dtype: self.dtypes[i], align: aligned[i] };
-            let factors = if matrices.swapped { [B, A] } else { [A, B] };
-            let along = epilogue::along(program, matrices, &aligned[FIRST..]);
-            let question = Question {
-                matrices,
-                factors: factors.map(factor),
-                hopper: self.chip.architecture.is_hopper(),
-                traffic: epilogue::traffic(program, &along, matrices),
-                plain,
-                beside: sums.map_or(0, Sums::count),
-                most_bytes,
-            };
-            let mut choice = choice::choose(&question);
-            choice.seconds += sums.map_or(0.0, |sums| sums.seconds(matrices, &choice));
-            (matrices, choice, along)
-        });
-        asked
-            .min_by(|x, y| x.1.seconds.total_cmp(&y.1.seconds))
-            .expect("there is always an arrangement: roles without axes have one of size 1")
     }
 
     /// A product whose depth has more axes: the two longest are summed by kernels, the others by

@@ -1,16 +1,59 @@
-//! Contractions, with the maps after them as epilogue or the sum of an operand beside them.
+//! Contractions, with the maps after them as epilogue or the sum of an operand beside them, alone
+//! or several that have an operand in common.
 
 use super::epilogue::Epilogue;
+use crate::draws::Draws;
+use crate::regions;
 use crate::source::Source;
-use crate::spec::{Axis, Call, Contraction, OperandSums, Role, Spec};
+use crate::spec::{Axis, Call, Contraction, OperandSums, Products, Role, Spec};
 use aerogel_graph::ops::Einsum;
-use aerogel_graph::{AxisId, Build, DType, Node, NodeId, Op};
+use aerogel_graph::{AxisId, Build, DType, Node, NodeId, Op, ValueId};
 
 /// The product alone, with the region's sum of an operand, or with the rest of the region as its
 /// epilogue.
-pub(super) fn contraction(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[NodeId]) -> Call {
+pub(super) fn product(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[NodeId]) -> Call {
+    let made = contraction(s, op, node, [node.ins[0], node.ins[1]], nodes);
+    Call { draws: made.draws, ..Call::new(Spec::Product(made.spec), made.operands) }
+}
+
+/// The members of a region, each as it would be alone but for the order of its factors.
+pub(super) fn products(s: &Source<'_>, members: &[Vec<NodeId>]) -> Call {
     let g = s.graph;
-    let (a, b, c) = (node.ins[0], node.ins[1], node.outs[0]);
+    let each = members.iter().filter_map(|nodes| {
+        let node = nodes.iter().map(|n| g.node(*n)).find(|node| regions::is_product(node))?;
+        let Op::Einsum(op) = &node.op else { return None };
+        Some((op, node, nodes))
+    });
+    let each: Vec<_> = each.collect();
+    let in_all = |v: &ValueId| each.iter().all(|(_, node, _)| node.ins.contains(v));
+    let first = &each[0].1.ins;
+    let common = first.iter().position(|v| in_all(v)).unwrap_or(0);
+    let (mut list, mut operands) = (vec![], vec![]);
+    for (op, node, nodes) in each {
+        let turned = node.ins[common] != first[common];
+        let factors = if turned { [1, 0] } else { [0, 1] };
+        let made = contraction(s, op, node, factors.map(|i| node.ins[i]), nodes);
+        list.push(made.spec);
+        operands.extend(made.operands);
+    }
+    Call::new(Spec::Products(Products { common, members: list }), operands)
+}
+
+/// A contraction, and what it works on.
+struct Made {
+    spec: Contraction,
+    operands: Vec<ValueId>,
+    draws: Draws,
+}
+
+fn contraction(
+    s: &Source<'_>,
+    op: &Einsum,
+    node: &Node,
+    [a, b]: [ValueId; 2],
+    nodes: &[NodeId],
+) -> Made {
+    let (g, c) = (s.graph, node.outs[0]);
     let mut labels: Vec<AxisId> = op.out.axes.to_vec();
     labels.extend(op.contracted(&g.in_types(node)));
     let [sa, sb, sc] = [a, b, c].map(|v| s.along(v, &labels));
@@ -44,10 +87,10 @@ pub(super) fn contraction(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[Nod
     if let Some(sum) = sum {
         let (factor, out) = (usize::from(sum.ins[0] != a), sum.outs[0]);
         spec.sums = Some(OperandSums { factor, output: s.operand(out, &labels) });
-        return Call::new(Spec::Product(spec), [a, b, c, out]);
+        return Made { spec, operands: vec![a, b, c, out], draws: Draws::default() };
     }
     if nodes.len() == 1 {
-        return Call::new(Spec::Product(spec), [a, b, c]);
+        return Made { spec, operands: vec![a, b, c], draws: Draws::default() };
     }
     // The epilogue walks the axes of batch, M and N, in this order of roles.
     let of = |role: Role| {
@@ -58,6 +101,6 @@ pub(super) fn contraction(s: &Source<'_>, op: &Einsum, node: &Node, nodes: &[Nod
     let epilogue = Epilogue::new(s, nodes, &space);
     spec.epilogue = Some(epilogue.program);
     spec.c = DType::F32;
-    let operands = [a, b].into_iter().chain(epilogue.operands);
-    Call { draws: epilogue.draws, ..Call::new(Spec::Product(spec), operands) }
+    let operands = [a, b].into_iter().chain(epilogue.operands).collect();
+    Made { spec, operands, draws: epilogue.draws }
 }

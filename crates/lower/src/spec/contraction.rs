@@ -55,6 +55,16 @@ pub struct Contraction {
     pub sums: Option<OperandSums>,
 }
 
+/// Contractions that read one factor together, over the same axes of role K, and nothing that
+/// another of them writes. None of their programs draws.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Products {
+    /// Which factor they have in common: 0 for A, 1 for B.
+    pub common: usize,
+    /// Two or more.
+    pub members: Vec<Contraction>,
+}
+
 /// The sum over the axes of role K of a factor, in f32: of A `sum over k of a[batch, m, k]`. What
 /// becomes of the product's elements (`alpha`, `accumulate`, the epilogue) is nothing to it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::common::{Offer, nodes};
 use aerogel_graph::ops::{Norm, NormGrad, Op};
-use aerogel_graph::{Build, DType, Graph, ValueId};
+use aerogel_graph::{Build, DType, Expr, Graph, Init, Role, Type, ValueId};
 
 fn grad_of(norm: Norm) -> Op {
     NormGrad { norm, dtypes: [DType::F32; 2].into_iter().collect() }.into()
@@ -112,4 +112,99 @@ fn a_product_with_an_epilogue_takes_no_sum() {
     [sum, half].iter().for_each(|v| g.output("out", *v));
     assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]));
     assert_eq!((Offer::new(&g, 1).kernel, Offer::new(&g, 1).nodes), ("einsum+map", nodes(&[1, 2])));
+}
+
+/// Three linear layers with biases that read x, as attention has them: products, then maps.
+fn linears(g: &mut Graph, draws: bool) -> [ValueId; 3] {
+    let [t, e] = [("t", 6), ("e", 4)].map(|(name, size)| g.axis(name, size).unwrap());
+    let x = g.input("x", DType::Bf16, &[t, e]).unwrap();
+    let products = [("q", 3), ("k", 5), ("v", 7)].map(|(name, size)| {
+        let axis = g.axis(name, size).unwrap();
+        let w = g.input(&format!("w{name}"), DType::Bf16, &[axis, e]).unwrap();
+        let bias = g.input(&format!("b{name}"), DType::F32, &[axis]).unwrap();
+        (g.einsum_to(&[x, w], &[t, axis], DType::Bf16).unwrap(), bias)
+    });
+    products.map(|(product, bias)| {
+        let noise = if draws { Expr::rand("noise") } else { 0.0.into() };
+        g.map(&[product, bias], &|v| &v[0] + &v[1] + noise.clone()).unwrap()
+    })
+}
+
+#[test]
+fn products_of_one_value_run_together_with_their_epilogues() {
+    let mut g = Graph::new();
+    linears(&mut g, false).iter().for_each(|v| g.output("out", *v));
+    let offer = Offer::new(&g, 0);
+    assert_eq!((offer.kernel, offer.nodes), ("einsums+map", nodes(&[0, 1, 2, 3, 4, 5])));
+    assert!(offer.in_place.is_empty());
+    // What is left of them where the first is gone.
+    assert_eq!(Offer::new(&g, 1).nodes, nodes(&[1, 2, 4, 5]));
+    assert_eq!(Offer::new(&g, 2).nodes, nodes(&[2, 5]));
+}
+
+/// Draws of one kernel begin in one place.
+#[test]
+fn products_whose_epilogues_draw_stay_apart() {
+    let mut g = Graph::new();
+    linears(&mut g, true).iter().for_each(|v| g.output("out", *v));
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0, 3]));
+}
+
+/// A gate: the second product's epilogue reads the first.
+#[test]
+fn a_product_that_needs_another_is_not_run_with_it() {
+    let mut g = Graph::new();
+    let [t, e, n] = [("t", 6), ("e", 4), ("n", 3)].map(|(name, n)| g.axis(name, n).unwrap());
+    let x = g.input("x", DType::Bf16, &[t, e]).unwrap();
+    let [a, b] = ["a", "b"].map(|name| {
+        let w = g.input(name, DType::Bf16, &[n, e]).unwrap();
+        g.einsum_to(&[x, w], &[t, n], DType::Bf16).unwrap()
+    });
+    let gate = g.map(&[a, b], &|v| &v[0] * &v[1]).unwrap();
+    g.output("out", gate);
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]));
+    assert_eq!(Offer::new(&g, 1).nodes, nodes(&[1, 2]));
+}
+
+/// The gradients of three linear layers that read x, nodes 0 to 5.
+fn gradients(g: &mut Graph, dtype: DType) -> Vec<ValueId> {
+    let [t, e] = [("t", 6), ("e", 4)].map(|(name, size)| g.axis(name, size).unwrap());
+    let x = g.input("x", dtype, &[t, e]).unwrap();
+    let mut outs = vec![];
+    let dys = [("v", 5), ("k", 3), ("q", 3)].map(|(name, size)| {
+        let axis = g.axis(name, size).unwrap();
+        (axis, g.input(&format!("d{name}"), dtype, &[t, axis]).unwrap())
+    });
+    outs.extend(dys.map(|(_, dy)| g.sum(dy, &[t]).unwrap()));
+    outs.extend(dys.map(|(axis, dy)| g.einsum_to(&[dy, x], &[axis, e], DType::F32).unwrap()));
+    outs.iter().for_each(|v| g.output("out", *v));
+    outs
+}
+
+#[test]
+fn gradients_of_weights_run_together_with_those_of_biases() {
+    let mut g = Graph::new();
+    gradients(&mut g, DType::Bf16);
+    let offer = Offer::new(&g, 0);
+    assert_eq!((offer.kernel, offer.nodes), ("einsums+sum", nodes(&[0, 1, 2, 3, 4, 5])));
+    assert!(offer.in_place.is_empty());
+    assert_eq!(Offer::new(&g, 1).nodes, nodes(&[1, 2, 4, 5]));
+    assert_eq!(Offer::new(&g, 4).nodes, nodes(&[4, 5]), "sums before it are gone");
+}
+
+/// Pieces of a batch read one weight, so as not to be there at once.
+#[test]
+fn what_reads_one_weight_stays_apart() {
+    let mut g = Graph::new();
+    let [s, t, e, n] =
+        [("s", 6), ("t", 6), ("e", 4), ("n", 3)].map(|(name, size)| g.axis(name, size).unwrap());
+    let ty = Type::new(DType::F32, [n, e]);
+    let state = g.state("w", ty, Role::Parameter, None, Init::Constant(0.0)).unwrap();
+    let w = g.cast(state, DType::Bf16, DType::F32).unwrap();
+    for (name, axis) in [("a", s), ("b", t)] {
+        let x = g.input(name, DType::Bf16, &[axis, e]).unwrap();
+        let y = g.einsum_to(&[x, w], &[axis, n], DType::Bf16).unwrap();
+        g.output(name, y);
+    }
+    assert_eq!(Offer::new(&g, 1).nodes, nodes(&[1]));
 }

@@ -5,7 +5,7 @@ use aerogel_graph::ops::{Attend, Fold, ScatterMode};
 use aerogel_graph::{AxisId, Build, Cutter, DType, Expr, Graph, Mesh, Pattern, Place, ValueId};
 use aerogel_lower::{
     AttendMask, Axis, Binary, Call, Contraction, CopySpec, Draws, FillSpec, Instr, Operand,
-    OperandSums, Output, Program, Role, Spec, Unary,
+    OperandSums, Output, Products, Program, Role, Spec, Unary,
 };
 
 fn axis(g: &mut Graph, name: &str, size: usize) -> AxisId {
@@ -125,6 +125,27 @@ fn the_sum_of_an_operand_is_part_of_the_product() {
     let Some(OperandSums { factor: 1, output }) = spec.sums else { panic!("{spec:?}") };
     let stride = |role| spec.axes.iter().position(|a| a.role == role).map(|i| output.strides[i]);
     assert_eq!((output.dtype, stride(Role::N)), (g.ty(sum).dtype, Some(1)));
+}
+
+/// Members stand in the order of their products, each as it is alone, and what they have in common
+/// is the same factor of all.
+#[test]
+fn products_list_their_members() {
+    let mut g = Graph::new();
+    let [t, n, m] = [("t", 6), ("n", 5), ("m", 3)].map(|(name, size)| axis(&mut g, name, size));
+    let x = input(&mut g, "x", DType::Bf16, &[t, n]);
+    let [p, q] = ["p", "q"].map(|name| input(&mut g, name, DType::Bf16, &[t, m]));
+    let sum = g.sum(q, &[t]).unwrap();
+    let first = g.einsum_to(&[p, x], &[m, n], DType::F32).unwrap();
+    let second = g.einsum_to(&[x, q], &[m, n], DType::F32).unwrap();
+    [sum, first, second].iter().for_each(|v| g.output("out", *v));
+    let (spec, operands) = only(lowered(&g, &[0, 1, 2]));
+    assert_eq!(operands, [p, x, first, q, x, second, sum]);
+    let Spec::Products(Products { common: 1, members }) = spec else { panic!("{spec:?}") };
+    let [a, b] = members.as_slice() else { panic!("{members:?}") };
+    let (Spec::Product(alone), _) = only(lowered(&g, &[1])) else { panic!() };
+    assert_eq!((a, &b.axes), (&alone, &a.axes));
+    assert_eq!((a.sums.as_ref(), b.sums.as_ref().map(|s| s.factor)), (None, Some(0)));
 }
 
 /// The normalised axis is innermost for the kernel, wherever it lies.

@@ -27,6 +27,7 @@ pub mod rng;
 mod rows;
 #[doc(hidden)]
 pub mod runner;
+mod shared;
 mod suite;
 #[doc(hidden)]
 pub mod values;
@@ -66,7 +67,7 @@ struct Group {
     case: fn(u64, usize) -> Case,
 }
 
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 13] = [
     Group { name: "ops", about: "every op and its gradients", usual: 140, case: ops::case },
     Group { name: "graphs", about: "random graphs", usual: 150, case: ops::graph_case },
     Group {
@@ -74,6 +75,12 @@ const GROUPS: [Group; 12] = [
         about: "products with chains of maps",
         usual: 84,
         case: products::case,
+    },
+    Group {
+        name: "shared",
+        about: "products of one value, and their gradients",
+        usual: 28,
+        case: shared::case,
     },
     Group {
         name: "attention",

@@ -1,7 +1,9 @@
 //! The planner over whole recipes: how long it takes, how tight the arena is, what it says of it.
 
 use crate::harness::{alone, planned};
-use aerogel_graph::{Build, DType, Def, Graph, Init, ParamClass, Phase, Role, Type, ValueId};
+use aerogel_graph::{
+    Build, DType, Def, Graph, Init, NodeId, Op, ParamClass, Phase, Role, Type, ValueId,
+};
 use aerogel_machine::{Account, Program, Section, Step, Uses};
 use aerogel_recipe::Recipe;
 use aerogel_train::RunPlan;
@@ -211,4 +213,32 @@ fn a_small_plan_reads_as_expected() {
     }
     let golden = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text, golden, "set AEROGEL_BLESS=1 to write the new text");
+}
+
+/// Attention's three linear layers read one value, and so do the gradients of their weights: on a
+/// GPU each three are one kernel, also when they run again.
+#[test]
+fn linear_layers_of_one_value_share_a_kernel_on_a_gpu() {
+    for (recompute, again) in [("none", 0), ("block", 4)] {
+        let recompute = format!("memory.recompute={recompute}");
+        let keys = ["parallel.device=cuda", "train.micro_batch=16", "model.layers=4", &recompute];
+        let plan = plan("cifar10-strided.toml", 256, &keys);
+        let sections = &plan.program(0).sections;
+        let micro = sections.iter().find(|s| s.name == "micro.last").unwrap();
+        let accounts = micro.accounts();
+        let count = |kernel: &str, phase: Phase| {
+            accounts.iter().filter(|a| a.kernel == kernel && a.phase == phase).count()
+        };
+        assert_eq!(count("einsums+map", Phase::Forward), 4);
+        assert_eq!(count("einsums+map", Phase::Backward), again, "{recompute}");
+        assert_eq!(count("einsums+sum", Phase::Backward), 4);
+        let members = |step: &Step| match step {
+            Step::Kernel { claim, .. } if claim.kernel.starts_with("einsums") => {
+                let product = |n: &&NodeId| matches!(micro.graph.node(**n).op, Op::Einsum(_));
+                Some(claim.nodes.iter().filter(product).count())
+            }
+            _ => None,
+        };
+        assert!(micro.steps.iter().filter_map(members).all(|members| members == 3));
+    }
 }

@@ -59,14 +59,14 @@ const TRAFFIC: f64 = 2.5e12;
 /// Bytes a second from the second-level cache.
 const CACHED: f64 = 4e12;
 /// Starting a second kernel.
-const START_SECONDS: f64 = 3e-6;
+pub(super) const START_SECONDS: f64 = 3e-6;
 /// Shares of the depth at most.
 const MOST_SPLITS: usize = 96;
 /// K of a panel that stays in shared memory.
 const RESIDENT_K: usize = 256;
 
 /// Columns of as many panels as a grid has in its second dimension.
-const RESIDENT_N: usize = 65_535 * 128;
+pub(super) const RESIDENT_N: usize = 65_535 * 128;
 
 /// A kernel and its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -168,7 +168,7 @@ pub(super) fn choose(question: &Question<'_>) -> Choice {
 
 impl Question<'_> {
     /// The forms that can make the product.
-    fn forms(&self) -> Vec<Form> {
+    pub fn forms(&self) -> Vec<Form> {
         let x = self.matrices;
         // Tensor cores multiply one type of 16 bits.
         let [a, b] = self.factors.map(|f| f.dtype);
@@ -214,7 +214,7 @@ impl Question<'_> {
 
     /// Two blocks share what they read of the right factor: that pays if it lies along its columns
     /// and there is much of it.
-    fn cluster(&self, layouts: [Layout; 2], splits: usize) -> usize {
+    pub fn cluster(&self, layouts: [Layout; 2], splits: usize) -> usize {
         let [m, n, k] = [&self.matrices.m, &self.matrices.n, &self.matrices.k].map(|x| x.size);
         let much = if splits > 1 { n >= m } else { k >= 512 && n >= 2 * k };
         if layouts[B] == Layout::Side && m > 128 && much { 2 } else { 1 }
@@ -222,7 +222,7 @@ impl Question<'_> {
 
     /// Blocks that should share the depth of a tile: those that fill the device, against the
     /// traffic of their parts.
-    fn splits(&self, form: Form) -> usize {
+    pub fn splits(&self, form: Form) -> usize {
         let wide = self.matrices.n.size > 128;
         let most = match form {
             Form::Resident { .. } => 1,
@@ -277,7 +277,7 @@ impl Question<'_> {
     }
 
     /// What a form takes: its blocks' work or its traffic, and a little of the other.
-    fn seconds(&self, form: Form, splits: usize) -> f64 {
+    pub fn seconds(&self, form: Form, splits: usize) -> f64 {
         let x = self.matrices;
         let (blocks, busy) = self.blocks(form, splits);
         let [a, b] = self.factors.map(|factor| factor.dtype.bytes());

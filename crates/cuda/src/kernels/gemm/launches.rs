@@ -93,12 +93,22 @@ impl Job<'_> {
         first: &[isize],
         list: &mut Vec<Launch>,
     ) -> Result<(), LowerError> {
+        let parameters = self.parameters(x, places, first)?;
+        list.extend(self.start(parameters, self.constants(x), x, self.reduce_blocks(x))?);
+        Ok(())
+    }
+
+    /// The struct `Params`, or one member of it.
+    fn parameters(
+        &self,
+        x: &Matrices,
+        places: &[Address],
+        first: &[isize],
+    ) -> Result<Parameters, LowerError> {
         let axes = [&x.m, &x.n, &x.k, &x.k_outer].into_iter().chain(&x.batch);
         for axis in axes {
             space::count("product", axis.size)?;
         }
-        let splits = self.choice.splits;
-        let (grid, threads, shared_bytes) = grid(x, self.choice)?;
         let mut parameters = match self.choice.form {
             Form::General { .. } => self.general(x, places),
             Form::Ring { layouts, permuted, .. } | Form::Resident { layouts, permuted, .. } => {
@@ -113,21 +123,36 @@ impl Job<'_> {
         if !matches!(self.choice.form, Form::General { .. }) {
             parameters.align(64);
         }
-        let (file, defines) = self.constants(x);
+        Ok(parameters)
+    }
+
+    /// Blocks of `gemm_reduce`.
+    fn reduce_blocks(&self, x: &Matrices) -> usize {
+        let vectors = x.batches() * x.m.size * x.n.size.div_ceil(8);
+        let sums = if self.beside.is_some() { x.m.size.div_ceil(64) } else { 0 };
+        vectors.div_ceil(64) + sums
+    }
+
+    /// The kernel over all tiles of these matrices, and what adds up parts if there are any.
+    fn start(
+        &self,
+        parameters: Parameters,
+        (file, defines): (&str, Vec<String>),
+        tiles: &Matrices,
+        reduce_blocks: usize,
+    ) -> Result<Vec<Launch>, LowerError> {
+        let (grid, threads, shared_bytes) = grid(tiles, self.choice)?;
         let argument = ("Params", parameters.bytes().len());
         let mut source = Source::launched(file, None, defines, argument);
         source.generated = self.text.clone();
         let start = Launch { source, entry: "gemm", grid, threads, shared_bytes, parameters };
-        let reduce = (splits > 1).then(|| start.clone());
-        list.push(start);
-        if let Some(reduce) = reduce {
-            let vectors = x.batches() * x.m.size * x.n.size.div_ceil(8);
-            let sums = if self.beside.is_some() { x.m.size.div_ceil(64) } else { 0 };
-            let grid = [space::count("product", vectors.div_ceil(64) + sums)?, 1, 1];
+        let mut list = vec![start];
+        if self.choice.splits > 1 {
+            let grid = [space::count("product", reduce_blocks)?, 1, 1];
             let entry = "gemm_reduce";
-            list.push(Launch { entry, grid, threads: 256, shared_bytes: 0, ..reduce });
+            list.push(Launch { entry, grid, threads: 256, shared_bytes: 0, ..list[0].clone() });
         }
-        Ok(())
+        Ok(list)
     }
 
     fn work(&self) -> Address {
@@ -248,6 +273,35 @@ impl Job<'_> {
         }
         all
     }
+}
+
+/// A product that shares a launch with others: its matrices, and where its operands lie.
+pub(super) struct Member<'a> {
+    pub job: Job<'a>,
+    pub matrices: &'a Matrices,
+    pub places: Vec<Address>,
+    /// What the epilogue's indices begin with.
+    pub first: Vec<isize>,
+}
+
+/// The launches of members that agree in everything that is compiled. `whole` has the tiles of all
+/// of them, side by side or one below the other.
+pub(super) fn together(
+    members: &[Member<'_>],
+    whole: &Matrices,
+    side_by_side: bool,
+) -> Result<Vec<Launch>, LowerError> {
+    let (mut parameters, mut reduce_blocks) = (Parameters::new(), 0);
+    for Member { job, matrices, places, first } in members {
+        parameters.append(&job.parameters(matrices, places, first)?);
+        reduce_blocks += job.reduce_blocks(matrices);
+    }
+    let ragged = members.iter().find(|m| !m.matrices.n.size.is_multiple_of(8));
+    let one = ragged.unwrap_or(&members[0]);
+    let (file, mut defines) = one.job.constants(one.matrices);
+    defines.push(format!("MEMBERS={}", members.len()));
+    defines.push(format!("BESIDE={}", usize::from(side_by_side)));
+    one.job.start(parameters, (file, defines), whole, reduce_blocks)
 }
 
 /// What there is to say of each of three batch axes, outermost first; those that are not there come

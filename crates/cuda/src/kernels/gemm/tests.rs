@@ -1,10 +1,12 @@
 pub(crate) mod compile;
 pub(crate) mod emulate;
+mod together;
 
 use super::choice::{self, Choice, Factor, Form, Layout, Question};
 use super::matrix::{self, Roles};
 use super::*;
 use crate::gpu::Architecture;
+use aerogel_graph::DType;
 use aerogel_lower::{Axis, OperandSums, Role};
 
 pub(super) const HOPPER: Chip = Chip { architecture: Architecture::SM90A };

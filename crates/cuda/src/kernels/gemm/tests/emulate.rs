@@ -1,6 +1,7 @@
 //! What launches mean, element by element, against what the specs say: every index goes through
 //! the numbers that the kernels get.
 
+use super::super::sums::Known;
 use super::*;
 use crate::launch::TensorMap;
 use std::collections::HashMap;
@@ -167,7 +168,7 @@ fn mapped(launch: &Launch, which: usize) -> Factor<'_> {
     })
 }
 
-fn makes_sums(launch: &Launch) -> bool {
+pub(super) fn makes_sums(launch: &Launch) -> bool {
     launch.source.defines.contains(&"SUMS=1".to_owned())
 }
 
@@ -232,7 +233,7 @@ pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
 }
 
 /// What a contraction says that its outputs hold.
-fn meaning(spec: &Contraction, before: &Memory) -> HashMap<(usize, i64), f64> {
+pub(super) fn meaning(spec: &Contraction, before: &Memory) -> HashMap<(usize, i64), f64> {
     let program = matrix::program(spec).unwrap();
     let of = |role| spec.axes.iter().filter(move |axis| axis.role == role);
     let order: Vec<Axis> =
@@ -288,7 +289,11 @@ fn meaning(spec: &Contraction, before: &Memory) -> HashMap<(usize, i64), f64> {
 }
 
 /// What the sums of a factor are, summed by themselves, as the operand of this number.
-fn summed(spec: &Contraction, number: usize, before: &Memory) -> HashMap<(usize, i64), f64> {
+pub(super) fn summed(
+    spec: &Contraction,
+    number: usize,
+    before: &Memory,
+) -> HashMap<(usize, i64), f64> {
     let Some(own) = &spec.sums else { return HashMap::new() };
     let known = Known { address: Address::Null, align: 4 };
     let reduction = Sums::new(spec, own, known).unwrap().reduction();
