@@ -142,6 +142,19 @@ struct Source {
     }
 };
 
+// 16 of K. The 320 columns of the widest tile take two instructions, which both start at a box.
+template <bool LEFT_K, bool RIGHT_K, int COUNT>
+__device__ __forceinline__ void multiply_step(float (&sum)[COUNT], unsigned long long left,
+                                              unsigned long long right, int add) {
+    if constexpr (COUNT == 160) {
+        float(&low)[96] = *(float(*)[96])sum, (&high)[64] = *(float(*)[64])(sum + 96);
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(low, left, right, add);
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(high, left, right + 3 * BOX_BYTES / 16, add);
+    } else {
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(sum, left, right, add);
+    }
+}
+
 // Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
 template <bool LEFT_K, bool RIGHT_K, int COUNT>
 __device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, unsigned b, bool add) {
@@ -150,8 +163,8 @@ __device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, un
     products_begin();
 #pragma unroll
     for (int k = 0; k < BOX / 16; k++)
-        multiply_m64k16<!LEFT_K, !RIGHT_K>(sum, left + k * descriptor_step<LEFT_K>(),
-                                    right + k * descriptor_step<RIGHT_K>(), add || k > 0);
+        multiply_step<LEFT_K, RIGHT_K>(sum, left + k * descriptor_step<LEFT_K>(),
+                                       right + k * descriptor_step<RIGHT_K>(), add || k > 0);
     products_commit();
 }
 
