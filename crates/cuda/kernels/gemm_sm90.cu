@@ -12,7 +12,7 @@
 // With CLUSTER = 2 two blocks make neighbouring tiles of rows: each copies half of B to both.
 //
 // -D  A_K, B_K   1: K is contiguous in the operand; 0: M (N) is
-//     BN         320, 256 or 128
+//     BN         256 or 128, or 320 with BATCHED=0 and N_WHOLE=1
 //     CLUSTER    1 or 2
 //     EPILOGUE   <lib/NAME.cuh>
 //     B_PERMUTED                see lib/gemm_sm90.cuh
@@ -35,8 +35,10 @@ constexpr int BM = 128, STAGES = BN >= 256 ? 4 : 6;
 constexpr int A_BYTES = BM / BOX * BOX_BYTES, B_BYTES = BN / BOX * BOX_BYTES;
 constexpr int SLOT_BYTES = A_BYTES + B_BYTES;
 constexpr int CONSUMERS = 2;
+constexpr bool WIDEST = BN == 320;
+static_assert(!WIDEST || (!BATCHED && N_WHOLE), "its sums leave no registers for more");
 // Warpgroups that have one copy of the columns: beside the ring of the widest tile is room for one.
-constexpr int SHARERS = BN > 256 ? CONSUMERS : 1;
+constexpr int SHARERS = WIDEST ? CONSUMERS : 1;
 static_assert(!SUMS || (!A_K && !BATCHED), "sums are of rows that lie side by side");
 
 // A place in the ring. A slot's barriers change phase each time around.

@@ -199,7 +199,17 @@ def general(folder):
 
 def rings(folder, cluster):
     go = lambda name, *rest, **more: case(folder, name, *rest, **more)
-    for bn in (320, 256, 128):
+    for form in ("11", "10", "01", "00"):
+        name = f"ring{cluster}_320_{form}"
+        go(name, (256, 320, 64))
+        go(name, (256, 640, 512))
+        go(name, (300, 520, 200))
+        go(name, (1000, 336, 1000), alpha=0.37)
+        go(name, (3000, 2504, 136))
+        go(name, (777, 1000, 1600))
+        go(name, (300, 50256, 200))
+        go(name, (1, 8, 8))
+    for bn in (256, 128):
         for form in ("11", "10", "01", "00"):
             name = f"ring{cluster}_{bn}_{form}"
             go(name, (256, 256, 64))
@@ -213,7 +223,6 @@ def rings(folder, cluster):
         go(f"ring{cluster}_{name}", (384, 288, 320))
         go(f"ring{cluster}_{name}", (1152, 1600, 1600))
         go(f"ring{cluster}_{name}", (20000, 768, 256), alpha=2.0)
-    go(f"ring{cluster}_320_10", (300, 50257, 200))
     for end in ("", "_128", "_320"):
         go(f"ring{cluster}_00{end}", (256, 264, 20000))
         for splits in (2, 7, 40):
@@ -233,7 +242,13 @@ def ring(folder):
 def sums(folder):
     go = lambda name, *rest, **more: case(folder, name, *rest, **more)
     for c in (1, 2):
-        for bn in (320, 256, 128):
+        for b in (0, 1):
+            name = f"ring{c}_sums_320_0{b}"
+            go(name, (128, 320, 64))
+            go(name, (300, 520, 200), alpha=0.37)
+            go(name, (1000, 600, 1000))
+            go(name, (3000, 2504, 136))
+        for bn in (256, 128):
             for b in (0, 1):
                 name = f"ring{c}_sums_{bn}_0{b}"
                 go(name, (128, 256, 64))

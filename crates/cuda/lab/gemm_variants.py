@@ -45,13 +45,14 @@ add("f32_mixed", "gemm.cu", **FLOAT, A_F32=1, B_F32=0, **F_SMALL, C_WIDE=0)
 add("f32_split", "gemm.cu", **FLOAT, A_F32=1, B_F32=1, **F_BIG, SPLIT=1)
 add("f32_bias_gelu", "gemm.cu", **FLOAT, A_F32=1, B_F32=1, **F_BIG, EPILOGUE=header("bias_gelu"))
 
-# gemm_sm90.cu: every form
+# gemm_sm90.cu: every form; the widest tile has neither batches nor ragged vectors
 for c in (1, 2):
+    LEAN = dict(CLUSTER=c, BATCHED=0, N_WHOLE=1)
     for bn in (320, 256, 128):
+        OWN = LEAN if bn == 320 else dict(CLUSTER=c)
         for a in (0, 1):
             for b in (0, 1):
-                add(f"ring{c}_{bn}_{a}{b}", "gemm_sm90.cu", A_K=a, B_K=b, BN=bn, CLUSTER=c)
-    LEAN = dict(CLUSTER=c, BATCHED=0, N_WHOLE=1)
+                add(f"ring{c}_{bn}_{a}{b}", "gemm_sm90.cu", A_K=a, B_K=b, BN=bn, **OWN)
     for bn, end in ((256, ""), (128, "_128"), (320, "_320")):
         OWN = dict(BN=bn, **LEAN)
         add(f"ring{c}_permuted{end}", "gemm_sm90.cu", A_K=1, B_K=1, **OWN, B_PERMUTED=1, C_BF16=1)
@@ -61,9 +62,9 @@ for c in (1, 2):
     add(f"ring{c}_11", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, C_BF16=1)
     # Sums of A: ragged columns, then the forms whose timings count
     for bn in (320, 256, 128):
+        OWN = LEAN if bn == 320 else dict(CLUSTER=c, BATCHED=0)
         for b in (0, 1):
-            add(f"ring{c}_sums_{bn}_0{b}", "gemm_sm90.cu", A_K=0, B_K=b, BN=bn, CLUSTER=c,
-                BATCHED=0, SUMS=1)
+            add(f"ring{c}_sums_{bn}_0{b}", "gemm_sm90.cu", A_K=0, B_K=b, BN=bn, **OWN, SUMS=1)
     add(f"ring{c}_sums_ragged", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, CLUSTER=c, BATCHED=0,
         SPLIT=1, SUMS=1)
     add(f"ring{c}_sums", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1, SUMS=1)

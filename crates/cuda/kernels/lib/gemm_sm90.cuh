@@ -49,12 +49,15 @@ __device__ __forceinline__ Parts parts_of(const Gemm& g) {
 // each warp, 8 columns of a row in each lane.
 template <int COLS>
 struct Tile {
-    static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
+    static constexpr int CALLS = COLS / 16, WORDS = Loads<8>::WORDS;
+    // Calls loaded for during the product, and at most, in the place of sums that have left.
+    static constexpr int EARLY = load_ahead<WORDS>(CALLS, COLS > 256 ? 16 : 32);
+    static constexpr int MOST = load_ahead<WORDS>(CALLS, COLS > 256 ? 64 : 32);
 
     const Params& p;
     const float* columns;  // the tile's, in shared memory: see EPILOGUE_COLUMN
     int row, col, which, split, batch[3];
-    Loads<8> in[AHEAD];
+    Loads<8> in[MOST];
 
     __device__ __forceinline__ Tile(const Params& params, const float* columns_, int row0,
                                     int col0, int which_, int split_)
@@ -74,13 +77,22 @@ struct Tile {
 
     __device__ __forceinline__ void load(int call) {
         const At x = at(call);
-        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, in[call % AHEAD]);
+        Loads<8> own = {};  // so that nothing is thought to be kept from before
+        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, own);
+        in[call % MOST] = own;
+    }
+
+    // Calls that have been loaded for when so many have left: half of their sums make room.
+    static constexpr __device__ int loaded(int left) {
+        const int room = EARLY + left * 4 / (WORDS == 0 ? 4 : WORDS);
+        const int all = left + (room < MOST ? room : MOST);
+        return all < CALLS ? all : CALLS;
     }
 
     // To be called early: these reads overlap the product.
     __device__ __forceinline__ void load_first() {
 #pragma unroll
-        for (int call = 0; call < AHEAD; call++) load(call);
+        for (int call = 0; call < loaded(0); call++) load(call);
     }
 
     __device__ __forceinline__ void finish(const float (&sum)[COLS / 2]) {
@@ -98,10 +110,11 @@ struct Tile {
                 } else {
 #pragma unroll
                     for (int t = 0; t < 8; t++) x[t] *= p.gemm.alpha;
-                    epilogue(p.epi, place, in[call % AHEAD], x);
+                    epilogue(p.epi, place, in[call % MOST], x);
                 }
             }
-            if (call + AHEAD < CALLS) load(call + AHEAD);
+#pragma unroll
+            for (int next = loaded(call); next < loaded(call + 1); next++) load(next);
         }
     }
 };
