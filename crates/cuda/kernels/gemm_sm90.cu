@@ -12,7 +12,7 @@
 // With CLUSTER = 2 two blocks make neighbouring tiles of rows: each copies half of B to both.
 //
 // -D  A_K, B_K   1: K is contiguous in the operand; 0: M (N) is
-//     BN         256 or 128
+//     BN         256 or 128, or 320 with BATCHED=0 and N_WHOLE=1
 //     CLUSTER    1 or 2
 //     EPILOGUE   <lib/NAME.cuh>
 //     B_PERMUTED                see lib/gemm_sm90.cuh
@@ -22,7 +22,7 @@
 //
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
 // * splits * tiles, and tiles = ceil(m / (128 CLUSTER)) * ceil(n / BN), of members the sum; dynamic
-// shared memory 197,632 bytes.
+// shared memory 197,632 bytes (BN = 320: 230,400).
 // No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
 // wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of ceil(m / 64) more
 // blocks; the blocks of members follow one another.
@@ -32,10 +32,14 @@
 #include EPILOGUE
 #include "lib/gemm_sm90.cuh"
 
-constexpr int BM = 128, STAGES = BN == 256 ? 4 : 6;
+constexpr int BM = 128, STAGES = BN >= 256 ? 4 : 6;
 constexpr int A_BYTES = BM / BOX * BOX_BYTES, B_BYTES = BN / BOX * BOX_BYTES;
 constexpr int SLOT_BYTES = A_BYTES + B_BYTES;
 constexpr int CONSUMERS = 2;
+constexpr bool WIDEST = BN == 320;
+static_assert(!WIDEST || (!BATCHED && N_WHOLE), "its sums leave no registers for more");
+// Warpgroups that have one copy of the columns: beside the ring of the widest tile is room for one.
+constexpr int SHARERS = WIDEST ? CONSUMERS : 1;
 static_assert(!SUMS || (!A_K && !BATCHED), "sums are of rows that lie side by side");
 
 // A place in the ring. A slot's barriers change phase each time around.
@@ -132,7 +136,6 @@ struct Ring {
 };
 
 __device__ __forceinline__ void produce(const Params& p, const Ring& ring, int rank) {
-    constexpr int B_BOXES = BN / BOX / CLUSTER;
     Slot slot;
     for (int i = blockIdx.x / CLUSTER; i < items_of(p); i += gridDim.x / CLUSTER) {
         const Item x = item_of(p, i, rank);
@@ -146,8 +149,9 @@ __device__ __forceinline__ void produce(const Params& p, const Ring& ring, int r
             for (int box = 0; box < BM / BOX; box++)
                 a.copy<A_K>(ring.a(slot) + box * BOX_BYTES, bar, x.row + box * BOX, slice * BOX);
 #pragma unroll
-            for (int j = 0; j < B_BOXES; j++) {
-                const int box = rank * B_BOXES + j;
+            for (int j = 0; j < (BN / BOX + CLUSTER - 1) / CLUSTER; j++) {
+                const int box = j * CLUSTER + rank;
+                if (BN / BOX % CLUSTER != 0 && box >= BN / BOX) break;
                 b.copy<B_K, B_PERMUTED>(ring.b(slot) + box * BOX_BYTES, bar, x.col + box * BOX,
                                         slice * BOX, CLUSTER == 1 ? 0 : (1 << CLUSTER) - 1);
             }
@@ -155,9 +159,9 @@ __device__ __forceinline__ void produce(const Params& p, const Ring& ring, int r
     }
 }
 
-// Waits for the threads of this warpgroup alone.
-__device__ __forceinline__ void warpgroup_sync(int consumer) {
-    asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
+// Waits for the threads that share this warpgroup's columns alone.
+__device__ __forceinline__ void columns_sync(int consumer) {
+    asm volatile("bar.sync %0, %1;" ::"r"(consumer / SHARERS + 1), "n"(128 * SHARERS) : "memory");
 }
 
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int rank, int consumer,
@@ -170,9 +174,9 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
         const Member& own = member_of(p, x.member);
         Tile<BN> tile(own, columns, x.row + consumer * BOX, x.col, x.which, x.split);
         if (EPILOGUE_COLUMN && !SPLIT && x.col * MEMBERS + x.member != staged) {
-            warpgroup_sync(consumer);
-            stage_columns<BN, 128>(own, columns, x.col, threadIdx.x % 128);
-            warpgroup_sync(consumer);
+            columns_sync(consumer);
+            stage_columns<BN, 128 * SHARERS>(own, columns, x.col, threadIdx.x % (128 * SHARERS));
+            columns_sync(consumer);
             staged = x.col * MEMBERS + x.member;
         }
         const bool sums = SUMS && x.col == 0;
@@ -212,7 +216,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     __launch_bounds__(128 * (1 + CONSUMERS), 1) gemm(const __grid_constant__ Params p) {
     extern __shared__ unsigned char shared[];
     __shared__ Barrier full[STAGES], empty[STAGES];
-    __shared__ __align__(16) float columns[CONSUMERS][EPILOGUE_COLUMN && !SPLIT ? BN : 4];
+    __shared__ __align__(16) float columns[CONSUMERS / SHARERS][EPILOGUE_COLUMN && !SPLIT ? BN : 4];
     const int rank = CLUSTER == 1 ? 0 : cluster_rank(), group = threadIdx.x / 128;
     const Ring ring = {boxes_start(shared), shared_of(full), shared_of(empty)};
     if (threadIdx.x == 0) {
@@ -237,7 +241,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
         leave();
     } else {
         registers_grow<232>();
-        consume(p, ring, rank, group - 1, columns[group - 1]);
+        consume(p, ring, rank, group - 1, columns[(group - 1) / SHARERS]);
         leave();
     }
 }

@@ -11,7 +11,7 @@ import threading
 import time
 
 SECTIONS = ["general", "ring", "sums", "resident", "cluster"]
-SECTIONS += ["times_flagship", "times_sums", "times_gpt2", "times_square"]
+SECTIONS += ["times_flagship", "times_sums", "times_gpt2", "times_gpt2_xl", "times_square"]
 MOST_SECONDS = 60
 
 

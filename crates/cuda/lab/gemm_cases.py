@@ -199,6 +199,16 @@ def general(folder):
 
 def rings(folder, cluster):
     go = lambda name, *rest, **more: case(folder, name, *rest, **more)
+    for form in ("11", "10", "01", "00"):
+        name = f"ring{cluster}_320_{form}"
+        go(name, (256, 320, 64))
+        go(name, (256, 640, 512))
+        go(name, (300, 520, 200))
+        go(name, (1000, 336, 1000), alpha=0.37)
+        go(name, (3000, 2504, 136))
+        go(name, (777, 1000, 1600))
+        go(name, (300, 50256, 200))
+        go(name, (1, 8, 8))
     for bn in (256, 128):
         for form in ("11", "10", "01", "00"):
             name = f"ring{cluster}_{bn}_{form}"
@@ -209,15 +219,19 @@ def rings(folder, cluster):
             go(name, (130, 77, 72), batch=(2, 3, 2), a_repeat=(1,), b_repeat=(0,))
             go(name, (3000, 2500, 136), batch=(1, 1, 2))
             go(name, (1, 1, 8))
-    for name in ("permuted", "permuted_128", "11", "10", "10_128"):
+    for name in ("permuted", "permuted_128", "permuted_320", "11", "10", "10_128", "10_320"):
         go(f"ring{cluster}_{name}", (384, 288, 320))
+        go(f"ring{cluster}_{name}", (1152, 1600, 1600))
         go(f"ring{cluster}_{name}", (20000, 768, 256), alpha=2.0)
-    go(f"ring{cluster}_00", (256, 264, 20000))
-    for splits in (2, 7, 40):
-        go(f"ring{cluster}_split", (256, 264, 20000), splits=splits, alpha=0.5)
+    for end in ("", "_128", "_320"):
+        go(f"ring{cluster}_00{end}", (256, 264, 20000))
+        for splits in (2, 7, 40):
+            go(f"ring{cluster}_split{end}", (256, 264, 20000), splits=splits, alpha=0.5)
     for ep in ("bias_gelu", "residual", "gelu_grad"):
-        go(f"ring{cluster}_{ep}", (1000, 544, 328))
-        go(f"ring{cluster}_{ep}", (17000, 512, 256))
+        for end in ("", "_320"):
+            go(f"ring{cluster}_{ep}{end}", (1000, 544, 328))
+            go(f"ring{cluster}_{ep}{end}", (17000, 512, 256))
+            go(f"ring{cluster}_{ep}{end}", (2000, 1600, 640))
 
 
 def ring(folder):
@@ -228,6 +242,12 @@ def ring(folder):
 def sums(folder):
     go = lambda name, *rest, **more: case(folder, name, *rest, **more)
     for c in (1, 2):
+        for b in (0, 1):
+            name = f"ring{c}_sums_320_0{b}"
+            go(name, (128, 320, 64))
+            go(name, (300, 520, 200), alpha=0.37)
+            go(name, (1000, 600, 1000))
+            go(name, (3000, 2504, 136))
         for bn in (256, 128):
             for b in (0, 1):
                 name = f"ring{c}_sums_{bn}_0{b}"

@@ -208,7 +208,8 @@ def shared_bytes(file, defs):
         wide = 8 if defs["COMPUTE_F32"] else 0
         size = 4 if defs["COMPUTE_F32"] else 2
         return defs["STAGES"] * (defs["BM"] + defs["BN"] + wide) * defs["BK"] * size
-    return 230400 if file == "gemm_resident_sm90.cu" and defs["BN"] == 256 else 197632
+    widest = 256 if file == "gemm_resident_sm90.cu" else 320
+    return 230400 if defs["BN"] == widest else 197632
 
 
 def load(folder, name, file, defs):

@@ -179,6 +179,19 @@ def times_gpt2(folder):
         plain(folder, f"dw {n}x{k}x{m}", n, k, m, both("00", "split"), "m", "n", torch.float32, 2)
 
 
+def times_gpt2_xl(folder):
+    """A layer of GPT-2 1.5B, micro-batches of 9 and of 16, by columns of a tile."""
+    ends = ("", "_320", "_128")
+    for m in (9216, 16384):
+        for n, k in ((1600, 1600), (4800, 1600), (6400, 1600), (1600, 6400)):
+            plain(folder, f"y {m}x{n}x{k}", m, n, k, [f"ring1_permuted{e}" for e in ends], sets=2)
+            plain(folder, f"dx {m}x{n}x{k}", m, n, k, both(*[f"10{e}" for e in ends]), b_form="n",
+                  sets=2)
+            plain(folder, f"dw {n}x{k}x{m}", n, k, m,
+                  both(*[f"00{e}" for e in ends]) + [f"ring1_split{e}" for e in ends], "m", "n",
+                  torch.float32, 2)
+
+
 def times_sums(folder):
     """Weight gradients alone and with the sums of A; torch's time of those sums by themselves."""
     shapes = [(768, 256, 73728), (512, 256, 49152), (256, 512, 49152), (128, 256, 49152),

@@ -45,37 +45,39 @@ add("f32_mixed", "gemm.cu", **FLOAT, A_F32=1, B_F32=0, **F_SMALL, C_WIDE=0)
 add("f32_split", "gemm.cu", **FLOAT, A_F32=1, B_F32=1, **F_BIG, SPLIT=1)
 add("f32_bias_gelu", "gemm.cu", **FLOAT, A_F32=1, B_F32=1, **F_BIG, EPILOGUE=header("bias_gelu"))
 
-# gemm_sm90.cu: every form
+# gemm_sm90.cu: every form; the widest tile has neither batches nor ragged vectors
 for c in (1, 2):
-    for bn in (256, 128):
+    LEAN = dict(CLUSTER=c, BATCHED=0, N_WHOLE=1)
+    for bn in (320, 256, 128):
+        OWN = LEAN if bn == 320 else dict(CLUSTER=c)
         for a in (0, 1):
             for b in (0, 1):
-                add(f"ring{c}_{bn}_{a}{b}", "gemm_sm90.cu", A_K=a, B_K=b, BN=bn, CLUSTER=c)
-    LEAN = dict(CLUSTER=c, BATCHED=0, N_WHOLE=1)
-    add(f"ring{c}_permuted", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1, C_BF16=1)
-    add(f"ring{c}_permuted_128", "gemm_sm90.cu", A_K=1, B_K=1, BN=128, **LEAN, B_PERMUTED=1,
-        C_BF16=1)
+                add(f"ring{c}_{bn}_{a}{b}", "gemm_sm90.cu", A_K=a, B_K=b, BN=bn, **OWN)
+    for bn, end in ((256, ""), (128, "_128"), (320, "_320")):
+        OWN = dict(BN=bn, **LEAN)
+        add(f"ring{c}_permuted{end}", "gemm_sm90.cu", A_K=1, B_K=1, **OWN, B_PERMUTED=1, C_BF16=1)
+        add(f"ring{c}_10{end}", "gemm_sm90.cu", A_K=1, B_K=0, **OWN, C_BF16=1)
+        add(f"ring{c}_split{end}", "gemm_sm90.cu", A_K=0, B_K=0, **OWN, SPLIT=1, ACCUMULATE=1)
+        add(f"ring{c}_00{end}", "gemm_sm90.cu", A_K=0, B_K=0, **OWN, ACCUMULATE=1)
     add(f"ring{c}_11", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, C_BF16=1)
-    add(f"ring{c}_10", "gemm_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN, C_BF16=1)
-    add(f"ring{c}_10_128", "gemm_sm90.cu", A_K=1, B_K=0, BN=128, **LEAN, C_BF16=1)
-    add(f"ring{c}_split", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1, ACCUMULATE=1)
-    add(f"ring{c}_00", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, ACCUMULATE=1)
     # Sums of A: ragged columns, then the forms whose timings count
-    for bn in (256, 128):
+    for bn in (320, 256, 128):
+        OWN = LEAN if bn == 320 else dict(CLUSTER=c, BATCHED=0)
         for b in (0, 1):
-            add(f"ring{c}_sums_{bn}_0{b}", "gemm_sm90.cu", A_K=0, B_K=b, BN=bn, CLUSTER=c,
-                BATCHED=0, SUMS=1)
+            add(f"ring{c}_sums_{bn}_0{b}", "gemm_sm90.cu", A_K=0, B_K=b, BN=bn, **OWN, SUMS=1)
     add(f"ring{c}_sums_ragged", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, CLUSTER=c, BATCHED=0,
         SPLIT=1, SUMS=1)
     add(f"ring{c}_sums", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1, SUMS=1)
     add(f"ring{c}_unsummed", "gemm_sm90.cu", A_K=0, B_K=0, BN=256, **LEAN, SPLIT=1)
     add(f"ring{c}_sums_128", "gemm_sm90.cu", A_K=0, B_K=0, BN=128, **LEAN, SPLIT=1, SUMS=1)
     add(f"ring{c}_unsummed_128", "gemm_sm90.cu", A_K=0, B_K=0, BN=128, **LEAN, SPLIT=1)
-    for e in ("bias_gelu", "residual"):
-        add(f"ring{c}_{e}", "gemm_sm90.cu", A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1,
-            EPILOGUE=header(e))
-    add(f"ring{c}_gelu_grad", "gemm_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN,
-        EPILOGUE=header("gelu_grad"))
+    for bn, end in ((256, ""), (320, "_320")):
+        OWN = dict(BN=bn, **LEAN)
+        for e in ("bias_gelu", "residual"):
+            add(f"ring{c}_{e}{end}", "gemm_sm90.cu", A_K=1, B_K=1, **OWN, B_PERMUTED=1,
+                EPILOGUE=header(e))
+        add(f"ring{c}_gelu_grad{end}", "gemm_sm90.cu", A_K=1, B_K=0, **OWN,
+            EPILOGUE=header("gelu_grad"))
 
 # gemm_resident_sm90.cu: every form
 for bn in (256, 128):

@@ -78,12 +78,15 @@ __device__ __forceinline__ Parts parts_of(const Gemm& g) {
 // each warp, 8 columns of a row in each lane.
 template <int COLS>
 struct Tile {
-    static constexpr int CALLS = COLS / 16, AHEAD = load_ahead<Loads<8>::WORDS>(CALLS, 32);
+    static constexpr int CALLS = COLS / 16, WORDS = Loads<8>::WORDS;
+    // Calls loaded for during the product, and at most, in the place of sums that have left.
+    static constexpr int EARLY = load_ahead<WORDS>(CALLS, COLS > 256 ? 16 : 32);
+    static constexpr int MOST = load_ahead<WORDS>(CALLS, COLS > 256 ? 64 : 32);
 
     const Member& p;
     const float* columns;  // the tile's, in shared memory: see EPILOGUE_COLUMN
     int row, col, which, split, batch[3];
-    Loads<8> in[AHEAD];
+    Loads<8> in[MOST];
 
     __device__ __forceinline__ Tile(const Member& params, const float* columns_, int row0,
                                     int col0, int which_, int split_)
@@ -103,13 +106,22 @@ struct Tile {
 
     __device__ __forceinline__ void load(int call) {
         const At x = at(call);
-        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, in[call % AHEAD]);
+        Loads<8> own = {};  // so that nothing is thought to be kept from before
+        if (x.count > 0 && !SPLIT) epilogue_load(p.epi, x, own);
+        in[call % MOST] = own;
+    }
+
+    // Calls that have been loaded for when so many have left: half of their sums make room.
+    static constexpr __device__ int loaded(int left) {
+        const int room = EARLY + left * 4 / (WORDS == 0 ? 4 : WORDS);
+        const int all = left + (room < MOST ? room : MOST);
+        return all < CALLS ? all : CALLS;
     }
 
     // To be called early: these reads overlap the product.
     __device__ __forceinline__ void load_first() {
 #pragma unroll
-        for (int call = 0; call < AHEAD; call++) load(call);
+        for (int call = 0; call < loaded(0); call++) load(call);
     }
 
     __device__ __forceinline__ void finish(const float (&sum)[COLS / 2]) {
@@ -127,10 +139,11 @@ struct Tile {
                 } else {
 #pragma unroll
                     for (int t = 0; t < 8; t++) x[t] *= p.gemm.alpha;
-                    epilogue(p.epi, place, in[call % AHEAD], x);
+                    epilogue(p.epi, place, in[call % MOST], x);
                 }
             }
-            if (call + AHEAD < CALLS) load(call + AHEAD);
+#pragma unroll
+            for (int next = loaded(call); next < loaded(call + 1); next++) load(next);
         }
     }
 };
@@ -171,6 +184,19 @@ struct Source {
     }
 };
 
+// 16 of K. The 320 columns of the widest tile take two instructions, which both start at a box.
+template <bool LEFT_K, bool RIGHT_K, int COUNT>
+__device__ __forceinline__ void multiply_step(float (&sum)[COUNT], unsigned long long left,
+                                              unsigned long long right, int add) {
+    if constexpr (COUNT == 160) {
+        float(&low)[96] = *(float(*)[96])sum, (&high)[64] = *(float(*)[64])(sum + 96);
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(low, left, right, add);
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(high, left, right + 3 * BOX_BYTES / 16, add);
+    } else {
+        multiply_m64k16<!LEFT_K, !RIGHT_K>(sum, left, right, add);
+    }
+}
+
 // Issues sum += A B over the 64 of K in one box of A and the boxes of B beside it.
 template <bool LEFT_K, bool RIGHT_K, int COUNT>
 __device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, unsigned b, bool add) {
@@ -179,8 +205,8 @@ __device__ __forceinline__ void multiply_box(float (&sum)[COUNT], unsigned a, un
     products_begin();
 #pragma unroll
     for (int k = 0; k < BOX / 16; k++)
-        multiply_m64k16<!LEFT_K, !RIGHT_K>(sum, left + k * descriptor_step<LEFT_K>(),
-                                    right + k * descriptor_step<RIGHT_K>(), add || k > 0);
+        multiply_step<LEFT_K, RIGHT_K>(sum, left + k * descriptor_step<LEFT_K>(),
+                                       right + k * descriptor_step<RIGHT_K>(), add || k > 0);
     products_commit();
 }
 

@@ -50,8 +50,12 @@ const ANY: (Tile, f64) = (tile(64, 64, 64, 4, [2, 2]), 30e12);
 const FLOAT: [(Tile, f64); 2] =
     [(tile(128, 128, 16, 3, [2, 4]), 40e12), (tile(64, 64, 16, 4, [2, 4]), 25e12)];
 
-/// Of the kernels of Hopper, by columns of a tile.
-const HOPPER: [(usize, f64); 2] = [(256, 700e12), (128, 650e12)];
+/// Of the kernels of Hopper, by columns of a tile. Not measured: 320, set so that it is taken where
+/// fewer columns or rounds are lost with it.
+const HOPPER: [(usize, f64); 3] = [(256, 700e12), (320, 690e12), (128, 650e12)];
+/// Of tiles of 128 columns out of more, where the depth is contiguous in neither factor: they read
+/// a third more for each operation than tiles of 256, and wait for it (`bench/results`, GPT-2 1.5B).
+const NARROW: f64 = 490e12;
 /// Products of so few rows or columns do not fill their tiles.
 const SMALL: usize = 64;
 /// Bytes a second that products move.
@@ -160,8 +164,8 @@ pub(super) fn choose(question: &Question<'_>) -> Choice {
         if other.seconds < best.seconds { other } else { best }
     };
     let mut best = choices.reduce(first).expect("gemm.cu makes every product");
-    if let Form::Ring { cluster, layouts, .. } = &mut best.form {
-        *cluster = question.cluster(*layouts, best.splits);
+    if let Form::Ring { bn, cluster, layouts, .. } = &mut best.form {
+        *cluster = question.cluster(*bn, *layouts, best.splits);
     }
     best
 }
@@ -179,12 +183,10 @@ impl Question<'_> {
         if self.hopper && maps && x.k.size > 0 && !float {
             let unbatched = x.batch.iter().all(|axis| axis.strides[B] == 0);
             let lines = x.n.size.is_multiple_of(32) && unbatched && layouts[B] == Layout::K;
-            all.extend(HOPPER.map(|(bn, _)| Form::Ring {
-                bn,
-                cluster: 1,
-                layouts,
-                permuted: lines,
-            }));
+            // The widest tile has no registers for batches and ragged vectors.
+            let widest = x.batches() == 1 && x.n.size.is_multiple_of(8);
+            let widths = HOPPER.into_iter().map(|(bn, _)| bn).filter(|bn| *bn < 320 || widest);
+            all.extend(widths.map(|bn| Form::Ring { bn, cluster: 1, layouts, permuted: lines }));
             if x.k.size <= RESIDENT_K && x.n.size <= RESIDENT_N {
                 let bn = if x.n.size > 128 { 256 } else { 128 };
                 all.push(Form::Resident { bn, layouts, permuted: lines && self.plain });
@@ -213,11 +215,17 @@ impl Question<'_> {
     }
 
     /// Two blocks share what they read of the right factor: that pays if it lies along its columns
-    /// and there is much of it.
-    pub fn cluster(&self, layouts: [Layout; 2], splits: usize) -> usize {
-        let [m, n, k] = [&self.matrices.m, &self.matrices.n, &self.matrices.k].map(|x| x.size);
+    /// and there is much of it, and if pairs of tiles take no more rounds than tiles.
+    pub fn cluster(&self, bn: usize, layouts: [Layout; 2], splits: usize) -> usize {
+        let x = self.matrices;
+        let [m, n, k] = [&x.m, &x.n, &x.k].map(|axis| axis.size);
         let much = if splits > 1 { n >= m } else { k >= 512 && n >= 2 * k };
-        if layouts[B] == Layout::Side && m > 128 && much { 2 } else { 1 }
+        let rounds = |cluster: usize| {
+            let tiles = m.div_ceil(128 * cluster) * n.div_ceil(bn) * x.batches() * splits;
+            tiles.div_ceil(MULTIPROCESSORS as usize / cluster)
+        };
+        let pays = layouts[B] == Layout::Side && m > 128 && much && rounds(2) <= rounds(1);
+        if pays { 2 } else { 1 }
     }
 
     /// Blocks that should share the depth of a tile: those that fill the device, against the
@@ -254,7 +262,7 @@ impl Question<'_> {
         let slices = self.slices(form);
         let each = |rate: f64| rate / f64::from(MULTIPROCESSORS);
         let work = |rows: usize, cols: usize, deep: usize| {
-            2.0 * rows as f64 * cols as f64 * deep as f64 / each(rate_of(form))
+            2.0 * rows as f64 * cols as f64 * deep as f64 / each(rate_of(form, n))
         };
         let (blocks, block) = match form {
             Form::Resident { bn, .. } => {
@@ -298,8 +306,8 @@ pub(super) fn walkers(m: usize, panels: usize) -> usize {
     (MULTIPROCESSORS as usize / panels.max(1)).min(m.div_ceil(64)).max(1)
 }
 
-/// Operations a second of the whole device.
-fn rate_of(form: Form) -> f64 {
+/// Operations a second of the whole device, for so many columns.
+fn rate_of(form: Form, n: usize) -> f64 {
     let find = |list: &[(Tile, f64)], tile: Tile| {
         list.iter().find(|(own, _)| *own == tile).map_or(ANY.1, |(_, rate)| *rate)
     };
@@ -307,8 +315,9 @@ fn rate_of(form: Form) -> f64 {
         Form::General { tile, float: true, .. } => find(&FLOAT, tile),
         Form::General { layouts, .. } if layouts.contains(&Layout::Any) => ANY.1,
         Form::General { tile, .. } => find(&TENSOR, tile),
+        Form::Ring { bn: 128, layouts: [Layout::Side, Layout::Side], .. } if n > 128 => NARROW,
         Form::Ring { bn, .. } | Form::Resident { bn, .. } => {
-            HOPPER.iter().find(|(own, _)| *own == bn).map_or(HOPPER[1].1, |(_, rate)| *rate)
+            HOPPER.iter().find(|(own, _)| *own == bn).map_or(HOPPER[0].1, |(_, rate)| *rate)
         }
     }
 }

@@ -353,7 +353,7 @@ fn permuted_map(x: &Matrices, (address, dtype): (Address, DType)) -> TensorMap {
 fn grid(x: &Matrices, choice: Choice) -> Result<([u32; 3], u32, u32), LowerError> {
     let count = |n: usize| space::count("product", n);
     let [m, n, batches] = [x.m.size, x.n.size, x.batches()];
-    let shared = |bn: usize| if bn == 256 { 230_400 } else { 197_632 };
+    let shared = |bn: usize, widest: usize| if bn == widest { 230_400 } else { 197_632 };
     Ok(match choice.form {
         Form::General { tile, float, .. } => {
             let tiles = m.div_ceil(tile.bm) * n.div_ceil(tile.bn);
@@ -368,12 +368,12 @@ fn grid(x: &Matrices, choice: Choice) -> Result<([u32; 3], u32, u32), LowerError
             let tiles = m.div_ceil(128 * cluster) * n.div_ceil(bn);
             let items = count(batches * choice.splits * tiles)?;
             let cluster = cluster as u32;
-            ([cluster * items.min(MULTIPROCESSORS / cluster), 1, 1], 384, 197_632)
+            ([cluster * items.min(MULTIPROCESSORS / cluster), 1, 1], 384, shared(bn, 320))
         }
         Form::Resident { bn, .. } => {
             let columns = n.div_ceil(bn);
             let walkers = walkers(m, columns * batches);
-            ([count(walkers)?, count(columns)?, batches as u32], 384, shared(bn))
+            ([count(walkers)?, count(columns)?, batches as u32], 384, shared(bn, 256))
         }
     })
 }

@@ -106,6 +106,34 @@ fn measured_shapes_get_kernels_that_were_fast() {
     assert_eq!(chosen(&residual, HOPPER).form, wanted);
 }
 
+/// 1,600 columns are five tiles of 320: GPT-2 1.5B, micro-batches of 9 and 16 sequences.
+#[test]
+fn widths_are_chosen_for_columns_and_rounds() {
+    let ring = |sizes, k_inside, dtypes| match chosen(&plain(sizes, k_inside, dtypes), HOPPER) {
+        Choice { form: Form::Ring { bn, cluster, .. }, splits, .. } => (bn, cluster, splits),
+        other => panic!("{other:?}"),
+    };
+    for m in [9216, 16_384] {
+        for k in [1600, 6400] {
+            assert_eq!(ring([m, 1600, k], [true; 2], BF16), (320, 1, 1));
+            assert_eq!(ring([m, 1600, k], [true, false], BF16), (320, 1, 1));
+        }
+        // Pairs of 13 tiles would take a second round.
+        assert_eq!(ring([1600, 1600, m], [false; 2], GRADIENT), (320, 1, 2));
+        assert_eq!(ring([6400, 1600, m], [false; 2], GRADIENT), (320, 1, 1));
+        assert_eq!(ring([1600, 6400, m], [false; 2], GRADIENT), (320, 1, 1));
+    }
+    assert_eq!(ring([9216, 6400, 1600], [true; 2], BF16), (320, 1, 1));
+    assert_eq!(ring([9216, 6400, 1600], [true, false], BF16), (320, 2, 1));
+    // Where both widths fit, that which was measured.
+    assert_eq!(ring([16_384, 1280, 1280], [true; 2], BF16).0, 256);
+    let launch = &launches_of(&plain([9216, 1600, 1600], [true; 2], BF16), 64)[0];
+    assert!(launch.source.defines.contains(&"BN=320".to_owned()));
+    assert_eq!((launch.grid, launch.shared_bytes), ([132, 1, 1], 230_400));
+    let list = launches_of(&plain([1600, 1600, 9216], [false; 2], GRADIENT), 64);
+    assert_eq!((list.len(), list[0].grid), (2, [130, 1, 1]));
+}
+
 #[test]
 fn what_is_not_for_hopper_goes_to_the_general_kernel() {
     let general = |spec: &Contraction, chip| match chosen(spec, chip).form {

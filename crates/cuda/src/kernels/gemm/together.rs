@@ -169,9 +169,9 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
         };
         let splits = if gradients { question.splits(form) } else { 1 };
         let mut choice = Choice { form, splits, seconds: question.seconds(form, splits) };
-        if let Form::Ring { cluster, layouts, .. } = &mut choice.form {
+        if let Form::Ring { bn, cluster, layouts, .. } = &mut choice.form {
             let pairs = |x: &&Matrices| side_by_side || x.m.size.is_multiple_of(256);
-            let pays = questions.iter().all(|q| q.cluster(*layouts, splits) == 2);
+            let pays = questions.iter().all(|q| q.cluster(*bn, *layouts, splits) == 2);
             *cluster = if pays && own.iter().all(pairs) { 2 } else { 1 };
         }
         Way { swapped, side_by_side, choice }

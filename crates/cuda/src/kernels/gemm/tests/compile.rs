@@ -92,6 +92,9 @@ fn specs() -> Vec<Contraction> {
         ([65_536, 768, 3072], [true, true]),
         ([65_536, 3072, 768], [true, false]),
         ([768, 768, 65_536], [false, false]),
+        ([9216, 1600, 1600], [true, true]),
+        ([9216, 1600, 6400], [true, false]),
+        ([6400, 1600, 9216], [false, false]),
         ([512, 100, 72], [true, true]),
     ];
     let (bf16, f32) = (DType::Bf16, DType::F32);
@@ -123,7 +126,9 @@ fn specs() -> Vec<Contraction> {
         ..gradient
     });
     // Gradients of weights and biases, in shares of the depth and without.
-    for sizes in [[768, 256, 73_728], [256, 256, 73_728], [96, 72, 4096], [4096, 4096, 4096]] {
+    let small = [[768, 256, 73_728], [256, 256, 73_728], [96, 72, 4096]];
+    let large = [[4096, 4096, 4096], [1600, 1600, 9216], [6400, 1600, 9216]];
+    for sizes in small.into_iter().chain(large) {
         let mut spec = plain(sizes, [false; 2], [bf16, bf16, f32]);
         spec.sums = Some(OperandSums { factor: 0, output: Operand::f32([1, 0, 0]) });
         all.push(spec);
