@@ -97,10 +97,15 @@ __device__ __forceinline__ Work head_of(const Params& p, u32 outer, u32 groups) 
     return w;
 }
 
+/// `groups` as in `head_of`.
+__device__ __forceinline__ u32 head_count(const Params& p, u32 groups) {
+    return p.batch[0] * p.batch[1] * p.batch[2] * p.kv * groups;
+}
+
 /// Blocks are numbered by section, then by rank in the order of work, then by head: the longest
 /// tiles of a section start first, and the heads of a section fit L2 together.
 __device__ __forceinline__ Work place(const Params& p, u32 block, u32 groups) {
-    const u32 heads = p.batch[0] * p.batch[1] * p.batch[2] * p.kv * groups;
+    const u32 heads = head_count(p, groups);
     const u32 section = block / (p.section * p.tiles);
     const u32 within = block - section * p.section * p.tiles;
     const u32 count = min(p.section, heads - section * p.section);

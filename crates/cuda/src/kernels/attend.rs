@@ -3,7 +3,8 @@
 //! Positions are cut in units of 64. What a pattern keeps of the score matrix (`seen.rs`) becomes
 //! lists of units (`lists.rs`), which are made once for all layers (`cache.rs`). The operands'
 //! axes become those of the kernels (`heads.rs`); by widths, types, strides and the length of the
-//! lists a form is chosen (`form.rs`); `launches.rs` fills in parameters.
+//! lists a form is chosen (`form.rs`), and how many tiles a block takes (`runs.rs`); `launches.rs`
+//! fills in parameters.
 
 mod cache;
 mod decode;
@@ -11,6 +12,7 @@ mod form;
 mod heads;
 mod launches;
 mod lists;
+mod runs;
 mod seen;
 #[cfg(test)]
 mod tests;
@@ -149,6 +151,22 @@ fn plain(entry: &'static str, heads: &Heads, chip: Chip) -> Option<Start> {
     Start::find(entry, heads, 1, &[("BF16", bf16)], chip)
 }
 
+/// A kernel of Hopper's, with as many tiles a block as suit its lists.
+fn hopper(
+    entry: &'static str,
+    heads: &Heads,
+    pattern: &Pattern,
+    side: Side,
+    chip: Chip,
+) -> Option<Start> {
+    let of = if side == Side::Keys { Of::Columns(2) } else { Of::Rows(2) };
+    // Widths without such a kernel need no lists.
+    Start::hopper(entry, heads, 1, chip)?;
+    let lists = cache::lists(pattern, heads.kinds, heads.cut, of);
+    let run = runs::run(lists.as_ref().as_ref()?, side.heads(heads));
+    Start::hopper(entry, heads, run, chip)
+}
+
 /// The forward in a form; none if there is no kernel for it.
 fn forward(
     heads: &Heads,
@@ -160,7 +178,9 @@ fn forward(
     let found = match form {
         Forward::Plain => plain("attend_plain_fwd", heads, chip).map(|s| (s, 1)),
         Forward::Mma(tile) => Start::find("attend_fwd", heads, tile, &[], chip).map(|s| (s, tile)),
-        Forward::Hopper => Start::find("attend_fwd_sm90", heads, 2, &[], chip).map(|s| (s, 2)),
+        Forward::Hopper => {
+            hopper("attend_fwd_sm90", heads, pattern, Side::Queries, chip).map(|s| (s, 2))
+        }
     };
     let Some((start, tile)) = found else { return Ok(None) };
     let mut launches = Launches::new("attend", heads);
@@ -207,6 +227,7 @@ impl Gradients {
         };
         let find =
             |entry, tile, more: &[(&str, usize)]| Start::find(entry, heads, tile, more, chip);
+        let of = |entry, side| hopper(entry, heads, pattern, side, chip);
         Some(match form {
             Backward::Plain => Gradients {
                 stats: Some((plain("attend_plain_stats", heads, chip)?, units, PLAIN_ROWS)),
@@ -224,19 +245,19 @@ impl Gradients {
                 by_query: None,
             },
             Backward::Band(stretch) => {
-                let of = Of::Band(stretch);
-                let lists = cache::lists(pattern, heads.kinds, heads.cut, of);
+                let visits = Of::Band(stretch);
+                let lists = cache::lists(pattern, heads.kinds, heads.cut, visits);
                 let slots = lists.as_ref().as_ref()?.slots;
                 Gradients {
                     stats: stats()?,
-                    by_key: (find("attend_band", slots, &[])?, of),
+                    by_key: (find("attend_band", slots, &[])?, visits),
                     by_query: None,
                 }
             }
             Backward::Hopper => Gradients {
                 stats: stats()?,
-                by_key: (find("attend_dkv_sm90", 2, &[])?, Of::Columns(2)),
-                by_query: Some((find("attend_dq_sm90", 2, &[])?, Of::Rows(2))),
+                by_key: (of("attend_dkv_sm90", Side::Keys)?, Of::Columns(2)),
+                by_query: Some((of("attend_dq_sm90", Side::Queries)?, Of::Rows(2))),
             },
         })
     }

@@ -59,7 +59,7 @@ pub(super) enum Side {
 
 impl Side {
     /// How many heads there are.
-    fn heads(self, of: &Heads) -> usize {
+    pub fn heads(self, of: &Heads) -> usize {
         match self {
             Side::Queries => of.count(),
             Side::Keys => of.batch.iter().product::<usize>() * of.kv,
@@ -114,7 +114,7 @@ impl<'a> Launches<'a> {
         self.push(start, blocks, rows, self.params(piece, tables, Side::Queries))
     }
 
-    /// A kernel of Hopper's, one block for each tile of a head: `HopperParams`.
+    /// A kernel of Hopper's, one block for each run of tiles: `HopperParams`.
     pub fn hopper(
         &mut self,
         start: Start,
@@ -122,7 +122,7 @@ impl<'a> Launches<'a> {
         piece: &Piece,
         tables: Tables,
     ) -> Result<(), LowerError> {
-        let blocks = side.heads(self.heads) * tables.tiles;
+        let blocks = (side.heads(self.heads) * tables.tiles).div_ceil(start.run);
         let mut all = Parameters::new();
         let mapped = [Q, K, V, DOUT].map(|at| map(self.heads, at, piece));
         for of in &mapped {
@@ -134,7 +134,7 @@ impl<'a> Launches<'a> {
         all.append(&self.params(piece, tables, side));
         let axes = mapped.iter().flat_map(|of| of.as_ref().map_or([5; 3], |(_, axes)| *axes));
         axes.for_each(|axis| _ = all.u32(axis));
-        all.align(64);
+        all.u32(count(self.kernel, start.run)?).align(64);
         self.push(start, blocks, 1, all)
     }
 

@@ -37,7 +37,7 @@ fn hopper_gets_maps_of_what_it_copies() {
         made.launches.iter().map(|l| (l.entry, l.grid[0], l.shared_bytes)).collect();
     let wanted = [
         ("attend_stats", 2 * 3 * 2 * 6, 0),
-        ("attend_dkv_sm90", 2 * 3 * 2, 1024 + 256 * 256 + 3 * (128 * 256 + 1024)),
+        ("attend_dkv_sm90", 2 * 3 * 2, 1024 + (256 + 3 * 128) * 256 + 3 * 528),
         ("attend_dq_sm90", 2 * 3 * 2 * 3, 1024 + 768 * 256),
     ];
     assert_eq!(names, wanted);
@@ -62,7 +62,30 @@ fn hopper_gets_maps_of_what_it_copies() {
     }
     // Which axes those are: batch, kv, group; k and v have no group.
     let (all, shared) = ([2, 3, 4], [2, 3, 5]);
-    assert_eq!(fields(launch, 512 + 856, 12), [all, shared, shared, all].concat());
+    assert_eq!(
+        fields(launch, 512 + 856, 13),
+        [&[all, shared, shared, all].concat()[..], &[1]].concat()
+    );
+}
+
+/// Two tiles of each of 300 heads, three tiles a block; two rooms for rows of tiles.
+#[test]
+fn a_block_of_hopper_takes_tiles_one_after_another() {
+    let case = Case { batch: vec![300], kv: 1, ..grouped() };
+    let case = Case { pattern: "local(50)", group: 1, queries: 200, keys: 200, ..case };
+    let forward = attend(&case.forward(), &case.mask(), &[64; 5], HOPPER).unwrap();
+    let backward = attend_grad(&case.backward(), &case.mask(), &[64; 10], HOPPER).unwrap();
+    for (launch, bytes) in [
+        (&forward.launches[0], 1024 + 2 * 256 * 128 + 2 * 256 * 256),
+        (&backward.launches[1], 1024 + (2 * 256 + 3 * 128) * 256 + 3 * 528),
+        (&backward.launches[2], 1024 + (2 * 256 + 3 * 128) * 256),
+    ] {
+        let run = fields(launch, 512 + 856 + 48, 1)[0];
+        assert_eq!(launch.grid[0], 600u32.div_ceil(run));
+        assert!((4..=5).contains(&run), "{} has {run}", launch.entry);
+        assert!(launch.source.defines.contains(&"OWNS=2".to_owned()));
+        assert_eq!(launch.shared_bytes, bytes);
+    }
 }
 
 /// batch, kv, group; positions; lengths and inverses; steps, units, tiles, kinds, section, widths.
