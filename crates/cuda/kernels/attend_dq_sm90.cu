@@ -6,6 +6,9 @@
 // and values. s and do v^T are issued together, and while the second runs s becomes p; dq += ds k
 // is issued last and runs beside the next unit's s. ds never leaves the registers.
 //
+// It runs before attend_dkv_sm90 and makes what attend_stats makes for other forms: o comes through
+// the stages, a unit each, before the keys, and meets do, which is there as it is.
+//
 //   shared memory   OWNS of q, do [2 warpgroups] boxes | stage: k, v boxes; slices side by side
 //   registers       s 32, do v^T 32, ds 16, dq DQ / 2
 //
@@ -36,6 +39,7 @@ struct Memory {
 struct Notes {
     Tile tile[OWNS];
     u32 code[STAGES][CONSUMERS];
+    float2 stats[CONSUMERS][UNIT];  // from consumers to consumers
 };
 
 __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m, Notes& notes) {
@@ -50,7 +54,9 @@ __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m, 
             const Place q = place_of(w, h.q_heads), out = place_of(w, h.dout_heads);
             barrier_wait(m.own_empty + 8 * own.index, own.phase ^ 1);
             notes.tile[own.index] = {
-                {head_address(p.dq, w, 2), reinterpret_cast<u64>(row_stats(p, w.outer, tile))},
+                {head_address(p.dq, w, 2), reinterpret_cast<u64>(row_stats(p, w.outer, tile)),
+                 head_address(p.lse, w, 4),
+                 p.dlse.address == 0 ? 0 : head_address(p.dlse, w, 4)},
                 tile * UNIT,
                 list.last - list.begin,
                 run.job + 1 < run.end,
@@ -61,6 +67,13 @@ __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m, 
                 copy_unit<DQ>(m.q(own.index, half), BOX_BYTES, h.q, bar, first, q);
                 copy_unit<DV>(m.out(own.index, half), BOX_BYTES, h.dout, bar, first, out);
             }
+        }
+        const Place o = place_of(w, h.o_heads);
+        for (u32 half = 0; half < CONSUMERS; ++half, slot.next()) {
+            const u32 s = slot.index, bar = m.full + 8 * s;
+            barrier_wait(m.empty + 8 * s, slot.phase ^ 1);
+            barrier_expect(bar, V_BYTES);
+            copy_unit<DV>(m.k(s), BOX_BYTES, h.o, bar, (w.tile * CONSUMERS + half) * UNIT, o);
         }
         const Place k = place_of(w, h.k_heads), v = place_of(w, h.v_heads);
         for (u32 e = list.begin; e < list.last; ++e, slot.next()) {
@@ -76,15 +89,52 @@ __device__ __forceinline__ void produce(const HopperParams& h, const Memory& m, 
     }
 }
 
+/// lse log2(e) and D of the warpgroup's queries: to all of it, and to attend_dkv_sm90. Two threads
+/// have a row. Chunks of o and of do lie alike, and in an order in which no two rows meet in a bank.
+__device__ __forceinline__ void make_stats(const Params& p, const Memory& m, Notes& notes,
+                                           u32 half, u32 room, const unsigned char* shared,
+                                           Slot<STAGES>& slot) {
+    const Tile& tile = notes.tile[room];
+    const u32 row = threadIdx.x % 128 / 2, side = threadIdx.x % 2;
+    const u32 x = tile.first + half * UNIT + row;
+    float lse = -infinity(), slope = 0.0f, along = 0.0f;
+    if (x < p.queries) {
+        lse = __ldg(reinterpret_cast<const float*>(tile.to[2]) + query_positions(p, p.lse).at(x));
+        if (tile.to[3] != 0)
+            slope = __ldg(reinterpret_cast<const float*>(tile.to[3]) +
+                          query_positions(p, p.dlse).at(x));
+    }
+    for (u32 unit = 0; unit < CONSUMERS; ++unit, slot.next()) {
+        barrier_wait(m.full + 8 * slot.index, slot.phase);
+        if (unit == half) {
+            const unsigned char* o = shared + (m.k(slot.index) - m.own) + row * (BOX * 2);
+            const unsigned char* out = shared + (m.out(room, half) - m.own) + row * (BOX * 2);
+#pragma unroll
+            for (u32 i = 0; i < DV / 16; ++i) {
+                const u32 at = i / 4 * BOX_BYTES + 16 * (4 * side + (i + row) % 4);
+                along += dot_bf16(*reinterpret_cast<const uint4*>(o + at),
+                                  *reinterpret_cast<const uint4*>(out + at));
+            }
+        }
+        release_room(m.empty + 8 * slot.index);
+    }
+    along += __shfl_xor_sync(~0u, along, 1);
+    if (side == 0) {
+        const float2 made = stats_of(lse, along, slope);
+        notes.stats[half][row] = made;
+        if (tile.first + half * UNIT < p.queries)
+            reinterpret_cast<float2*>(tile.to[1])[half * UNIT + row] = made;
+    }
+    group_wait(half);
+}
+
 /// One tile: dq, unscaled, over `units` units of keys.
 __device__ __forceinline__ void attend(const Params& p, const Memory& m, const Notes& notes,
                                        u32 half, u32 room, u32 units, Slot<STAGES>& slot,
                                        float (&dq)[DQ / 2]) {
     const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    // lse log2(e) and D of rows g and g + 8; past the last query: those of a neighbour, unused.
-    const float2* stats =
-        reinterpret_cast<const float2*>(notes.tile[room].to[1]) + half * UNIT + row;
-    const float2 own[2] = {__ldg(stats), __ldg(stats + 8)};
+    // lse log2(e) and D of rows g and g + 8.
+    const float2 own[2] = {notes.stats[half][row], notes.stats[half][row + 8]};
     float s[32], dp[32];
     u32 a[4][4];
     u32 before = NONE;
@@ -132,13 +182,14 @@ __device__ __forceinline__ void attend(const Params& p, const Memory& m, const N
     if (before != NONE) release(m.empty + 8 * before);
 }
 
-__device__ __forceinline__ void consume(const Params& p, const Memory& m, const Notes& notes,
-                                        u32 half, unsigned char* rooms) {
+__device__ __forceinline__ void consume(const Params& p, const Memory& m, Notes& notes, u32 half,
+                                        unsigned char* rooms) {
     Slot<STAGES> slot;
     const float factor[2] = {p.scale, p.scale};
     for (Slot<OWNS> own;; own.next()) {
         const Tile& tile = notes.tile[own.index];
         barrier_wait(m.own_full + 8 * own.index, own.phase);
+        make_stats(p, m, notes, half, own.index, rooms, slot);
         float dq[DQ / 2];
 #pragma unroll
         for (int i = 0; i < DQ / 2; ++i) dq[i] = 0.0f;

@@ -9,7 +9,7 @@
 // as a Tile with its rows, what they need of a unit as codes with the unit.
 //
 // What the host sees to, besides lib/attend.cuh: tiles of two units, no packing, and of each of q,
-// k, v and do at most three of the axes batch 0, 1, 2, kv, group with more than one place; run >= 1,
+// k, v, do and o at most three of the axes batch 0, 1, 2, kv, group with more than one place; run >= 1,
 // and as many blocks as runs.
 #pragma once
 #include "lib/attend.cuh"
@@ -26,15 +26,15 @@ struct Heads {
 };
 
 struct HopperParams {
-    TensorMap q, k, v, dout;  // the forward does not read dout
+    TensorMap q, k, v, dout, o;  // the forward reads neither dout nor o
     Params p;
-    Heads q_heads, k_heads, v_heads, dout_heads;
+    Heads q_heads, k_heads, v_heads, dout_heads, o_heads;
     u32 run;  // tiles of a block
 };
 
 /// What consumers know of a tile. Each tile has at least a Tile and its rows, be its list empty.
 struct Tile {
-    u64 to[2];  // addresses that belong to the head or the tile
+    u64 to[4];  // addresses that belong to the head or the tile
     u32 first;  // position
     u32 units;  // of its list
     u32 more;   // whether the block has another

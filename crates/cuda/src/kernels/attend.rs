@@ -23,7 +23,7 @@ use crate::launch::{Address, Kernel};
 use aerogel_graph::{DType, Pattern};
 use aerogel_lower::{AttendGradSpec, AttendMask, AttendSpec, LowerError};
 use form::{Backward, Forward, Look, Start};
-use heads::{DOUT, Heads, K, OPERANDS, Piece, Q, V};
+use heads::{DOUT, Heads, K, O, OPERANDS, Piece, Q, V};
 use launches::{Launches, Side, Tables, map};
 use lists::Of;
 use seen::UNIT;
@@ -76,7 +76,7 @@ pub(crate) fn attend_grad(
     for (heads, pieces) in for_tensor_cores(kernel, &all, align)? {
         let look = Look::new(&heads, &cache::kept(&mask.pattern, heads.kinds, heads.cut));
         for form in look.backward(chip.architecture.is_hopper()) {
-            let maps = form != Backward::Hopper || has_maps(&heads, &[Q, K, V, DOUT], &pieces);
+            let maps = form != Backward::Hopper || has_maps(&heads, &[Q, K, V, DOUT, O], &pieces);
             if maps && let Some(made) = backward(&heads, &pieces, &mask.pattern, form, chip)? {
                 return Ok(made);
             }
@@ -208,7 +208,8 @@ fn tables(launches: &mut Launches<'_>, pattern: &Pattern, of: Of) -> Option<(Tab
     Some((tables, lists.slots))
 }
 
-/// What a backward launches for a piece, beside the statistics.
+/// What a backward launches for a piece: statistics, unless the one of dq makes them or there are
+/// none, and gradients.
 struct Gradients {
     stats: Option<(Start, usize, u32)>,
     /// dk and dv, in the one-pass forms all of it; then dq.
@@ -255,7 +256,7 @@ impl Gradients {
                 }
             }
             Backward::Hopper => Gradients {
-                stats: stats()?,
+                stats: None,
                 by_key: (of("attend_dkv_sm90", Side::Keys)?, Of::Columns(2)),
                 by_query: Some((of("attend_dq_sm90", Side::Queries)?, Of::Rows(2))),
             },
@@ -273,7 +274,7 @@ fn backward(
 ) -> Result<Option<Kernel>, LowerError> {
     let Some(parts) = Gradients::find(heads, pattern, form, chip) else { return Ok(None) };
     let mut launches = Launches::new("attend_grad", heads);
-    if parts.stats.is_some() {
+    if form != Backward::Fused {
         // float2[units + 1][64]; launches over pieces take turns.
         let units = heads.count() * heads.cut.units()[0] + 1;
         launches.stats = Address::Workspace(0);
@@ -296,7 +297,11 @@ fn backward(
         if let Some((start, blocks, rows)) = parts.stats {
             launches.by_block(start, blocks, rows, piece, Tables::NONE)?;
         }
-        let of_both = [(Some(by_key), Side::Keys), (by_query, Side::Queries)];
+        let mut of_both = [(Some(by_key), Side::Keys), (by_query, Side::Queries)];
+        if form == Backward::Hopper {
+            // The one of dq makes the statistics.
+            of_both.reverse();
+        }
         for (part, side) in of_both {
             let Some((start, tables)) = part else { continue };
             match form {

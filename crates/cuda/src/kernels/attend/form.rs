@@ -43,7 +43,7 @@ pub(super) enum Backward {
     Fused,
     /// Stretches of so many units: all in one pass.
     Band(usize),
-    /// Hopper's, dk and dv before dq.
+    /// Hopper's: dq, with the statistics, before dk and dv.
     Hopper,
 }
 

@@ -1,7 +1,7 @@
 //! From heads, lists and forms to launches: `Params` and `HopperParams` of `lib/attend*.cuh`.
 
 use super::form::Start;
-use super::heads::{DOUT, Heads, K, Piece, Q, V};
+use super::heads::{DOUT, Heads, K, O, Piece, Q, V};
 use super::lists::Lists;
 use super::seen::UNIT;
 use crate::kernels::space::count;
@@ -124,7 +124,7 @@ impl<'a> Launches<'a> {
     ) -> Result<(), LowerError> {
         let blocks = (side.heads(self.heads) * tables.tiles).div_ceil(start.run);
         let mut all = Parameters::new();
-        let mapped = [Q, K, V, DOUT].map(|at| map(self.heads, at, piece));
+        let mapped = [Q, K, V, DOUT, O].map(|at| map(self.heads, at, piece));
         for of in &mapped {
             match of {
                 Some((map, _)) => _ = all.map(map.clone()),
@@ -215,7 +215,7 @@ fn section(heads: &Heads, side: Side) -> usize {
 pub(super) fn map(heads: &Heads, at: usize, piece: &Piece) -> Option<(TensorMap, [u32; 3])> {
     let own = heads.operands[at].as_ref()?;
     let side = usize::from(at == K || at == V);
-    let width = heads.widths[usize::from(at == V || at == DOUT)] as u64;
+    let width = heads.widths[usize::from([V, DOUT, O].contains(&at))] as u64;
     let positions = heads.cut.lengths[side] as u64;
     let sizes = heads.batch.iter().chain([&heads.kv, &heads.group]);
     let strides = own.batch.iter().chain([&own.kv, &own.group]);
