@@ -45,6 +45,8 @@ constexpr u32 STAGES_AT = KEY_STAGES * TILES_BYTES;
 constexpr u32 SCORES_AT = STAGES_AT + 2 * STAGE_BYTES;
 constexpr u32 SLOTS_AT = SCORES_AT + UNIT * UNIT * 2;
 constexpr u32 SLOT_BYTES = UNIT * DQ * 4;
+// Whether there are registers for what else is made anew for each key: where dk and dv go.
+constexpr bool KEEP = DQ == 32;
 static_assert(DQ <= DV, "dk leaves through the warp's rows of v");
 
 struct Visit {
@@ -80,12 +82,30 @@ __device__ __forceinline__ void leave(unsigned char* tile, const float (&c)[1][W
     }
 }
 
+/// Where word i of A tile j of ds^T goes: words (g, 2t..) of each 8x8 matrix, by keys and queries.
+__device__ __forceinline__ u32 ds_at(u32 row, u32 half, u32 j, u32 i, u32 lane) {
+    return chunk_at<64>(row + 8 * (i % 2) + lane / 4, 4 * half + 2 * j + i / 2) + 4 * (lane % 4);
+}
+
+/// No pair of these keys and queries.
+__device__ __forceinline__ void clear_ds(unsigned char* ds, u32 row, u32 half, u32 lane) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) *reinterpret_cast<u32*>(ds + ds_at(row, half, j, i, lane)) = 0;
+}
+
 /// 32 queries of a visit: scores, dk and dv, and ds^T into shared memory. `words` are the mask's of
 /// the rows g and g + 8.
 __device__ __forceinline__ void scores(const Params& p, const Visit& at, u32 half,
                                        const u32 (&words)[2], u32 row, u32 kv, u32 q,
                                        const float4* stats, unsigned char* ds, Sums& sums) {
     u32 lane = lane_anew();
+    if (at.code != FULL && !__any_sync(~0u, words[0] | words[1])) {
+        // None of the 32 queries sees a key of the warp: at the edges of a window.
+        if (at.flags & QUERY_OWN) clear_ds(ds, row, half, lane);
+        return;
+    }
     const u32 out = q + K_BYTES;
     float s[1][4][4];
     clear(s);
@@ -129,14 +149,11 @@ __device__ __forceinline__ void scores(const Params& p, const Visit& at, u32 hal
 #pragma unroll
     for (int j = 0; j < 2; ++j) pack_a(a[j][0], s[0][2 * j], s[0][2 * j + 1]);
     if (at.flags & QUERY_OWN) {
-        // Words (g, 2t..) of each 8x8 matrix, by keys and queries.
 #pragma unroll
         for (int j = 0; j < 2; ++j)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const u32 to = chunk_at<64>(row + 8 * (i % 2) + lane / 4, 4 * half + 2 * j + i / 2);
-                *reinterpret_cast<u32*>(ds + to + 4 * (lane % 4)) = a[j][0][i];
-            }
+            for (int i = 0; i < 4; ++i)
+                *reinterpret_cast<u32*>(ds + ds_at(row, half, j, i, lane)) = a[j][0][i];
     }
     if (at.flags & KEY_OWN) {
         const auto b = rows_first<DQ>(q, lane_anew()).from(32 * half);
@@ -183,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_band(const __grid_constant__ Params p) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 base = shared_address(shared);
-    const Work w = place(p, blockIdx.x, 1);
+    const Work w = place<true>(p, blockIdx.x, 1);
     u32 e = __ldg(reinterpret_cast<const u32*>(p.first) + w.list);
     const u32 last = __ldg(reinterpret_cast<const u32*>(p.first) + w.list + 1);
     const u32 warp = threadIdx.x / 32, row = 16 * warp;
@@ -192,6 +209,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
     const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
     Half* dq = reinterpret_cast<Half*>(p.dq.address) + head_at(p.dq, w, 0);
+    Half* dk = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, w, 0);
+    Half* dv = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, w, 0);
     auto load_keys = [&](u32 number, u32 stage) {
         const u32 from = number * p.key_step, to = min(p.keys, from + p.key_step);
         const u32 at = base + stage * TILES_BYTES;
@@ -252,12 +271,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         if (now.flags & KEY_LAST) {
             if (now.flags & KEY_OWN) {
-                const Work again = place(p, block_anew(), 1);
+                if (!KEEP) {
+                    const Work again = place<true>(p, block_anew(), 1);
+                    dk = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, again, 0);
+                    dv = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, again, 0);
+                }
                 const u32 first = now.key * p.key_step, end = min(p.keys, first + p.key_step);
                 // Nobody else reads these rows of v.
                 unsigned char* own = shared + (kv - base) + K_BYTES + row * (DV * 2);
-                Half* dk = reinterpret_cast<Half*>(p.dk.address) + head_at(p.dk, again, 0);
-                Half* dv = reinterpret_cast<Half*>(p.dv.address) + head_at(p.dv, again, 0);
                 leave<DV>(own, sums.dv, 1.0f, dv, key_positions(p, p.dv), first + row, end);
                 leave<DQ>(own, sums.dk, p.scale, dk, key_positions(p, p.dk), first + row, end);
             }

@@ -112,13 +112,21 @@ __device__ __forceinline__ void unit(const Params& p, u32 code, u32 row, u32 q, 
     }
 }
 
+/// Addresses of the head's operands and the tile's first position, kept in shared memory: `place`
+/// costs a tenth of a short list, and registers a block of the multiprocessor.
+struct Home {
+    u64 k, v, o, lse;
+    u32 first;
+};
+
 /// Writes lse and o.
-__device__ __forceinline__ void finish(const Params& p, const Work& w, float (&o)[MT][DV / 8][4],
-                                       Rows& rows, unsigned char* shared) {
+__device__ __forceinline__ void finish(const Params& p, const Home& home,
+                                       float (&o)[MT][DV / 8][4], Rows& rows,
+                                       unsigned char* shared) {
     const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 * MT;
-    const u32 first = w.tile * MT * p.query_step;
+    const u32 first = home.first;
     const u32 end = min(p.queries, first + MT * p.query_step);
-    float* lse = reinterpret_cast<float*>(p.lse.address) + head_at(p.lse, w, w.group);
+    float* lse = reinterpret_cast<float*>(home.lse);
     const Positions x = query_positions(p, p.lse);
     float factor[MT][2];
 #pragma unroll
@@ -137,7 +145,7 @@ __device__ __forceinline__ void finish(const Params& p, const Work& w, float (&o
         }
     stage_rows<MT, DV / 8, 2, DV>(shared, o, factor, row, 0, lane);
     __syncthreads();
-    Half* out = reinterpret_cast<Half*>(p.o.address) + head_at(p.o, w, w.group);
+    Half* out = reinterpret_cast<Half*>(home.o);
     store_rows<ROWS, DV, THREADS>(shared, out, query_positions(p, p.o), first, end);
 }
 
@@ -145,27 +153,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_fwd(const __grid_constant__ Params p) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 base = shared_address(shared);
-    const Work w = place(p, blockIdx.x, p.group);
+    const Work w = place<true>(p, blockIdx.x, p.group);
     const u32 begin = __ldg(reinterpret_cast<const u32*>(p.first) + w.list);
     const u32 last = __ldg(reinterpret_cast<const u32*>(p.first) + w.list + 1);
     const u32 first = w.tile * MT * p.query_step;
     const u32 end = min(p.queries, first + MT * p.query_step);
+    __shared__ Home home;  // read after barriers
+    if (threadIdx.x == 0)
+        home = {p.k.address + head_at(p.k, w, 0) * sizeof(Half),
+                p.v.address + head_at(p.v, w, 0) * sizeof(Half),
+                p.o.address + head_at(p.o, w, w.group) * sizeof(Half),
+                p.lse.address + head_at(p.lse, w, w.group) * sizeof(float), first};
     const Half* q = reinterpret_cast<const Half*>(p.q.address) + head_at(p.q, w, w.group);
     const Half* k = reinterpret_cast<const Half*>(p.k.address) + head_at(p.k, w, 0);
     const Half* v = reinterpret_cast<const Half*>(p.v.address) + head_at(p.v, w, 0);
     const Positions kx = key_positions(p, p.k), vx = key_positions(p, p.v);
-    auto load = [&](u32 number, u32 stage) {
+    auto load_from = [&](const Half* k, const Half* v, u32 number, u32 stage) {
         const u32 from = number * p.key_step, to = min(p.keys, from + p.key_step);
         const u32 at = base + Q_BYTES + stage * STAGE_BYTES;
         load_rows<UNIT, DQ, THREADS>(at, k, kx, from, to);
         load_rows<UNIT, DV, THREADS>(at + K_BYTES, v, vx, from, to);
         copy_commit();
     };
+    auto load = [&](u32 number, u32 stage) {
+        load_from(reinterpret_cast<const Half*>(home.k), reinterpret_cast<const Half*>(home.v),
+                  number, stage);
+    };
 
     load_rows<ROWS, DQ, THREADS>(base, q, query_positions(p, p.q), first, end);
     const u32 row = threadIdx.x / 32 * 16 * MT;
     HalfEntry now{}, next{};
-    if (begin < last) now = read_entry(p, begin, row / UNIT), load(now.unit, 0);
+    if (begin < last) now = read_entry(p, begin, row / UNIT), load_from(k, v, now.unit, 0);
     if (begin + 1 < last) next = read_entry(p, begin + 1, row / UNIT);
     float o[MT][DV / 8][4];
     clear(o);
@@ -194,6 +212,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
     copy_wait<0>();
     __syncthreads();
-    const Work again = place(p, block_anew(), p.group);
-    finish(p, again, o, rows, shared);
+    finish(p, home, o, rows, shared);
 }

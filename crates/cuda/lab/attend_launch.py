@@ -230,10 +230,10 @@ class Attention:
         return made, [*axes, 5, 5, 5][:3]
 
     def start_hopper(self, entry, shared, side, heads):
-        """HopperParams: four maps, Params, the axes of each; a multiple of 64 bytes."""
+        """HopperParams: five maps, Params, the axes of each, runs of 1; a multiple of 64 bytes."""
         blocks, p = heads * side.tiles, self.params_of(side, heads * side.tiles)
-        maps, axes = zip(*(self.head_map(n) for n in ("q", "k", "v", "dout")))
-        image = b"".join(maps) + bytes(p) + struct.pack("<12I", *sum(axes, []))
+        maps, axes = zip(*(self.head_map(n) for n in ("q", "k", "v", "dout", "o")))
+        image = b"".join(maps) + bytes(p) + struct.pack("<16I", *sum(axes, []), 1)
         image = ctypes.create_string_buffer(image, -(-len(image) // 64) * 64)
         return self.driver.prepare(
             entry, entry, self.variant(entry), image, (blocks, 1), 384, 1024 + shared
@@ -254,7 +254,7 @@ class Attention:
     @prepared
     def dkv_hopper(self):
         assert self.tile == 2 and not self.pack
-        shared = 256 * (self.dq + self.dv) + 3 * (128 * (self.dq + self.dv) + 1024)
+        shared = (256 + 3 * 128) * (self.dq + self.dv) + 3 * 528
         return self.start_hopper("attend_dkv_sm90", shared, self.by_column, self.outer)
 
     def params_of(self, side, blocks):
@@ -340,7 +340,7 @@ class Attention:
     def parts(self):
         """The launches of a backward."""
         if self.hopper:
-            return [self.stats, self.dkv_hopper, self.grad_q_hopper]
+            return [self.grad_q_hopper, self.dkv_hopper]
         if self.band_units:
             return [self.stats, self.grad_band]
         return [self.dkv] if self.fused else [self.stats, self.dkv, self.grad_q]

@@ -7,7 +7,7 @@ use crate::show;
 use aerogel_cpu::peak::{Peak, copy_bytes_per_second, peak_bf16, peak_f32};
 use aerogel_cpu::pool::Pool;
 use aerogel_graph::DType;
-use aerogel_models::Part;
+use aerogel_models::{Form, Part};
 use aerogel_recipe::Recipe;
 use aerogel_train::{Backend, Workspace, time_steps};
 use clap::ValueEnum;
@@ -185,12 +185,12 @@ fn attention(
     ];
     let asks = asks.map(|(part, seq, heads)| {
         let (key_width, value_width) = (HEAD_WIDTH, HEAD_WIDTH);
-        Attention { part, batch: 1, seq, heads, key_width, value_width }
+        Attention { form: Form::One(part), batch: 1, seq, heads, key_width, value_width }
     });
     for ask in asks {
         for (dtype, name) in DTYPES {
             let found = lab::attention(on_cpu(plan.threads, plan.size(15, 5)), ask, dtype)?;
-            let pattern = ask.part.pattern().to_string();
+            let pattern = ask.form.pattern().to_string();
             for (found, phase) in found.into_iter().zip(["forward", "backward"]) {
                 let words = format!("attention {pattern} {}, {name}, {phase}", ask.seq);
                 rows.push(kernel_row(&words, found, limits.of(dtype)));

@@ -5,7 +5,6 @@ use aerogel_graph::{
     gradients,
 };
 use aerogel_machine::{Account, Alone, Device, Kind, Program};
-use aerogel_models::Part;
 use aerogel_models::attention::{Form, Heads, attend};
 use aerogel_plan::{Ask, plan};
 use aerogel_train::{Backend, TrainError};
@@ -35,7 +34,7 @@ impl Measured {
 /// [batch, seq, head, value_width].
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
-    pub part: Part,
+    pub form: Form,
     pub batch: usize,
     pub seq: usize,
     pub heads: usize,
@@ -150,11 +149,15 @@ pub fn map(lab: Lab, count: usize) -> anyhow::Result<Measured> {
 }
 
 /// Attention, forward and backward, by marks between kernels. FLOPs are those of the pairs that
-/// the pattern keeps.
+/// the pattern keeps. A merged form counts whatever runs in the backward, for its parts are brought
+/// together by maps; of other forms the attention itself counts.
 pub fn attention(lab: Lab, ask: Attention, dtype: DType) -> anyhow::Result<[Measured; 2]> {
     let all = spans(lab, attention_graph(ask, dtype)?)?;
-    let of = |phase| total(&all, |a| a.kind == Kind::Attention && a.phase == phase);
-    Ok([of(Phase::Forward), of(Phase::Backward)])
+    let merged = matches!(ask.form, Form::Merged(_));
+    let of = |phase, all_kinds| {
+        total(&all, |a| a.phase == phase && (all_kinds || a.kind == Kind::Attention))
+    };
+    Ok([of(Phase::Forward, false), of(Phase::Backward, merged)])
 }
 
 /// Attention, forward and backward, with a loss between.
@@ -198,7 +201,7 @@ fn attended(
     let q = state(g, &format!("q.{number}"), dtype, &[batch, seq, kv, group, dim])?;
     let k = state(g, &format!("k.{number}"), dtype, &[batch, seq, kv, dim])?;
     let v = state(g, &format!("v.{number}"), dtype, &[batch, seq, kv, width])?;
-    let o = attend(g, &Form::One(ask.part), Heads { q, k, v, seq, dim, kv, group })?;
+    let o = attend(g, &ask.form, Heads { q, k, v, seq, dim, kv, group })?;
     Ok(([q, k, v], o))
 }
 
@@ -366,9 +369,11 @@ mod tests {
 
     #[test]
     fn the_work_of_attention_is_that_of_its_pairs() {
+        use aerogel_models::Part;
         let part = Part::Strided { stride: 4 };
         let (key_width, value_width) = (8, 16);
-        let ask = Attention { part, batch: 3, seq: 16, heads: 2, key_width, value_width };
+        let form = Form::One(part);
+        let ask = Attention { form, batch: 3, seq: 16, heads: 2, key_width, value_width };
         let lab = Lab::new(Backend::Cpu, 1, 1);
         let [forward, backward] = attention(lab, ask, DType::F32).unwrap();
         // 4 columns, each causal over 4 rows, for 2 heads of 3 sequences: 240 pairs.

@@ -85,27 +85,45 @@ __device__ __forceinline__ u32 pattern_kind(const Params& p, u32 kv, u32 group) 
     return p.kinds == 1 ? 0 : (kv * p.group + group) % p.kinds;
 }
 
+/// x / size. Most sizes are 1, and a division takes twenty instructions: with ONES they are not
+/// made, but a branch each takes registers.
+template <bool ONES>
+__device__ __forceinline__ u32 quotient(u32 x, u32 size) {
+    return ONES && size == 1 ? x : x / size;
+}
+
 /// The coordinates of a head; `groups` is 1 for work on keys and p.group for work on queries.
+template <bool ONES = false>
 __device__ __forceinline__ Work head_of(const Params& p, u32 outer, u32 groups) {
     Work w;
     w.outer = outer;
-    w.group = outer % groups, outer /= groups;
-    w.kv = outer % p.kv, outer /= p.kv;
-    w.batch[2] = outer % p.batch[2], outer /= p.batch[2];
-    w.batch[1] = outer % p.batch[1], w.batch[0] = outer / p.batch[1];
+    u32 rest = quotient<ONES>(outer, groups);
+    w.group = outer - rest * groups, outer = rest;
+    rest = quotient<ONES>(outer, p.kv);
+    w.kv = outer - rest * p.kv, outer = rest;
+    rest = quotient<ONES>(outer, p.batch[2]);
+    w.batch[2] = outer - rest * p.batch[2], outer = rest;
+    w.batch[0] = quotient<ONES>(outer, p.batch[1]);
+    w.batch[1] = outer - w.batch[0] * p.batch[1];
     w.tile = w.list = 0;
     return w;
 }
 
+/// `groups` as in `head_of`.
+__device__ __forceinline__ u32 head_count(const Params& p, u32 groups) {
+    return p.batch[0] * p.batch[1] * p.batch[2] * p.kv * groups;
+}
+
 /// Blocks are numbered by section, then by rank in the order of work, then by head: the longest
 /// tiles of a section start first, and the heads of a section fit L2 together.
+template <bool ONES = false>
 __device__ __forceinline__ Work place(const Params& p, u32 block, u32 groups) {
-    const u32 heads = p.batch[0] * p.batch[1] * p.batch[2] * p.kv * groups;
+    const u32 heads = head_count(p, groups);
     const u32 section = block / (p.section * p.tiles);
     const u32 within = block - section * p.section * p.tiles;
     const u32 count = min(p.section, heads - section * p.section);
-    const u32 rank = within / count;
-    Work w = head_of(p, section * p.section + within - rank * count, groups);
+    const u32 rank = quotient<ONES>(within, count);
+    Work w = head_of<ONES>(p, section * p.section + within - rank * count, groups);
     const u32 kind = pattern_kind(p, w.kv, w.group);
     w.tile = reinterpret_cast<const u32*>(p.order)[kind * p.tiles + rank];
     w.list = kind * p.tiles + w.tile;

@@ -3,8 +3,14 @@
 // A block is a producer warpgroup, one thread of which copies, and two consumer warpgroups that own
 // 64 rows of the tile each. A box is 64 positions of 64 elements, 8 KiB, as lib/wgmma.cuh has it.
 //
+// A block takes a run of tiles one after another. There are OWNS rooms for the rows of a tile: with
+// two, the next tile is on its way while this one ends and its results leave; with one there is
+// more memory for stages. The producer alone walks the lists. What consumers need of a tile comes
+// as a Tile with its rows, what they need of a unit as codes with the unit.
+//
 // What the host sees to, besides lib/attend.cuh: tiles of two units, no packing, and of each of q,
-// k, v and do at most three of the axes batch 0, 1, 2, kv, group with more than one place.
+// k, v, do and o at most three of the axes batch 0, 1, 2, kv, group with more than one place; run >= 1,
+// and as many blocks as runs.
 #pragma once
 #include "lib/attend.cuh"
 #include "lib/tma.cuh"
@@ -20,10 +26,54 @@ struct Heads {
 };
 
 struct HopperParams {
-    TensorMap q, k, v, dout;  // the forward does not read dout
+    TensorMap q, k, v, dout, o;  // the forward reads neither dout nor o
     Params p;
-    Heads q_heads, k_heads, v_heads, dout_heads;
+    Heads q_heads, k_heads, v_heads, dout_heads, o_heads;
+    u32 run;  // tiles of a block
 };
+
+/// What consumers know of a tile. Each tile has at least a Tile and its rows, be its list empty.
+struct Tile {
+    u64 to[4];  // addresses that belong to the head or the tile
+    u32 first;  // position
+    u32 units;  // of its list
+    u32 more;   // whether the block has another
+    u32 unused;
+};
+
+/// The tiles of a block: numbers that `place` knows.
+struct Run {
+    u32 job, end;
+};
+
+__device__ __forceinline__ Run run_of(const HopperParams& h, u32 groups) {
+    const u32 all = head_count(h.p, groups) * h.p.tiles, first = blockIdx.x * h.run;
+    return {first, min(first + h.run, all)};
+}
+
+__device__ __forceinline__ u64 head_address(const Operand& x, const Work& w, u32 bytes) {
+    return x.address + head_at(x, w, w.group) * bytes;
+}
+
+/// An entry as it is.
+struct BothEntry {
+    u32 unit, code[2];
+};
+
+__device__ __forceinline__ BothEntry read_both(const Params& p, u32 e) {
+    const uint4 word = __ldg(reinterpret_cast<const uint4*>(p.entries) + e);
+    return {word.x, {word.y, word.z}};
+}
+
+/// The list of a tile.
+struct List {
+    u32 begin, last;
+};
+
+__device__ __forceinline__ List list_of(const Params& p, u32 list) {
+    const u32* first = reinterpret_cast<const u32*>(p.first) + list;
+    return {__ldg(first), __ldg(first + 1)};
+}
 
 /// A head's place in a map.
 struct Place {
@@ -63,9 +113,20 @@ struct Slot {
     }
 };
 
+/// What all lanes of a warp know, where the compiler cannot know that they do. Descriptors of
+/// products are of uniform registers: an address that may differ is moved to them for each product.
+__device__ __forceinline__ u32 uniform(u32 x) { return __shfl_sync(~0u, x, 0); }
+
 /// One warp is done with a slot.
 __device__ __forceinline__ void release(u32 bar) {
     if (threadIdx.x % 32 == 0) barrier_arrive(bar);
+}
+
+/// One warp is done with what it has read and written by itself: copies may write there.
+__device__ __forceinline__ void release_room(u32 bar) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+    release(bar);
 }
 
 /// All warps of a warpgroup.

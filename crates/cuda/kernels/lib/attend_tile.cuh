@@ -3,6 +3,13 @@
 #include "lib/attend.cuh"
 #include "lib/mma.cuh"
 
+/// The thread's number, read anew, as `lane_anew`.
+__device__ __forceinline__ u32 thread_anew() {
+    u32 thread;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+    return thread;
+}
+
 /// Starts copies of ROWS positions from `from` on; those from `end` on become zero.
 template <int ROWS, int WIDTH, int THREADS>
 __device__ __forceinline__ void load_rows(u32 tile, const Half* head, Positions x, u32 from,
@@ -10,6 +17,21 @@ __device__ __forceinline__ void load_rows(u32 tile, const Half* head, Positions 
     constexpr int CHUNKS = WIDTH / 8;
     constexpr int ROUNDS = ROWS * CHUNKS / THREADS;
     static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as many chunks");
+    constexpr u32 STEP = THREADS / CHUNKS;
+    if (!PACK && WIDTH <= 32 && THREADS % CHUNKS == 0 && STEP % 8 == 0) {
+        // From round to round, all is as far from where it was. Nothing is read past the end.
+        // Wider rows have no registers for it.
+        const u32 thread = thread_anew();
+        const u32 row = thread / CHUNKS, chunk = thread % CHUNKS;
+        const Half* source = head + x.at(from + row) + chunk * 8;
+        const u32 to = tile + chunk_at<WIDTH>(row, chunk);
+#pragma unroll
+        for (int i = 0; i < ROUNDS; ++i) {
+            copy_async(to + i * STEP * (WIDTH * 2), source, from + row + i * STEP < end);
+            source += x.row * STEP;
+        }
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < ROUNDS; ++i) {
         const u32 id = threadIdx.x + i * THREADS;

@@ -3,7 +3,8 @@
 //! Positions are cut in units of 64. What a pattern keeps of the score matrix (`seen.rs`) becomes
 //! lists of units (`lists.rs`), which are made once for all layers (`cache.rs`). The operands'
 //! axes become those of the kernels (`heads.rs`); by widths, types, strides and the length of the
-//! lists a form is chosen (`form.rs`); `launches.rs` fills in parameters.
+//! lists a form is chosen (`form.rs`), and how many tiles a block takes (`runs.rs`); `launches.rs`
+//! fills in parameters.
 
 mod cache;
 mod decode;
@@ -11,6 +12,7 @@ mod form;
 mod heads;
 mod launches;
 mod lists;
+mod runs;
 mod seen;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,7 @@ use crate::launch::{Address, Kernel};
 use aerogel_graph::{DType, Pattern};
 use aerogel_lower::{AttendGradSpec, AttendMask, AttendSpec, LowerError};
 use form::{Backward, Forward, Look, Start};
-use heads::{DOUT, Heads, K, OPERANDS, Piece, Q, V};
+use heads::{DOUT, Heads, K, O, OPERANDS, Piece, Q, V};
 use launches::{Launches, Side, Tables, map};
 use lists::Of;
 use seen::UNIT;
@@ -74,7 +76,7 @@ pub(crate) fn attend_grad(
     for (heads, pieces) in for_tensor_cores(kernel, &all, align)? {
         let look = Look::new(&heads, &cache::kept(&mask.pattern, heads.kinds, heads.cut));
         for form in look.backward(chip.architecture.is_hopper()) {
-            let maps = form != Backward::Hopper || has_maps(&heads, &[Q, K, V, DOUT], &pieces);
+            let maps = form != Backward::Hopper || has_maps(&heads, &[Q, K, V, DOUT, O], &pieces);
             if maps && let Some(made) = backward(&heads, &pieces, &mask.pattern, form, chip)? {
                 return Ok(made);
             }
@@ -149,6 +151,22 @@ fn plain(entry: &'static str, heads: &Heads, chip: Chip) -> Option<Start> {
     Start::find(entry, heads, 1, &[("BF16", bf16)], chip)
 }
 
+/// A kernel of Hopper's, with as many tiles a block as suit its lists.
+fn hopper(
+    entry: &'static str,
+    heads: &Heads,
+    pattern: &Pattern,
+    side: Side,
+    chip: Chip,
+) -> Option<Start> {
+    let of = if side == Side::Keys { Of::Columns(2) } else { Of::Rows(2) };
+    // Widths without such a kernel need no lists.
+    Start::hopper(entry, heads, 1, chip)?;
+    let lists = cache::lists(pattern, heads.kinds, heads.cut, of);
+    let run = runs::run(lists.as_ref().as_ref()?, side.heads(heads));
+    Start::hopper(entry, heads, run, chip)
+}
+
 /// The forward in a form; none if there is no kernel for it.
 fn forward(
     heads: &Heads,
@@ -160,7 +178,9 @@ fn forward(
     let found = match form {
         Forward::Plain => plain("attend_plain_fwd", heads, chip).map(|s| (s, 1)),
         Forward::Mma(tile) => Start::find("attend_fwd", heads, tile, &[], chip).map(|s| (s, tile)),
-        Forward::Hopper => Start::find("attend_fwd_sm90", heads, 2, &[], chip).map(|s| (s, 2)),
+        Forward::Hopper => {
+            hopper("attend_fwd_sm90", heads, pattern, Side::Queries, chip).map(|s| (s, 2))
+        }
     };
     let Some((start, tile)) = found else { return Ok(None) };
     let mut launches = Launches::new("attend", heads);
@@ -188,7 +208,8 @@ fn tables(launches: &mut Launches<'_>, pattern: &Pattern, of: Of) -> Option<(Tab
     Some((tables, lists.slots))
 }
 
-/// What a backward launches for a piece, beside the statistics.
+/// What a backward launches for a piece: statistics, unless the one of dq makes them or there are
+/// none, and gradients.
 struct Gradients {
     stats: Option<(Start, usize, u32)>,
     /// dk and dv, in the one-pass forms all of it; then dq.
@@ -207,6 +228,7 @@ impl Gradients {
         };
         let find =
             |entry, tile, more: &[(&str, usize)]| Start::find(entry, heads, tile, more, chip);
+        let of = |entry, side| hopper(entry, heads, pattern, side, chip);
         Some(match form {
             Backward::Plain => Gradients {
                 stats: Some((plain("attend_plain_stats", heads, chip)?, units, PLAIN_ROWS)),
@@ -224,19 +246,19 @@ impl Gradients {
                 by_query: None,
             },
             Backward::Band(stretch) => {
-                let of = Of::Band(stretch);
-                let lists = cache::lists(pattern, heads.kinds, heads.cut, of);
+                let visits = Of::Band(stretch);
+                let lists = cache::lists(pattern, heads.kinds, heads.cut, visits);
                 let slots = lists.as_ref().as_ref()?.slots;
                 Gradients {
                     stats: stats()?,
-                    by_key: (find("attend_band", slots, &[])?, of),
+                    by_key: (find("attend_band", slots, &[])?, visits),
                     by_query: None,
                 }
             }
             Backward::Hopper => Gradients {
-                stats: stats()?,
-                by_key: (find("attend_dkv_sm90", 2, &[])?, Of::Columns(2)),
-                by_query: Some((find("attend_dq_sm90", 2, &[])?, Of::Rows(2))),
+                stats: None,
+                by_key: (of("attend_dkv_sm90", Side::Keys)?, Of::Columns(2)),
+                by_query: Some((of("attend_dq_sm90", Side::Queries)?, Of::Rows(2))),
             },
         })
     }
@@ -252,7 +274,7 @@ fn backward(
 ) -> Result<Option<Kernel>, LowerError> {
     let Some(parts) = Gradients::find(heads, pattern, form, chip) else { return Ok(None) };
     let mut launches = Launches::new("attend_grad", heads);
-    if parts.stats.is_some() {
+    if form != Backward::Fused {
         // float2[units + 1][64]; launches over pieces take turns.
         let units = heads.count() * heads.cut.units()[0] + 1;
         launches.stats = Address::Workspace(0);
@@ -275,7 +297,11 @@ fn backward(
         if let Some((start, blocks, rows)) = parts.stats {
             launches.by_block(start, blocks, rows, piece, Tables::NONE)?;
         }
-        let of_both = [(Some(by_key), Side::Keys), (by_query, Side::Queries)];
+        let mut of_both = [(Some(by_key), Side::Keys), (by_query, Side::Queries)];
+        if form == Backward::Hopper {
+            // The one of dq makes the statistics.
+            of_both.reverse();
+        }
         for (part, side) in of_both {
             let Some((start, tables)) = part else { continue };
             match form {

@@ -64,6 +64,14 @@ pub fn case(seed: u64, number: usize) -> Case {
 
 impl Shape {
     fn draw(number: usize, rng: &mut Rng) -> Shape {
+        // bf16, of each width that has kernels of its own on Hopper.
+        match number {
+            33 => return Shape::many(Pattern::Causal, [136; 2], [128, 128]),
+            35 => return Shape::many(Pattern::Local(50), [150; 2], [128, 128]),
+            38 => return Shape::many(Pattern::Full, [65, 449], [64, 64]),
+            40 => return Shape::many(Pattern::Full, [65, 449], [64, 128]),
+            _ => {}
+        }
         let length = LENGTHS[(number + number / PATTERNS) % LENGTHS.len()];
         let block = rng.pick(&[5, 16, 32, 64]);
         let columns = rng.pick(&[1, 3, 4]);
@@ -99,6 +107,12 @@ impl Shape {
             _ => Layout::Heads,
         };
         Shape { pattern, batch: 1 + rng.below(2), queries, keys, heads, widths, layout }
+    }
+
+    /// So many heads that a block takes several tiles one after another.
+    fn many(pattern: Pattern, lengths: [usize; 2], widths: [usize; 2]) -> Shape {
+        let ([queries, keys], layout) = (lengths, Layout::Rows);
+        Shape { pattern, batch: 30, queries, keys, heads: [11, 1], widths, layout }
     }
 
     /// The most keys that any query sees.

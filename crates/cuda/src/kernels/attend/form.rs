@@ -43,7 +43,7 @@ pub(super) enum Backward {
     Fused,
     /// Stretches of so many units: all in one pass.
     Band(usize),
-    /// Hopper's, dk and dv before dq.
+    /// Hopper's: dq, with the statistics, before dk and dv.
     Hopper,
 }
 
@@ -143,6 +143,8 @@ pub(super) struct Start {
     pub defines: &'static [String],
     pub threads: u32,
     pub shared_bytes: usize,
+    /// Tiles that a block takes one after another; Hopper's kernels alone take more than one.
+    pub run: usize,
 }
 
 static VARIANTS: LazyLock<Vec<Variant>> = LazyLock::new(|| {
@@ -205,7 +207,15 @@ impl Start {
             defines: &variant.source.defines,
             threads: threads(entry),
             shared_bytes,
+            run: 1,
         })
+    }
+
+    /// A kernel of Hopper's, in which a block takes `run` tiles.
+    pub fn hopper(entry: &'static str, heads: &Heads, run: usize, chip: Chip) -> Option<Start> {
+        let owns = if run > 1 { 2 } else { 1 };
+        let start = Start::find(entry, heads, 2, &[("OWNS", owns)], chip)?;
+        Some(Start { run, ..start })
     }
 }
 
@@ -239,9 +249,12 @@ fn shared_bytes(entry: &str, [dq, dv]: [usize; 2], tile: usize, defines: &[Strin
             2 * (64 * tile + 64 * stages) * both + 16384 * tile + 512 * stages + 8192 * of("FUSED")
         }
         "attend_band" => (of("KEY_STAGES") + 2) * 128 * both + 9216 + tile * 256 * dq,
-        "attend_fwd_sm90" => 1024 + 256 * dq + 2 * 256 * both,
-        "attend_dq_sm90" => 1024 + (256 + 4 * 128) * both,
-        "attend_dkv_sm90" => 1024 + 256 * both + 3 * (128 * both + 1024),
+        "attend_fwd_sm90" => 1024 + of("OWNS") * 256 * dq + 2 * 256 * both,
+        "attend_dq_sm90" => {
+            let stages = if of("OWNS") == 2 && both == 256 { 3 } else { 4 };
+            1024 + (of("OWNS") * 256 + stages * 128) * both
+        }
+        "attend_dkv_sm90" => 1024 + (of("OWNS") * 256 + 3 * 128) * both + 3 * 528,
         "attend_plain_fwd" => 16 * both,
         "attend_plain_dq" => 16 * (2 * dq + dv),
         "attend_plain_dkv" => 32 * both,

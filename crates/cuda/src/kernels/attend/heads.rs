@@ -12,6 +12,7 @@ pub(super) const OPERANDS: usize = 10;
 pub(super) const Q: usize = 0;
 pub(super) const K: usize = 1;
 pub(super) const V: usize = 2;
+pub(super) const O: usize = 3;
 pub(super) const LSE: usize = 4;
 pub(super) const DOUT: usize = 5;
 pub(super) const DLSE: usize = 6;

@@ -1,7 +1,7 @@
 //! From heads, lists and forms to launches: `Params` and `HopperParams` of `lib/attend*.cuh`.
 
 use super::form::Start;
-use super::heads::{DOUT, Heads, K, Piece, Q, V};
+use super::heads::{DOUT, Heads, K, O, Piece, Q, V};
 use super::lists::Lists;
 use super::seen::UNIT;
 use crate::kernels::space::count;
@@ -59,7 +59,7 @@ pub(super) enum Side {
 
 impl Side {
     /// How many heads there are.
-    fn heads(self, of: &Heads) -> usize {
+    pub fn heads(self, of: &Heads) -> usize {
         match self {
             Side::Queries => of.count(),
             Side::Keys => of.batch.iter().product::<usize>() * of.kv,
@@ -114,7 +114,7 @@ impl<'a> Launches<'a> {
         self.push(start, blocks, rows, self.params(piece, tables, Side::Queries))
     }
 
-    /// A kernel of Hopper's, one block for each tile of a head: `HopperParams`.
+    /// A kernel of Hopper's, one block for each run of tiles: `HopperParams`.
     pub fn hopper(
         &mut self,
         start: Start,
@@ -122,9 +122,9 @@ impl<'a> Launches<'a> {
         piece: &Piece,
         tables: Tables,
     ) -> Result<(), LowerError> {
-        let blocks = side.heads(self.heads) * tables.tiles;
+        let blocks = (side.heads(self.heads) * tables.tiles).div_ceil(start.run);
         let mut all = Parameters::new();
-        let mapped = [Q, K, V, DOUT].map(|at| map(self.heads, at, piece));
+        let mapped = [Q, K, V, DOUT, O].map(|at| map(self.heads, at, piece));
         for of in &mapped {
             match of {
                 Some((map, _)) => _ = all.map(map.clone()),
@@ -134,7 +134,7 @@ impl<'a> Launches<'a> {
         all.append(&self.params(piece, tables, side));
         let axes = mapped.iter().flat_map(|of| of.as_ref().map_or([5; 3], |(_, axes)| *axes));
         axes.for_each(|axis| _ = all.u32(axis));
-        all.align(64);
+        all.u32(count(self.kernel, start.run)?).align(64);
         self.push(start, blocks, 1, all)
     }
 
@@ -217,7 +217,7 @@ fn section(heads: &Heads, side: Side) -> usize {
 pub(super) fn map(heads: &Heads, at: usize, piece: &Piece) -> Option<(TensorMap, [u32; 3])> {
     let own = heads.operands[at].as_ref()?;
     let side = usize::from(at == K || at == V);
-    let width = heads.widths[usize::from(at == V || at == DOUT)] as u64;
+    let width = heads.widths[usize::from([V, DOUT, O].contains(&at))] as u64;
     let positions = heads.cut.lengths[side] as u64;
     let sizes = heads.batch.iter().chain([&heads.kv, &heads.group]);
     let strides = own.batch.iter().chain([&own.kv, &own.group]);

@@ -72,7 +72,7 @@ fn heads_of_f16_are_told_by_a_constant() {
 
 #[test]
 fn the_fastest_kernels_of_the_timings_are_taken() {
-    let hopper = "fwd_sm90; stats, dkv_sm90, dq_sm90";
+    let hopper = "fwd_sm90; dq_sm90, dkv_sm90";
     let band = "fwd; stats, band";
     for (case, wanted) in [
         (timed(3072, [128; 2], 32, "causal"), hopper),
@@ -85,7 +85,7 @@ fn the_fastest_kernels_of_the_timings_are_taken() {
         (timed(1024, [64; 2], 768, "causal"), hopper),
         (timed(512, [64; 2], 64, "causal"), hopper),
         (timed(4096, [64; 2], 64, "local(128)"), band),
-        (timed(4096, [64; 2], 64, "local(256)"), "fwd; stats, dkv_sm90, dq_sm90"),
+        (timed(4096, [64; 2], 64, "local(256)"), "fwd; dq_sm90, dkv_sm90"),
         (timed(3072, [64, 128], 128, "local(128)"), band),
         (columns(64, 96, 32, 2, [64, 128]), "fwd packed; dkv packed fused"),
         (columns(1, 256, 64, 8, [128; 2]), "fwd packed; dkv packed fused"),
@@ -114,7 +114,7 @@ fn other_gpus_and_operands_have_other_kernels() {
     }
     // Shared keys have no map of their own along the group, and no band.
     let grouped = Case { group: 2, pattern: "local(128)", ..timed(512, [64; 2], 4, "causal") };
-    assert_eq!(chosen(&grouped, HOPPER, 64), "fwd; stats, dkv_sm90, dq_sm90");
+    assert_eq!(chosen(&grouped, HOPPER, 64), "fwd; dq_sm90, dkv_sm90");
 }
 
 /// A device asks with what it knows of the addresses, after a plan that took the larger of two.

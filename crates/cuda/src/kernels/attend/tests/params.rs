@@ -36,16 +36,15 @@ fn hopper_gets_maps_of_what_it_copies() {
     let names: Vec<_> =
         made.launches.iter().map(|l| (l.entry, l.grid[0], l.shared_bytes)).collect();
     let wanted = [
-        ("attend_stats", 2 * 3 * 2 * 6, 0),
-        ("attend_dkv_sm90", 2 * 3 * 2, 1024 + 256 * 256 + 3 * (128 * 256 + 1024)),
         ("attend_dq_sm90", 2 * 3 * 2 * 3, 1024 + 768 * 256),
+        ("attend_dkv_sm90", 2 * 3 * 2, 1024 + (256 + 3 * 128) * 256 + 3 * 528),
     ];
     assert_eq!(names, wanted);
-    let launch = &made.launches[2];
-    assert_eq!((launch.parameters.bytes().len(), launch.threads), (1472, 384));
+    let launch = &made.launches[0];
+    assert_eq!((launch.parameters.bytes().len(), launch.threads), (1600, 384));
     let maps: Vec<_> = launch.parameters.maps().iter().collect();
     let row = 136 * 6;
-    for (n, (operand, group)) in [(0, 2), (1, 1), (2, 1), (5, 2)].into_iter().enumerate() {
+    for (n, (operand, group)) in [(0, 2), (1, 1), (2, 1), (5, 2), (3, 2)].into_iter().enumerate() {
         let (at, map) = maps[n];
         assert_eq!((*at, map.address), (128 * n, Address::operand(operand)));
         assert_eq!(map.tile, [64, 64, 1, 1, 1]);
@@ -60,9 +59,30 @@ fn hopper_gets_maps_of_what_it_copies() {
             }
         }
     }
-    // Which axes those are: batch, kv, group; k and v have no group.
+    // Which axes those are: batch, kv, group; k and v have no group. Then the run.
     let (all, shared) = ([2, 3, 4], [2, 3, 5]);
-    assert_eq!(fields(launch, 512 + 856, 12), [all, shared, shared, all].concat());
+    let wanted = [&[all, shared, shared, all, all].concat()[..], &[1]].concat();
+    assert_eq!(fields(launch, 640 + 856, 16), wanted);
+}
+
+/// Two tiles of each of 300 heads, several a block, and two rooms for their rows.
+#[test]
+fn a_block_of_hopper_takes_tiles_one_after_another() {
+    let case = Case { batch: vec![300], kv: 1, ..grouped() };
+    let case = Case { pattern: "local(50)", group: 1, queries: 200, keys: 200, ..case };
+    let forward = attend(&case.forward(), &case.mask(), &[64; 5], HOPPER).unwrap();
+    let backward = attend_grad(&case.backward(), &case.mask(), &[64; 10], HOPPER).unwrap();
+    for (launch, bytes) in [
+        (&forward.launches[0], 1024 + 2 * 256 * 128 + 2 * 256 * 256),
+        (&backward.launches[0], 1024 + (2 * 256 + 3 * 128) * 256),
+        (&backward.launches[1], 1024 + (2 * 256 + 3 * 128) * 256 + 3 * 528),
+    ] {
+        let run = fields(launch, 640 + 856 + 60, 1)[0];
+        assert_eq!(launch.grid[0], 600u32.div_ceil(run));
+        assert!((4..=5).contains(&run), "{} has {run}", launch.entry);
+        assert!(launch.source.defines.contains(&"OWNS=2".to_owned()));
+        assert_eq!(launch.shared_bytes, bytes);
+    }
 }
 
 /// batch, kv, group; positions; lengths and inverses; steps, units, tiles, kinds, section, widths.
@@ -73,10 +93,10 @@ fn sizes_stand_where_kernels_read_them() {
     let (launch, inverse) = (&made.launches[0], |n: u64| (1u64 << 32).div_ceil(n) as u32);
     assert_eq!((launch.entry, launch.grid), ("attend_fwd_sm90", [36, 1, 1]));
     let whole = [1, 1, 2, 3, 2, 333, 200, 333, 200, inverse(333), inverse(200)];
-    assert_eq!(fields(launch, 512 + 768, 11), whole);
-    assert_eq!(fields(launch, 512 + 812, 8), [64, 64, 6, 3, 1, 12, 128, 128]);
+    assert_eq!(fields(launch, 640 + 768, 11), whole);
+    assert_eq!(fields(launch, 640 + 812, 8), [64, 64, 6, 3, 1, 12, 128, 128]);
     let scales = [0.125f32, 0.125 * std::f32::consts::LOG2_E].map(f32::to_bits);
-    assert_eq!(fields(launch, 512 + 844, 2), scales);
+    assert_eq!(fields(launch, 640 + 844, 2), scales);
 
     // Two of six columns fill a unit.
     let packed = Case {

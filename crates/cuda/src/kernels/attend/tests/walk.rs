@@ -128,7 +128,7 @@ impl Read<'_> {
 fn read<'a>(kernel: &'a Kernel, entries: &[&str]) -> Vec<Read<'a>> {
     let own = kernel.launches.iter().filter(|l| entries.contains(&l.entry));
     own.map(|launch| {
-        let base = if launch.entry.ends_with("sm90") { 512 } else { 0 };
+        let base = if launch.entry.ends_with("sm90") { 640 } else { 0 };
         Read { kernel, launch, base }
     })
     .collect()
@@ -231,7 +231,7 @@ fn check_grad(case: &Case, chip: Chip, align: u64) {
     let kernel = attend_grad(&grad, &mask, &[align; 10], chip).unwrap();
     let by_key = read(&kernel, &["attend_dkv", "attend_dkv_sm90", "attend_plain_dkv"]);
     let by_query = read(&kernel, &["attend_dq", "attend_dq_sm90", "attend_plain_dq"]);
-    let any = Read { kernel: &kernel, launch: &kernel.launches[0], base: 0 };
+    let any = &read(&kernel, &[kernel.launches[0].entry])[0];
     for (operand, number) in [0, 1, 2, 3, 4, 5, 9, 6, 7, 8].into_iter().enumerate() {
         let wanted = (number < 9 || grad.dlse.is_some()).then_some(Address::operand(number));
         assert_eq!(any.address(72 * operand), wanted);
