@@ -37,12 +37,12 @@ class Params(ctypes.Structure):
 
 
 def read_variants(path, arch="sm_90a"):
-    """The lines of variants.attend.txt for an architecture as (file, options)."""
+    """The lines of variants.attend.txt for bf16 and an architecture as (file, options)."""
     lines = [line.split() for line in open(path) if not line.startswith("#")]
     return [
         (file, {name: int(value) for name, value in (d[2:].split("=") for d in options)})
         for file, _, of, *options in lines
-        if of in ("both", arch)
+        if of in ("both", arch) and "-DF16=1" not in options
     ]
 
 

@@ -98,6 +98,21 @@ add("resident_gelu_grad", "gemm_resident_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN,
     EPILOGUE=header("gelu_grad"))
 
 
+# In the table alone: the lab runs bf16.
+F16 = [
+    ("gemm.cu", dict(COMPUTE_F32=0, A_F32=0, B_F32=0, A_LAYOUT=0, B_LAYOUT=0, BM=128, BN=128,
+                     BK=64, STAGES=3, WARPS_M=2, WARPS_N=4, C_BF16=1, F16=1)),
+    ("gemm.cu", dict(COMPUTE_F32=1, A_F32=0, B_F32=0, A_LAYOUT=2, B_LAYOUT=2, BM=64, BN=64,
+                     BK=16, STAGES=4, WARPS_M=2, WARPS_N=4, C_WIDE=0, F16=1, B_HALF="bf16")),
+    ("gemm_sm90.cu", dict(A_K=1, B_K=1, BN=256, CLUSTER=1, **LEAN, B_PERMUTED=1, C_BF16=1,
+                          F16=1)),
+    ("gemm_sm90.cu", dict(A_K=0, B_K=0, BN=256, CLUSTER=1, BATCHED=0, SUMS=1, F16=1)),
+    ("gemm_sm90.cu", dict(A_K=1, B_K=1, BN=256, CLUSTER=1, **LEAN, B_PERMUTED=1,
+                          EPILOGUE=header("bias_gelu"), F16=1)),
+    ("gemm_resident_sm90.cu", dict(A_K=1, B_K=1, BN=256, **LEAN, B_PERMUTED=1, C_BF16=1, F16=1)),
+]
+
+
 def options(defs):
     return " ".join(f"-D{key}={value}" for key, value in defs.items())
 
@@ -111,3 +126,7 @@ if __name__ == "__main__":
             entries = ["gemm"] if "resident" in file else ["gemm", "gemm_reduce"]
             for entry in entries:
                 print(file, entry, arch, options(defs))
+    if "--build" not in sys.argv:
+        print("# Factors of f16, and of f16 and bf16.")
+        for file, defs in F16:
+            print(file, "gemm", "both" if file == "gemm.cu" else "sm_90a", options(defs))

@@ -114,7 +114,8 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// The largest error of some elements, in parts of `bound`; not a number is infinitely far.
+/// The largest error of some elements, in parts of `bound`; not a number is infinitely far from all
+/// numbers.
 ///
 /// # Errors
 /// It is above the bound.
@@ -127,7 +128,9 @@ pub fn nearest(
 ) -> Result<f64, Failure> {
     let mut worst = (0f64, 0);
     for (i, (a, b)) in got.iter().zip(wanted).enumerate() {
-        let error = if a == b { 0.0 } else { (a - b).abs() };
+        // What is too large for f16 is infinite, and the difference of two such is no number.
+        let same = a == b || a.is_nan() && b.is_nan();
+        let error = if same { 0.0 } else { (a - b).abs() };
         let error = if error.is_nan() { f64::INFINITY } else { error };
         if error > worst.0 {
             worst = (error, i);

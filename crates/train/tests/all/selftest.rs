@@ -67,7 +67,7 @@ fn a_lost_device_is_told_from_a_failure() {
 /// A product of 64 terms, from which one term is missing in one element.
 #[test]
 fn a_lost_term_is_noticed() {
-    for dtype in [DType::F32, DType::Bf16] {
+    for dtype in [DType::F32, DType::Bf16, DType::F16] {
         let mut g = Graph::new();
         let axes = [("m", 24), ("n", 40), ("k", 64)].map(|(n, size)| g.axis(n, size).unwrap());
         let [m, n, k] = axes;
@@ -100,6 +100,8 @@ fn a_lost_term_is_noticed() {
 #[test]
 fn what_is_no_number_is_far_from_all() {
     assert!(nearest("x", "", &[1.0, f64::NAN], &[1.0, 2.0], 1e9).is_err());
+    assert!(nearest("x", "", &[1.0, 2.0], &[1.0, f64::NAN], 1e9).is_err());
+    assert!(nearest("x", "", &[1.0, f64::NAN], &[1.0, f64::NAN], 0.0).is_ok());
     assert!(nearest("x", "", &[f64::INFINITY], &[1.0], 1e9).is_err());
     assert!(nearest("x", "", &[1.0], &[1.0, 2.0], 1e9).is_err());
     let infinite = [f64::NEG_INFINITY, 1.0];
