@@ -1,10 +1,11 @@
 //! precision: which values are rounded to the compute dtype (Micikevicius et al., Mixed Precision
 //! Training, 2018).
 //!
-//! In a dtype of 16 bits the parameters stay in f32. A master that a contraction or a gather reads is cast once;
-//! the cast takes its cotangent in f32, so a gradient is never rounded on its way to the optimizer.
-//! Activations between ops are of the compute dtype. Statistics, log-sum-exps, losses, reductions and everything
-//! that is computed from them alone stay f32, as do the gains and biases that maps and norms read.
+//! In a dtype of 16 bits the parameters stay in f32. A master that a contraction or a gather reads
+//! is cast once; the cast takes its cotangent in f32, so a gradient is never rounded on its way to
+//! the optimizer. Activations between ops are of the compute dtype. Statistics, log-sum-exps,
+//! losses, reductions and everything that is computed from them alone stay f32, as do the gains and
+//! biases that maps and norms read.
 
 use crate::PassError;
 use aerogel_graph::ops::{Einsum, Map, View};
@@ -54,8 +55,8 @@ pub fn precision(g: &Graph, compute: Compute) -> Result<Graph, PassError> {
     Ok(out)
 }
 
-/// Which values may have 16 bits: those that an op of activations reads, through maps and views, and
-/// that nothing needs in f32.
+/// Which values may have 16 bits: those that an op of activations reads, through maps and views,
+/// and that nothing needs in f32.
 fn wants_half(g: &Graph) -> Vec<bool> {
     let mut wanted = vec![false; g.values().len()];
     let mut pinned = vec![false; g.values().len()];

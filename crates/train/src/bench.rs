@@ -143,8 +143,8 @@ pub fn time_steps(
         })?;
         all.push(started.elapsed().as_secs_f64());
         loss = f64::from(updated[0].loss);
-        if !updated[0].finite {
-            return Err(TrainError::NonFinite { step: step as u64 + 1, what: "the loss" });
+        if let Some(what) = updated[0].broken() {
+            return Err(TrainError::NonFinite { step: step as u64 + 1, what });
         }
     }
     startup.first_step_seconds = all.first().copied().unwrap_or(0.0);

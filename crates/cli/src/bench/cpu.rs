@@ -128,8 +128,8 @@ pub fn measure(plan: &Plan, tell: &dyn Fn(&str)) -> anyhow::Result<(String, Valu
     Ok((page, object))
 }
 
-/// A step's rates where nothing else is measured: a product in its dtype, and a copy. A CPU multiplies
-/// f16 as f32, a GPU as fast as bf16.
+/// A step's rates where nothing else is measured: a product in its dtype, and a copy. A CPU
+/// multiplies f16 as f32, a GPU as fast as bf16.
 pub fn rates(backend: Backend, dtype: &str, threads: usize) -> anyhow::Result<Rates> {
     let dtype = match (dtype, backend) {
         ("bf16", _) | ("f16", Backend::Cuda) => DType::Bf16,

@@ -82,7 +82,7 @@ impl<'a> Own<'a> {
         };
         let roles = Roles::new(spec, &program)?;
         let draws = program.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
-        let plain = !draws && !spec.accumulate && [spec.a, spec.b] == [DType::Bf16; 2];
+        let plain = !draws && !spec.accumulate && spec.a == spec.b && spec.a.is_half();
         let whole = roles.k.len() == 1 && roles.elements() > 0;
         let mut arrangements = if plain && whole { roles.arrangements() } else { vec![] };
         // Members have no loops around them.
