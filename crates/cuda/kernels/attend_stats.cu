@@ -1,5 +1,6 @@
 // Attention backward, first of all: what a query's row of the score matrix needs besides its
 // operands, lse log2(e) and D = rowsum(do o) - dlse, next to each other and in the order of units.
+// (attend_dq_sm90 makes them by itself.)
 //
 // Reads o and do once, so device memory sets its pace: a warp asks for 2 ROUNDS chunks of each lane
 // before it uses any. A row has LANES lanes, so a round of a warp is 32 / LANES rows; after the

@@ -311,7 +311,8 @@ def timings(driver):
     print("TF: of the pairs kept, backward 5 products; TB/s: q, k, v, o of the forward, once each")
     columns = "".join(f" {n:>7s}" for n in ("fwd ms", "bwd", "both"))
     rates = "".join(f" {n:>5s}" for n in ("TF", "TF", "TF", "TB/s"))
-    print(f"{'case':52s}{columns}{rates}  ms of stats, dkv, dq (or stats, band); peer, ms")
+    kernels = "ms of stats, dkv, dq (or stats, band; hopper: dq, dkv)"
+    print(f"{'case':52s}{columns}{rates}  {kernels}; peer, ms")
     causal = P("causal")
     for (t, d, heads), (flash, cudnn, local, strided) in PEERS.items():
         head = f"{t} x {d} x {heads}"

@@ -9,8 +9,8 @@
 // as a Tile with its rows, what they need of a unit as codes with the unit.
 //
 // What the host sees to, besides lib/attend.cuh: tiles of two units, no packing, and of each of q,
-// k, v, do and o at most three of the axes batch 0, 1, 2, kv, group with more than one place; run >= 1,
-// and as many blocks as runs.
+// k, v, do and o at most three of the axes batch 0, 1, 2, kv, group with more than one place;
+// run >= 1, and as many blocks as runs.
 #pragma once
 #include "lib/attend.cuh"
 #include "lib/tma.cuh"

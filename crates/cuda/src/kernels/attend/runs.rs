@@ -12,6 +12,7 @@ use crate::kernels::MULTIPROCESSORS;
 const ENDS: f64 = 4.0;
 /// What a tile costs beside its list, in a run.
 const TILE: f64 = 1.0;
+/// The longest run; 1 is one tile a block, everywhere.
 const LONGEST: usize = 64;
 /// A shorter run is taken if it costs no more than this beside the best: the fewer multiprocessors
 /// a card has less than was counted on, the less it loses.
