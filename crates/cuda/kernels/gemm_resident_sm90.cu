@@ -64,7 +64,7 @@ __device__ __forceinline__ void consume(const Params& p, const Memory& at, int c
     for (int turn = consumer;; turn += CONSUMERS) {
         const int number = blockIdx.x + turn * gridDim.x;
         if (number >= tiles) break;
-        Tile<BN> tile(p, columns, number * BOX, blockIdx.y * BN, blockIdx.z, 0);
+        Tile<BN, 32> tile(p, columns, number * BOX, blockIdx.y * BN, blockIdx.z, 0);
         tile.load_first();
         for (int slice = 0; slice < slices; slice++) {
             const int place = turn * slices + slice, slot = place % STAGES;

@@ -136,7 +136,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
     float sum[BN / 2];
     for (int i = blockIdx.x / CLUSTER; i < items_of(p.gemm); i += gridDim.x / CLUSTER) {
         const Item x = item_of(p.gemm, i, rank);
-        Tile<BN> tile(p, columns, x.row + consumer * BOX, x.col, x.which, x.split);
+        Tile<BN, 64> tile(p, columns, x.row + consumer * BOX, x.col, x.which, x.split);
         if (EPILOGUE_COLUMN && !SPLIT && x.col != staged) {
             columns_sync(consumer);
             stage_columns<BN, 128 * SHARERS>(p, columns, x.col, threadIdx.x % (128 * SHARERS));
