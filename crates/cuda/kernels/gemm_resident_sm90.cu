@@ -80,7 +80,7 @@ __device__ __forceinline__ void consume(const Member& p, int col, const Memory& 
     for (int turn = consumer;; turn += CONSUMERS) {
         const int number = blockIdx.x + turn * gridDim.x;
         if (number >= tiles) break;
-        Tile<BN> tile(p, columns, number * BOX, col, blockIdx.z, 0);
+        Tile<BN, 32> tile(p, columns, number * BOX, col, blockIdx.z, 0);
         tile.load_first();
         for (int slice = 0; slice < slices; slice++) {
             const int place = turn * slices + slice, slot = place % STAGES;

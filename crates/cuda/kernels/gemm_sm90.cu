@@ -172,7 +172,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int r
     for (int i = blockIdx.x / CLUSTER; i < items_of(p); i += gridDim.x / CLUSTER) {
         const Item x = item_of(p, i, rank);
         const Member& own = member_of(p, x.member);
-        Tile<BN> tile(own, columns, x.row + consumer * BOX, x.col, x.which, x.split);
+        Tile<BN, 64> tile(own, columns, x.row + consumer * BOX, x.col, x.which, x.split);
         if (EPILOGUE_COLUMN && !SPLIT && x.col * MEMBERS + x.member != staged) {
             columns_sync(consumer);
             stage_columns<BN, 128 * SHARERS>(own, columns, x.col, threadIdx.x % (128 * SHARERS));

@@ -75,13 +75,13 @@ __device__ __forceinline__ Parts parts_of(const Gemm& g) {
 }
 
 // A warpgroup's 64 rows by COLS columns on their way out; call c makes 8 rows by 32 columns of
-// each warp, 8 columns of a row in each lane.
-template <int COLS>
+// each warp, 8 columns of a row in each lane. ROOM: registers for what the epilogue reads at most.
+template <int COLS, int ROOM>
 struct Tile {
     static constexpr int CALLS = COLS / 16, WORDS = Loads<8>::WORDS;
     // Calls loaded for during the product, and at most, in the place of sums that have left.
     static constexpr int EARLY = load_ahead<WORDS>(CALLS, COLS > 256 ? 16 : 32);
-    static constexpr int MOST = load_ahead<WORDS>(CALLS, COLS > 256 ? 64 : 32);
+    static constexpr int MOST = load_ahead<WORDS>(CALLS, ROOM);
 
     const Member& p;
     const float* columns;  // the tile's, in shared memory: see EPILOGUE_COLUMN

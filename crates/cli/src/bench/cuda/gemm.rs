@@ -13,11 +13,15 @@ const fn layer(model: &'static str, tokens: usize, from: usize, to: usize) -> La
     (model, Linear { tokens, from, to })
 }
 
-/// 64 sequences of GPT-2 124M, 16 of 1.5B, 16 and 24 images of a Sparse Transformer of width 256.
-pub const LAYERS: [Layer; 14] = [
+/// 64 sequences of GPT-2 124M, 9 and 16 of 1.5B, 16 and 24 images of a Sparse Transformer of width
+/// 256.
+pub const LAYERS: [Layer; 17] = [
     layer("GPT-2 124M", 65_536, 768, 768),
     layer("GPT-2 124M", 65_536, 768, 3072),
     layer("GPT-2 124M", 65_536, 3072, 768),
+    layer("GPT-2 1.5B", 9216, 1600, 1600),
+    layer("GPT-2 1.5B", 9216, 1600, 6400),
+    layer("GPT-2 1.5B", 9216, 6400, 1600),
     layer("GPT-2 1.5B", 16_384, 1600, 1600),
     layer("GPT-2 1.5B", 16_384, 1600, 6400),
     layer("GPT-2 1.5B", 16_384, 6400, 1600),

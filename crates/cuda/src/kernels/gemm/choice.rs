@@ -54,7 +54,8 @@ const FLOAT: [(Tile, f64); 2] =
 /// fewer columns or rounds are lost with it.
 const HOPPER: [(usize, f64); 3] = [(256, 700e12), (320, 690e12), (128, 650e12)];
 /// Of tiles of 128 columns out of more, where the depth is contiguous in neither factor: they read
-/// a third more for each operation than tiles of 256, and wait for it (`bench/results`, GPT-2 1.5B).
+/// a third more for each operation than tiles of 256, and wait for it (weight gradients of GPT-2
+/// 1.5B, by `aerogel bench cuda --only gemm`).
 const NARROW: f64 = 490e12;
 /// Products of so few rows or columns do not fill their tiles.
 const SMALL: usize = 64;
