@@ -114,7 +114,7 @@ impl<'a> Own<'a> {
 }
 
 /// How factors lie for a kernel of Hopper, and whether the right one's columns may be dealt out.
-fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
+pub(super) fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
     forms.iter().find_map(|form| match *form {
         Form::Ring { layouts, permuted, .. } if !resident => Some((layouts, permuted)),
         Form::Resident { layouts, permuted, .. } if resident => Some((layouts, permuted)),
@@ -123,7 +123,7 @@ fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
 }
 
 /// What members agree on of that.
-fn common_layouts(each: &[Vec<Form>], resident: bool) -> Option<([Layout; 2], bool)> {
+pub(super) fn common_layouts(each: &[Vec<Form>], resident: bool) -> Option<([Layout; 2], bool)> {
     let list = each.iter().map(|forms| layouts(forms, resident)).collect::<Option<Vec<_>>>()?;
     let (first, _) = list[0];
     let permuted = list.iter().all(|(_, permuted)| *permuted);
@@ -243,6 +243,7 @@ impl Plan<'_> {
                 draws: own.product.draws,
                 work,
                 beside: sums.and_then(|sums| sums.beside(x, &choice)),
+                more: vec![],
             };
             work += self.part(own);
             if sums.is_some() != job.beside.is_some() {
