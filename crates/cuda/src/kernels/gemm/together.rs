@@ -17,6 +17,9 @@ use crate::launch::{Address, Launch};
 use aerogel_graph::DType;
 use aerogel_lower::{Contraction, Draws, Instr, LowerError, Program};
 
+/// Bytes of an argument that every driver takes.
+const MOST_BYTES: usize = 4096;
+
 /// One of the products.
 struct Own<'a> {
     program: Program,
@@ -262,6 +265,8 @@ impl Plan<'_> {
             return Ok(None);
         }
         let own: Vec<&Matrices> = list.iter().map(|m| m.matrices).collect();
-        together(&list, &whole(&own, choice.form, side_by_side), side_by_side).map(Some)
+        let launches = together(&list, &whole(&own, choice.form, side_by_side), side_by_side)?;
+        let fits = launches.iter().all(|l| l.parameters.bytes().len() <= MOST_BYTES);
+        Ok(fits.then_some(launches))
     }
 }
