@@ -27,7 +27,7 @@ pub(super) fn products(s: &Source<'_>, members: &[Vec<NodeId>]) -> Call {
     let each: Vec<_> = each.collect();
     let in_all = |v: &ValueId| each.iter().all(|(_, node, _)| node.ins.contains(v));
     let first = &each[0].1.ins;
-    let common = first.iter().position(|v| in_all(v)).unwrap_or(0);
+    let common = first.iter().position(in_all).unwrap_or(0);
     let (mut list, mut operands) = (vec![], vec![]);
     for (op, node, nodes) in each {
         let turned = node.ins[common] != first[common];
