@@ -25,6 +25,10 @@ pub(crate) fn make(spec: &Spec, lists: &BlockLists) -> Result<Box<dyn Kernel>, K
             let what = format!("{} contractions at once", spec.members.len());
             return Err(KernelError::Unsupported { kernel: "gemm", what });
         }
+        Spec::Summed(terms) => {
+            let what = format!("the sum of {} contractions", terms.len());
+            return Err(KernelError::Unsupported { kernel: "gemm", what });
+        }
         Spec::Norm(spec) => Box::new(Norm::new(spec)?),
         Spec::NormGrad(spec) => Box::new(NormGrad::new(spec)?),
         Spec::Attend(spec, mask) => Box::new(Attend::new(spec, lists.get(mask)?)?),

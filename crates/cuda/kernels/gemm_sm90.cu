@@ -18,14 +18,14 @@
 //     B_PERMUTED                see lib/gemm_sm90.cuh
 //     BATCHED, N_WHOLE, SPLIT   see lib/gemm_epilogue.cuh
 //     SUMS                      see lib/gemm_sums.cuh
-//     MEMBERS, BESIDE           see lib/gemm_sm90.cuh
+//     MEMBERS, BESIDE, TERMS    see lib/gemm_sm90.cuh
 //
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
 // * splits * tiles, and tiles = ceil(m / (128 CLUSTER)) * ceil(n / BN), of members the sum; dynamic
 // shared memory 197,632 bytes (BN = 320: 230,400).
-// No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, splits = ceil(s / ceil(s /
-// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of ceil(m / 64) more
-// blocks; the blocks of members follow one another.
+// No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, of terms the sum, splits =
+// ceil(s / ceil(s / wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of
+// ceil(m / 64) more blocks; the blocks of members follow one another.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
@@ -103,7 +103,7 @@ __device__ __forceinline__ Item item_of(const Params& p, int item, int rank) {
     const int splits = SPLIT ? g.splits : 1;
     x.which = share_of / splits;
     x.split = share_of % splits;
-    const int total = (g.k + BOX - 1) / BOX, share = (total + splits - 1) / splits;
+    const int total = slices_of(member_of(p, 0)), share = (total + splits - 1) / splits;
     x.first = x.split * share;
     x.last = min(total, x.first + share);
     return x;
@@ -139,9 +139,12 @@ __device__ __forceinline__ void produce(const Params& p, const Ring& ring, int r
     Slot slot;
     for (int i = blockIdx.x / CLUSTER; i < items_of(p); i += gridDim.x / CLUSTER) {
         const Item x = item_of(p, i, rank);
-        const Gemm& g = member_of(p, x.member).gemm;
-        const Source a(g.a, x.which, g.batch, g.a_batched), b(g.b, x.which, g.batch, g.b_batched);
-        for (int slice = x.first; slice < x.last; slice++, slot.next()) {
+        const Member& own = member_of(p, x.member);
+        const Gemm& g = own.gemm;
+        for (int number = x.first; number < x.last; number++, slot.next()) {
+            const auto [term, slice] = slice_of(own, number);
+            const Source a(left_of(own, term), x.which, g.batch, g.a_batched);
+            const Source b(right_of(own, term), x.which, g.batch, g.b_batched);
             barrier_wait(ring.is_empty(slot), slot.phase ^ 1);
             const unsigned bar = ring.is_full(slot);
             barrier_expect(bar, SLOT_BYTES);
@@ -221,8 +224,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     const Ring ring = {boxes_start(shared), shared_of(full), shared_of(empty)};
     if (threadIdx.x == 0) {
         for (int i = 0; i < MEMBERS; i++) {
-            prefetch_map(member_of(p, i).gemm.a);
-            prefetch_map(member_of(p, i).gemm.b);
+            for (int term = 0; term < TERMS; term++) {
+                prefetch_map(left_of(member_of(p, i), term));
+                prefetch_map(right_of(member_of(p, i), term));
+            }
         }
         for (int i = 0; i < STAGES; i++) {
             barrier_init(ring.full + 8 * i, 1);

@@ -97,6 +97,20 @@ for e in ("bias_gelu", "residual"):
 add("resident_gelu_grad", "gemm_resident_sm90.cu", A_K=1, B_K=0, BN=256, **LEAN,
     EPILOGUE=header("gelu_grad"))
 
+# Several products in one launch: gradients of weights, linear layers, and gradients that are added
+GRADIENTS = dict(A_K=0, B_K=0, **LEAN, SPLIT=1)
+for c in (1, 2):
+    add(f"members{c}_sums", "gemm_sm90.cu", BN=256, CLUSTER=c, **GRADIENTS, SUMS=1, MEMBERS=3)
+add("members_sums_128", "gemm_sm90.cu", BN=128, CLUSTER=1, **GRADIENTS, SUMS=1, MEMBERS=4)
+add("members_split", "gemm_sm90.cu", BN=256, CLUSTER=1, **GRADIENTS, MEMBERS=2)
+for bn in (256, 128):
+    LAYERS = dict(A_K=1, B_K=1, BN=bn, **LEAN, EPILOGUE=header("bias_gelu"), MEMBERS=3, BESIDE=1)
+    add(f"members_layers_{bn}", "gemm_sm90.cu", **LAYERS, CLUSTER=1, B_PERMUTED=1)
+    add(f"members_resident_{bn}", "gemm_resident_sm90.cu", **LAYERS)
+for c, bn in ((1, 256), (1, 128), (2, 256)):
+    add(f"terms{c}_{bn}", "gemm_sm90.cu", A_K=1, B_K=0, BN=bn, CLUSTER=c, **LEAN, C_BF16=1,
+        TERMS=3)
+
 
 # In the table alone: the lab runs bf16.
 F16 = [

@@ -21,8 +21,10 @@ use aerogel_graph::{NodeId, Op};
 /// collectives and what targets expand.
 pub fn lower(s: &Source<'_>, nodes: &[NodeId]) -> Result<Vec<Call>, LowerError> {
     let members = regions::members(s.graph, nodes);
-    if members.len() > 1 {
-        return Ok(vec![contraction::products(s, &members)]);
+    match members.as_slice() {
+        [] => {}
+        [one] => return Ok(vec![contraction::summed(s, one)]),
+        several => return Ok(vec![contraction::products(s, several)]),
     }
     let mut node = s.graph.node(nodes[0]);
     if let (Op::Reduce(_), [_, product]) = (&node.op, nodes) {

@@ -6,8 +6,11 @@
 //! region where a target has a kernel for them all.
 
 use crate::draws::{Origin, global_strides};
+use aerogel_graph::expr::Bin;
 use aerogel_graph::ops::{Fold, ScatterMode};
-use aerogel_graph::{Axes, Build, Def, Expr, Graph, Node, NodeId, Op, Role, ValueId};
+use aerogel_graph::{
+    Axes, AxisId, Build, Def, Expr, Graph, Node, NodeId, Op, Phase, Role, ValueId,
+};
 use aerogel_machine::Sight;
 
 /// Longest chain: keeps the values of a program near the arithmetic, and compiling it short.
@@ -23,6 +26,7 @@ pub fn candidates(sight: &Sight<'_>, node: NodeId) -> Vec<Vec<NodeId>> {
     let g = sight.graph;
     let mut list = vec![];
     list.extend(group(sight, node));
+    list.extend(sum_of_products(sight, node));
     if matches!(g.node(node).op, Op::Map(_) | Op::Einsum(_) | Op::Norm(_) | Op::NormGrad(_)) {
         let grown = grow(sight, node);
         if matches!(g.node(node).op, Op::Map(_)) {
@@ -43,7 +47,7 @@ pub(crate) fn is_product(node: &Node) -> bool {
 }
 
 /// The contractions of a region, each with the nodes that are its own, in their order; none where
-/// there is at most one.
+/// there is at most one. Those that are summed are one member.
 pub(crate) fn members(g: &Graph, nodes: &[NodeId]) -> Vec<Vec<NodeId>> {
     if nodes.iter().filter(|n| is_product(g.node(**n))).count() < 2 {
         return vec![];
@@ -140,6 +144,60 @@ fn member(sight: &Sight<'_>, product: NodeId, first: NodeId, taken: &[NodeId]) -
     }
 }
 
+/// Contractions in the backward whose sum is all that anybody wants of them, with it and the maps
+/// behind it: the gradient of what several linear layers read. Not in the forward: what is kept of
+/// it, and so what is rounded, depends on what is computed again.
+fn sum_of_products(sight: &Sight<'_>, node: NodeId) -> Option<Vec<NodeId>> {
+    let g = sight.graph;
+    let own = |n: NodeId| is_product(g.node(n)) && g.node(n).phase == Phase::Backward;
+    if !own(node) {
+        return None;
+    }
+    let &[sum] = sight.uses.readers(g.node(node).outs[0]) else { return None };
+    let Op::Map(map) = &g.node(sum).op else { return None };
+    let ins = &g.node(sum).ins;
+    let mut added = vec![];
+    let axes = &g.ty(g.node(node).outs[0]).axes;
+    let sides_of = |n: NodeId| sides(g, g.node(n), axes);
+    let mut nodes = vec![];
+    for &v in ins {
+        let Def::Node(n, _) = g.value(v).def else { return None };
+        let only = sight.uses.readers(v) == [sum] && !sight.uses.leaves(v);
+        let [a, b] = sides_of(node);
+        let alike = own(n) && [[a.clone(), b.clone()], [b, a]].contains(&sides_of(n));
+        if !only || !alike || !(sight.free)(n) || g.ty(v).axes.len() != axes.len() {
+            return None;
+        }
+        nodes.push(n);
+    }
+    nodes.sort_unstable();
+    nodes.dedup();
+    let whole = adds(&map.expr, &mut added) && added.len() == ins.len() && nodes.len() == ins.len();
+    let few = (2..=MOST_MEMBERS).contains(&nodes.len()) && nodes[0] == node;
+    if !whole || !few || !fits(sight, &nodes, sum) {
+        return None;
+    }
+    nodes.push(sum);
+    (sight.runs)(&nodes).then(|| extend(sight, nodes, sum))
+}
+
+/// Which of some axes each factor of a contraction has.
+pub(crate) fn sides(g: &Graph, product: &Node, axes: &[AxisId]) -> [Vec<bool>; 2] {
+    [0, 1].map(|i| axes.iter().map(|axis| g.ty(product.ins[i]).has(*axis)).collect())
+}
+
+/// Whether an expression is a sum of inputs, and of which.
+fn adds(e: &Expr, inputs: &mut Vec<usize>) -> bool {
+    match e {
+        Expr::In(i) if !inputs.contains(i) => {
+            inputs.push(*i);
+            true
+        }
+        Expr::Bin(Bin::Add, a, b) => adds(a, inputs) && adds(b, inputs),
+        _ => false,
+    }
+}
+
 /// Contractions over the same axes that stand in one layer and one part of the step.
 fn are_alike(g: &Graph, product: NodeId, other: NodeId) -> bool {
     let (product, other) = (g.node(product), g.node(other));
@@ -208,11 +266,15 @@ fn sums_operand(g: &Graph, product: NodeId, sum: NodeId) -> bool {
 /// The anchor and the maps after it that can run with it.
 fn grow(sight: &Sight<'_>, anchor: NodeId) -> Vec<NodeId> {
     let g = sight.graph;
-    let mut region = vec![anchor];
     if is_permutation(&g.node(anchor).op, g.node(anchor).ins.len()) {
-        return region;
+        return vec![anchor];
     }
-    let (mut after, mut failures) = (anchor, 0);
+    extend(sight, vec![anchor], anchor)
+}
+
+/// A region and the maps after a node that can run with it.
+fn extend(sight: &Sight<'_>, mut region: Vec<NodeId>, mut after: NodeId) -> Vec<NodeId> {
+    let mut failures = 0;
     while failures < MOST_FAILURES {
         let Some(candidate) = next_reader(sight, &region, after) else { break };
         after = candidate;
@@ -377,8 +439,10 @@ fn layouts_agree(axes: &Axes, g: &Graph, sight: &Sight<'_>, a: ValueId, b: Value
 pub fn kernel_name(g: &Graph, nodes: &[NodeId]) -> &'static str {
     let last = nodes.last().map(|n| &g.node(*n).op);
     let has = |wanted: fn(&Op) -> bool| nodes.iter().any(|n| wanted(&g.node(*n).op));
-    if nodes.iter().filter(|n| is_product(g.node(**n))).count() > 1 {
+    let members = members(g, nodes);
+    if !members.is_empty() {
         return match () {
+            () if members.len() == 1 => "einsums+add",
             () if has(|op| matches!(op, Op::Map(_))) => "einsums+map",
             () if has(|op| matches!(op, Op::Reduce(_))) => "einsums+sum",
             () => "einsums",

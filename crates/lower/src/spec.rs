@@ -30,6 +30,12 @@ pub enum Spec {
     Product(Contraction),
     /// Contractions with a factor in common. Operands: those of the first, then of the second, ...
     Products(Products),
+    /// The sum of contractions over equal axes of roles Batch, M and N, each with its own of role
+    /// K. The last says what becomes of the sum, as one alone does of its product; of the others
+    /// nothing but axes and types of factors counts. Sums are f32 all the way: a graph may say
+    /// that each contraction's result is bf16, and these are not rounded. Operands: A and B of
+    /// each, then C of the last, or the inputs and the outputs of its program.
+    Summed(Vec<Contraction>),
     /// A norm. Operands: x, y, then gain and bias where the spec has them; y may be x. With an
     /// epilogue there is no y, and the program's inputs and outputs follow at the end; these may
     /// share addresses as the program allows, but not that of x.

@@ -23,6 +23,18 @@ struct Gemm {
 #define SUMS 0
 #endif
 
+// -DTERMS=2 or more: C is the sum of so many products of one batch, added up where they are made:
+// their slices of K follow one another. `Gemm` has the factors and the K of the first.
+#ifndef TERMS
+#define TERMS 1
+#endif
+
+// A further one.
+struct Term {
+    TensorMap a, b;
+    int k;
+};
+
 // What a launch is told of one product.
 struct Member {
     Gemm gemm;
@@ -30,7 +42,49 @@ struct Member {
 #if SUMS
     Sums sums;
 #endif
+#if TERMS > 1
+    static_assert(!BATCHED && !SUMS, "terms have no loops around them");
+    Term more[TERMS - 1];
+#endif
 };
+
+// A slice of 64 of K: of which term, and which of its own.
+struct Slice {
+    int term, own;
+};
+
+#if TERMS > 1
+__device__ __forceinline__ int depth_of(const Member& p, int term) {
+    return term == 0 ? p.gemm.k : p.more[term - 1].k;
+}
+__device__ __forceinline__ const TensorMap& left_of(const Member& p, int term) {
+    return term == 0 ? p.gemm.a : p.more[term - 1].a;
+}
+__device__ __forceinline__ const TensorMap& right_of(const Member& p, int term) {
+    return term == 0 ? p.gemm.b : p.more[term - 1].b;
+}
+#else
+__device__ __forceinline__ int depth_of(const Member& p, int) { return p.gemm.k; }
+__device__ __forceinline__ const TensorMap& left_of(const Member& p, int) { return p.gemm.a; }
+__device__ __forceinline__ const TensorMap& right_of(const Member& p, int) { return p.gemm.b; }
+#endif
+
+__device__ __forceinline__ int slices_of(const Member& p) {
+    int slices = 0;
+#pragma unroll
+    for (int term = 0; term < TERMS; term++) slices += (depth_of(p, term) + BOX - 1) / BOX;
+    return slices;
+}
+
+__device__ __forceinline__ Slice slice_of(const Member& p, int slice) {
+    Slice x = {0, slice};
+#pragma unroll
+    for (int term = 1; term < TERMS; term++) {
+        const int behind = x.own - (depth_of(p, term - 1) + BOX - 1) / BOX;
+        if (x.term == term - 1 && behind >= 0) x = {term, behind};
+    }
+    return x;
+}
 
 // -DMEMBERS=2 or more: products of one batch that have a factor in common share a launch, so that
 // what they read of it together is read once. K, splits and everything that is compiled are the

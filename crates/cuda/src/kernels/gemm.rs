@@ -12,6 +12,7 @@ mod choice;
 mod epilogue;
 mod launches;
 mod matrix;
+mod summed;
 mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -81,6 +82,81 @@ pub(crate) fn products(spec: &Products, align: &[u64], chip: Chip) -> Result<Ker
     }
     let workspace_bytes = most.max(plan.bytes());
     Ok(Kernel { launches, workspace_bytes, tables: vec![] })
+}
+
+/// The sum of products over the same rows and columns: in one launch, or one after the other, added
+/// in f32 scratch, where their addresses do not allow it.
+///
+/// # Errors
+/// No addresses allow it, or it would not be faster.
+pub(crate) fn summed(
+    terms: &[Contraction],
+    draws: Draws,
+    align: &[u64],
+    chip: Chip,
+) -> Result<Kernel, LowerError> {
+    let refused = || unsupported("products", "they are not summed by one launch, or better not");
+    let (mut list, mut others): (Vec<summed::Term<'_>>, Vec<Place>) = (vec![], vec![]);
+    for spec in terms {
+        let mut at = places(spec, 2 * list.len(), align);
+        others = at.split_off(FIRST);
+        list.push(summed::Term { spec, factors: [at[A], at[B]] });
+    }
+    let program = matrix::program(terms.last().ok_or_else(refused)?)?;
+    let plan = summed::plan(&list, &program, &others, draws, chip)?.ok_or_else(refused)?;
+    let (mut launches, mut workspace_bytes) = (vec![], 0);
+    for which in [WORST, BEST, KNOWN] {
+        let at: Vec<summed::Term<'_>> = list.iter().map(|term| term.known_as(which)).collect();
+        let others: Vec<Place> = others.iter().map(|place| place.known_as(which)).collect();
+        let made = in_turn(&at, &program, &others, draws, chip)?;
+        workspace_bytes = made.bytes.max(workspace_bytes);
+        launches = made.launches;
+    }
+    if let Some(one) = plan.launches()? {
+        launches = one;
+    }
+    Ok(Kernel { launches, workspace_bytes, tables: vec![] })
+}
+
+/// Products that are added one after the other.
+fn in_turn(
+    terms: &[summed::Term<'_>],
+    program: &Program,
+    others: &[Place],
+    draws: Draws,
+    chip: Chip,
+) -> Result<Made, LowerError> {
+    let own = (4 * program.sizes.iter().product::<usize>() as u64).next_multiple_of(PART);
+    let (mut launches, mut most) = (vec![], 0);
+    for (i, summed::Term { spec, factors }) in terms.iter().enumerate() {
+        let product = Product { alpha: 1.0, dtypes: [spec.a, spec.b], draws, chip };
+        let sum = Place::workspace(0);
+        let (made, at) = turn(program, others, sum, i == 0, i + 1 == terms.len());
+        let roles = Roles::new(spec, &made)?;
+        let made = product.direct(roles, &made, &[&factors[..], &at].concat(), own, None)?;
+        launches.extend(made.launches);
+        most = most.max(made.bytes);
+    }
+    Ok(Made { launches, bytes: own + most, sums: false })
+}
+
+/// What a product does that is one of several which are summed in scratch, and what it works on
+/// beside its factors: the first stores it there, others add to it, and the last goes on to the
+/// program.
+fn turn(
+    program: &Program,
+    others: &[Place],
+    sum: Place,
+    first: bool,
+    last: bool,
+) -> (Program, Vec<Place>) {
+    let (inputs, outputs) = others.split_at(program.inputs.len());
+    match (first, last) {
+        (true, true) => (program.clone(), others.to_vec()),
+        (true, false) => (matrix::store(&program.sizes, sums(program), false), vec![sum]),
+        (false, false) => (matrix::store(&program.sizes, sums(program), true), vec![sum; 2]),
+        (false, true) => (with_sum(program), [inputs, &[sum], outputs].concat()),
+    }
 }
 
 /// The launches of a product whose operands lie in these places, in the order of the spec, with
@@ -161,6 +237,7 @@ impl Product {
             draws: self.draws,
             work,
             beside: sums.and_then(|sums| sums.beside(matrices, &choice)),
+            more: vec![],
         };
         let order = factors.into_iter().chain(FIRST..places.len());
         let addresses: Vec<Address> = order.map(|i| places[i].address).collect();
@@ -197,12 +274,7 @@ impl Product {
         let (mut list, mut most) = (vec![], 0);
         for part in 0..parts.max(1) {
             let last = part + 1 >= parts;
-            let (made, more) = match (part, last) {
-                (0, true) => (program.clone(), vec![]),
-                (0, false) => (matrix::store(&program.sizes, sums(program), false), vec![sum]),
-                (_, false) => (matrix::store(&program.sizes, sums(program), true), vec![sum; 2]),
-                (_, true) => (with_sum(program), vec![sum]),
-            };
+            let (made, others) = turn(program, &places[FIRST..], sum, part == 0, last);
             let mut offsets = [0; 2];
             let mut rest = part;
             for axis in loops.iter().rev().filter(|axis| axis.size > 0) {
@@ -214,12 +286,7 @@ impl Product {
                 |which: usize| (self.dtypes[which].bytes() as isize * offsets[which]) as i64;
             let mut at: Vec<Place> =
                 [A, B].into_iter().map(|which| places[which].plus(bytes(which))).collect();
-            if last {
-                let (inputs, outputs) = places[FIRST..].split_at(program.inputs.len());
-                at.extend([inputs, &more, outputs].concat());
-            } else {
-                at.extend(more);
-            }
+            at.extend(others);
             let mut roles = Roles::new(spec, &made)?;
             // Without elements there is nothing to sum.
             roles.k = if parts == 0 { loops.clone() } else { k.clone() };

@@ -46,6 +46,7 @@ pub(crate) fn make(call: &Call, align: &[u64], chip: Chip) -> Result<Kernel, Low
         Spec::Reduce(spec) => reduce::reduce(spec, call.draws, align),
         Spec::Product(spec) => gemm::product(spec, call.draws, align, chip),
         Spec::Products(spec) => gemm::products(spec, align, chip),
+        Spec::Summed(terms) => gemm::summed(terms, call.draws, align, chip),
         Spec::Norm(spec) => norm::norm(spec, call.draws, align),
         Spec::NormGrad(spec) => norm_grad::norm_grad(spec, call.draws, align),
         Spec::Attend(spec, mask) => match call.position {

@@ -27,7 +27,7 @@ pub(super) fn products(s: &Source<'_>, members: &[Vec<NodeId>]) -> Call {
     let each: Vec<_> = each.collect();
     let in_all = |v: &ValueId| each.iter().all(|(_, node, _)| node.ins.contains(v));
     let first = &each[0].1.ins;
-    let common = first.iter().position(|v| in_all(v)).unwrap_or(0);
+    let common = first.iter().position(in_all).unwrap_or(0);
     let (mut list, mut operands) = (vec![], vec![]);
     for (op, node, nodes) in each {
         let turned = node.ins[common] != first[common];
@@ -37,6 +37,40 @@ pub(super) fn products(s: &Source<'_>, members: &[Vec<NodeId>]) -> Call {
         operands.extend(made.operands);
     }
     Call::new(Spec::Products(Products { common, members: list }), operands)
+}
+
+/// The sum of the region's contractions, with the maps behind it.
+pub(super) fn summed(s: &Source<'_>, nodes: &[NodeId]) -> Call {
+    let g = s.graph;
+    let ops = nodes.iter().map(|n| g.node(*n));
+    let terms: Vec<(&Node, &Einsum)> = ops
+        .filter(|node| regions::is_product(node))
+        .filter_map(|node| if let Op::Einsum(op) = &node.op { Some((node, op)) } else { None })
+        .collect();
+    let (first, out) = terms[0];
+    let reads = |n: &&NodeId| g.node(**n).ins.contains(&first.outs[0]);
+    let sum = nodes.iter().find(reads).map_or(first.outs[0], |n| g.node(*n).outs[0]);
+    let sides = regions::sides(g, first, &out.out.axes);
+    let (mut list, mut operands) = (vec![], vec![]);
+    for (node, op) in &terms {
+        let turned = regions::sides(g, node, &out.out.axes) != sides;
+        let [a, b] = if turned { [1, 0] } else { [0, 1] }.map(|i| node.ins[i]);
+        let mut labels: Vec<AxisId> = out.out.axes.to_vec();
+        labels.extend(op.contracted(&g.in_types(node)));
+        list.push(plain(s, &labels, [a, b, sum]));
+        operands.extend([a, b]);
+    }
+    let Some(last) = list.last_mut() else { unreachable!("a region has contractions") };
+    let of = |role: Role| {
+        let axes = last.axes.iter().zip(&out.out.axes).filter(move |(axis, _)| axis.role == role);
+        axes.map(|(_, label)| *label).collect::<Vec<_>>()
+    };
+    let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
+    let epilogue = Epilogue::after(s, sum, nodes, &space);
+    last.epilogue = Some(epilogue.program);
+    last.c = DType::F32;
+    operands.extend(epilogue.operands);
+    Call { draws: epilogue.draws, ..Call::new(Spec::Summed(list), operands) }
 }
 
 /// A contraction, and what it works on.
@@ -56,33 +90,7 @@ fn contraction(
     let (g, c) = (s.graph, node.outs[0]);
     let mut labels: Vec<AxisId> = op.out.axes.to_vec();
     labels.extend(op.contracted(&g.in_types(node)));
-    let [sa, sb, sc] = [a, b, c].map(|v| s.along(v, &labels));
-    let axes: Vec<Axis> = labels
-        .iter()
-        .enumerate()
-        .map(|(i, &label)| Axis {
-            role: match (g.ty(a).has(label), g.ty(b).has(label), op.out.has(label)) {
-                (true, true, true) => Role::Batch,
-                (true, true, false) => Role::K,
-                (true, false, _) => Role::M,
-                _ => Role::N,
-            },
-            size: g.axes().size(label),
-            a: sa[i],
-            b: sb[i],
-            c: sc[i],
-        })
-        .collect();
-    let mut spec = Contraction {
-        a: g.ty(a).dtype,
-        b: g.ty(b).dtype,
-        c: op.out.dtype,
-        accumulate: false,
-        alpha: 1.0,
-        epilogue: None,
-        sums: None,
-        axes,
-    };
+    let mut spec = plain(s, &labels, [a, b, c]);
     let sum = nodes.iter().map(|n| g.node(*n)).find(|n| matches!(n.op, Op::Reduce(_)));
     if let Some(sum) = sum {
         let (factor, out) = (usize::from(sum.ins[0] != a), sum.outs[0]);
@@ -103,4 +111,36 @@ fn contraction(
     spec.c = DType::F32;
     let operands = [a, b].into_iter().chain(epilogue.operands).collect();
     Made { spec, operands, draws: epilogue.draws }
+}
+
+/// The contraction over these axes, and nothing more.
+fn plain(s: &Source<'_>, labels: &[AxisId], [a, b, c]: [ValueId; 3]) -> Contraction {
+    let g = s.graph;
+    let [sa, sb, sc] = [a, b, c].map(|v| s.along(v, labels));
+    let axes = labels
+        .iter()
+        .enumerate()
+        .map(|(i, &label)| Axis {
+            role: match (g.ty(a).has(label), g.ty(b).has(label), g.ty(c).has(label)) {
+                (true, true, true) => Role::Batch,
+                (true, true, false) => Role::K,
+                (true, false, _) => Role::M,
+                _ => Role::N,
+            },
+            size: g.axes().size(label),
+            a: sa[i],
+            b: sb[i],
+            c: sc[i],
+        })
+        .collect();
+    Contraction {
+        axes,
+        a: g.ty(a).dtype,
+        b: g.ty(b).dtype,
+        c: g.ty(c).dtype,
+        accumulate: false,
+        alpha: 1.0,
+        epilogue: None,
+        sums: None,
+    }
 }

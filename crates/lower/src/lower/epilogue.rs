@@ -17,15 +17,25 @@ pub(super) struct Epilogue {
 impl Epilogue {
     /// Of a region over `space`. The first node's other outputs are its own to write.
     pub fn new(s: &Source<'_>, nodes: &[NodeId], space: &[AxisId]) -> Epilogue {
+        Epilogue::after(s, s.graph.node(nodes[0]).outs[0], nodes, space)
+    }
+
+    /// Of a region that finishes this value first, whose maps are left to compute.
+    pub fn after(
+        s: &Source<'_>,
+        finished: ValueId,
+        nodes: &[NodeId],
+        space: &[AxisId],
+    ) -> Epilogue {
         let g = s.graph;
-        let (finished, others) =
-            g.node(nodes[0]).outs.split_first().expect("an op has at least one output");
+        let others = &g.node(nodes[0]).outs[1..];
         let mut compiler = Compiler::new(s, space);
-        compiler.product(*finished);
+        compiler.product(finished);
         for n in &nodes[1..] {
             let node = g.node(*n);
-            if let Op::Map(map) = &node.op {
-                compiler.map(node, map);
+            match &node.op {
+                Op::Map(map) if node.outs[0] != finished => compiler.map(node, map),
+                _ => {}
             }
         }
         let exports = s.uses.exports(g, nodes).into_iter().filter(|v| !others.contains(v));

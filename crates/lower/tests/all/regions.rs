@@ -2,7 +2,7 @@
 
 use super::common::{Offer, nodes};
 use aerogel_graph::ops::{Norm, NormGrad, Op};
-use aerogel_graph::{Build, DType, Expr, Graph, Init, Role, Type, ValueId};
+use aerogel_graph::{Build, DType, Expr, Graph, Init, Phase, Role, Type, ValueId};
 
 fn grad_of(norm: Norm) -> Op {
     NormGrad { norm, dtypes: [DType::F32; 2].into_iter().collect() }.into()
@@ -207,4 +207,39 @@ fn what_reads_one_weight_stays_apart() {
         g.output(name, y);
     }
     assert_eq!(Offer::new(&g, 1).nodes, nodes(&[1]));
+}
+
+/// The gradient of what two linear layers read, and a map that reads it.
+fn gradient_of_input(g: &mut Graph, phase: Phase) -> (ValueId, ValueId) {
+    let [t, e] = [("t", 6), ("e", 4)].map(|(name, size)| g.axis(name, size).unwrap());
+    g.phase(phase);
+    let products = [("q", 3), ("k", 5)].map(|(name, size)| {
+        let axis = g.axis(name, size).unwrap();
+        let dy = g.input(&format!("d{name}"), DType::Bf16, &[t, axis]).unwrap();
+        let w = g.input(&format!("w{name}"), DType::Bf16, &[axis, e]).unwrap();
+        // Either factor may come first.
+        let factors = if size == 3 { [dy, w] } else { [w, dy] };
+        g.einsum_to(&factors, &[t, e], DType::Bf16).unwrap()
+    });
+    let sum = g.map(&products, &|v| &v[1] + &v[0]).unwrap();
+    let out = g.map(&[sum], &|v| 0.5 * &v[0]).unwrap();
+    g.output("out", out);
+    (products[0], sum)
+}
+
+#[test]
+fn products_that_are_summed_run_together_in_the_backward() {
+    let mut g = Graph::new();
+    gradient_of_input(&mut g, Phase::Backward);
+    let offer = Offer::new(&g, 0);
+    assert_eq!((offer.kernel, offer.nodes), ("einsums+add", nodes(&[0, 1, 2, 3])));
+    let mut g = Graph::new();
+    gradient_of_input(&mut g, Phase::Forward);
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]));
+    // What somebody else reads must be rounded.
+    let mut g = Graph::new();
+    let (product, sum) = gradient_of_input(&mut g, Phase::Backward);
+    g.output("product", product);
+    assert_eq!(Offer::new(&g, 0).nodes, nodes(&[0]));
+    assert_eq!(g.ty(sum).dtype, DType::Bf16);
 }

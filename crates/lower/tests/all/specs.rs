@@ -148,6 +148,36 @@ fn products_list_their_members() {
     assert_eq!((a.sums.as_ref(), b.sums.as_ref().map(|s| s.factor)), (None, Some(0)));
 }
 
+/// Terms have the axes of the sum in one order, and its rows on one side.
+#[test]
+fn a_sum_of_products_is_not_rounded_between_them() {
+    let mut g = Graph::new();
+    let [t, e, p, q] =
+        [("t", 6), ("e", 4), ("p", 3), ("q", 5)].map(|(name, size)| axis(&mut g, name, size));
+    let values = [p, q].map(|n| {
+        let dy = input(&mut g, &format!("d{}", n.index()), DType::Bf16, &[t, n]);
+        let w = input(&mut g, &format!("w{}", n.index()), DType::Bf16, &[n, e]);
+        (dy, w)
+    });
+    let [(dp, wp), (dq, wq)] = values;
+    let first = g.einsum_to(&[dp, wp], &[t, e], DType::Bf16).unwrap();
+    let second = g.einsum_to(&[wq, dq], &[e, t], DType::Bf16).unwrap();
+    let sum = g.map(&[first, second], &|v| &v[0] + &v[1]).unwrap();
+    g.output("out", sum);
+    let (spec, operands) = only(lowered(&g, &[0, 1, 2]));
+    assert_eq!(operands, [dp, wp, dq, wq, sum]);
+    let Spec::Summed(terms) = spec else { panic!("{spec:?}") };
+    let roles = |i: usize| terms[i].axes.iter().map(|a| (a.role, a.size)).collect::<Vec<_>>();
+    assert_eq!(roles(0), [(Role::M, 6), (Role::N, 4), (Role::K, 3)]);
+    assert_eq!(roles(1), [(Role::M, 6), (Role::N, 4), (Role::K, 5)]);
+    assert_eq!(terms[0].epilogue, None);
+    let program = terms[1].epilogue.as_ref().unwrap();
+    assert_eq!(program.sizes, [6, 4]);
+    let stored = [Instr::Product { dst: 0 }, Instr::Store { output: 0, src: 0 }];
+    assert_eq!(program.instrs, stored);
+    assert_eq!(program.outputs, [Operand::bf16([4, 1])]);
+}
+
 /// The normalised axis is innermost for the kernel, wherever it lies.
 #[test]
 fn a_norm_walks_rows() {

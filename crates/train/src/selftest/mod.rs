@@ -78,8 +78,8 @@ const GROUPS: [Group; 13] = [
     },
     Group {
         name: "shared",
-        about: "products of one value, and their gradients",
-        usual: 28,
+        about: "linear layers of one value, and back",
+        usual: 42,
         case: shared::case,
     },
     Group {

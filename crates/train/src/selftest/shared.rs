@@ -1,9 +1,9 @@
-//! Products of one value: what attention's three linear layers compute, forward and back. Devices
-//! may run them as one kernel.
+//! What attention's three linear layers compute, forward and back: products of one value, and sums
+//! of products. Devices may run them as one kernel.
 
 use super::suite::{Case, Tight, rng_of, word};
 use super::world::Built;
-use aerogel_graph::{AxisId, Build, DType, Env, Graph, ValueId};
+use aerogel_graph::{AxisId, Build, DType, Env, Expr, Graph, Phase, ValueId};
 
 /// Columns of the layers: of models, ragged ones, and some that vectors do not fit.
 const COLUMNS: [&[usize]; 7] = [
@@ -18,15 +18,25 @@ const COLUMNS: [&[usize]; 7] = [
 /// Tokens, and what the layers read of each.
 const ROWS: [[usize; 2]; 5] = [[2048, 256], [1000, 72], [4096, 128], [520, 320], [130, 1030]];
 
+/// What is computed.
+#[derive(Clone, Copy)]
+enum What {
+    /// The layers.
+    Layers,
+    /// The gradients of weights and biases.
+    Weights,
+    /// The gradient of what the layers read.
+    Input,
+}
+
 struct Shape {
     rows: [usize; 2],
     columns: &'static [usize],
-    /// The gradients of weights and biases instead of the layers.
-    back: bool,
+    what: What,
     /// Elements of the bucket before the first weight: with an odd one, no vector begins where it
     /// should.
     before: usize,
-    /// Whether x stands on the right of every other product.
+    /// Whether the factors of every other product are exchanged.
     turns: bool,
 }
 
@@ -35,14 +45,18 @@ pub fn case(seed: u64, number: usize) -> Case {
     let mut rng = rng_of(seed, number);
     let dtype = if rng.one_in(6) { DType::F32 } else { DType::Bf16 };
     let shape = Shape {
-        rows: ROWS[number / 2 % ROWS.len()],
-        columns: COLUMNS[number / 2 % COLUMNS.len()],
-        back: number.is_multiple_of(2),
+        rows: ROWS[number / 3 % ROWS.len()],
+        columns: COLUMNS[number / 3 % COLUMNS.len()],
+        what: [What::Weights, What::Layers, What::Input][number % 3],
         before: rng.pick(&[0, 0, 0, 8, 3]),
         turns: rng.one_in(3),
     };
-    let Shape { rows: [tokens, deep], columns, back, before, turns } = shape;
-    let way = if back { "gradients of layers" } else { "layers" };
+    let Shape { rows: [tokens, deep], columns, what, before, turns } = shape;
+    let way = match what {
+        What::Layers => "layers",
+        What::Weights => "gradients of layers",
+        What::Input => "gradient before layers",
+    };
     let turned = if turns { ", turned" } else { "" };
     let name = format!(
         "{way} {deep} -> {columns:?} over {tokens} rows, bucket at {before}{turned}, {}",
@@ -58,46 +72,62 @@ impl Shape {
         let mut g = Graph::new();
         let [tokens, deep] = self.rows;
         let (t, e) = (g.axis("t", tokens)?, g.axis("e", deep)?);
-        let x = g.input("x", dtype, &[t, e])?;
         let mut axes = vec![];
         for (i, columns) in self.columns.iter().enumerate() {
             axes.push(g.axis(&format!("n{i}"), *columns)?);
         }
-        match self.back {
-            true => self.gradients(&mut g, x, [t, e], &axes, dtype)?,
-            false => self.layers(&mut g, x, [t, e], &axes, dtype)?,
+        match self.what {
+            What::Layers => self.layers(&mut g, [t, e], &axes, dtype)?,
+            What::Weights => self.gradients(&mut g, [t, e], &axes, dtype)?,
+            What::Input => self.input(&mut g, [t, e], &axes, dtype)?,
         }
         Ok(g)
     }
 
-    /// Whether x is the second factor of this product.
+    /// Whether the factors of this product are exchanged.
     fn turned(&self, product: usize) -> bool {
         self.turns && product % 2 == 1
     }
 
-    fn layers(
+    /// The layers' weights, parts of one bucket.
+    fn weights(
         &self,
         g: &mut Graph,
-        x: ValueId,
-        [t, e]: [AxisId; 2],
+        e: AxisId,
         axes: &[AxisId],
         dtype: DType,
-    ) -> Built<()> {
+    ) -> Built<Vec<ValueId>> {
         let deep = g.axes().size(e);
         let all: usize = self.columns.iter().sum();
         let bucket = g.axis("bucket", self.before + all * deep)?;
         let weights = g.input("weights", dtype, &[bucket])?;
         let mut first = self.before;
-        let mut products = vec![];
+        let mut list = vec![];
         for (i, &axis) in axes.iter().enumerate() {
             let size = g.axes().size(axis) * deep;
             let flat = g.axis(&format!("flat{i}"), size)?;
             let part = g.slice(weights, bucket, first, flat)?;
-            let w = g.split(part, flat, &[axis, e])?;
+            list.push(g.split(part, flat, &[axis, e])?);
             first += size;
+        }
+        Ok(list)
+    }
+
+    fn layers(
+        &self,
+        g: &mut Graph,
+        [t, e]: [AxisId; 2],
+        axes: &[AxisId],
+        dtype: DType,
+    ) -> Built<()> {
+        let x = g.input("x", dtype, &[t, e])?;
+        let weights = self.weights(g, e, axes, dtype)?;
+        let mut products = vec![];
+        for (i, (&axis, &w)) in axes.iter().zip(&weights).enumerate() {
             let factors = if self.turned(i) { [w, x] } else { [x, w] };
             products.push(g.einsum_to(&factors, &[t, axis], dtype)?);
         }
+        let deep = g.axes().size(e);
         let scale = 1.0 / (deep as f64).sqrt();
         for (i, (&axis, &product)) in axes.iter().zip(&products).enumerate() {
             let bias = g.input(&format!("bias{i}"), DType::F32, &[axis])?;
@@ -111,11 +141,11 @@ impl Shape {
     fn gradients(
         &self,
         g: &mut Graph,
-        x: ValueId,
         [t, e]: [AxisId; 2],
         axes: &[AxisId],
         dtype: DType,
     ) -> Built<()> {
+        let x = g.input("x", dtype, &[t, e])?;
         let mut dys = vec![];
         for (i, &axis) in axes.iter().enumerate() {
             dys.push(g.input(&format!("dy{i}"), dtype, &[t, axis])?);
@@ -127,6 +157,30 @@ impl Shape {
             let dw = g.einsum_to(&factors, &[axis, e], DType::F32)?;
             g.output(&format!("dw{i}"), dw);
         }
+        Ok(())
+    }
+
+    fn input(
+        &self,
+        g: &mut Graph,
+        [t, e]: [AxisId; 2],
+        axes: &[AxisId],
+        dtype: DType,
+    ) -> Built<()> {
+        let weights = self.weights(g, e, axes, dtype)?;
+        g.phase(Phase::Backward);
+        let mut products = vec![];
+        for (i, (&axis, &w)) in axes.iter().zip(&weights).enumerate() {
+            let dy = g.input(&format!("dy{i}"), dtype, &[t, axis])?;
+            let factors = if self.turned(i) { [w, dy] } else { [dy, w] };
+            products.push(g.einsum_to(&factors, &[t, e], dtype)?);
+        }
+        let sum = |v: &[Expr]| v[1..].iter().fold(v[0].clone(), |sum, x| sum + x);
+        let dx = g.map(&products, &sum)?;
+        let skip = g.input("skip", dtype, &[t, e])?;
+        let more = g.map(&[dx, skip], &|v| 0.05 * &v[0] + &v[1])?;
+        g.output("dx", dx);
+        g.output("more", more);
         Ok(())
     }
 }

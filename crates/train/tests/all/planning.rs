@@ -215,8 +215,9 @@ fn a_small_plan_reads_as_expected() {
     assert_eq!(text, golden, "set AEROGEL_BLESS=1 to write the new text");
 }
 
-/// Attention's three linear layers read one value, and so do the gradients of their weights: on a
-/// GPU each three are one kernel, also when they run again.
+/// Attention's three linear layers read one value, and so do the gradients of their weights; its
+/// own gradient is the sum of three products: on a GPU each three are one kernel, also when they
+/// run again.
 #[test]
 fn linear_layers_of_one_value_share_a_kernel_on_a_gpu() {
     for (recompute, again) in [("none", 0), ("block", 4)] {
@@ -232,6 +233,7 @@ fn linear_layers_of_one_value_share_a_kernel_on_a_gpu() {
         assert_eq!(count("einsums+map", Phase::Forward), 4);
         assert_eq!(count("einsums+map", Phase::Backward), again, "{recompute}");
         assert_eq!(count("einsums+sum", Phase::Backward), 4);
+        assert_eq!(count("einsums+add", Phase::Backward), 4);
         let members = |step: &Step| match step {
             Step::Kernel { claim, .. } if claim.kernel.starts_with("einsums") => {
                 let product = |n: &&NodeId| matches!(micro.graph.node(**n).op, Op::Einsum(_));

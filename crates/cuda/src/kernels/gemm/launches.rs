@@ -33,6 +33,15 @@ pub(super) struct Job<'a> {
     pub work: u64,
     /// Sums of the left factor that the kernel makes too.
     pub beside: Option<Beside>,
+    /// Further products that are added to this one.
+    pub more: Vec<Term<'a>>,
+}
+
+/// A product that is added to another over the same rows and columns.
+pub(super) struct Term<'a> {
+    pub matrices: &'a Matrices,
+    /// Of the left and of the right factor.
+    pub places: [Address; 2],
 }
 
 impl Job<'_> {
@@ -111,14 +120,16 @@ impl Job<'_> {
         }
         let mut parameters = match self.choice.form {
             Form::General { .. } => self.general(x, places),
-            Form::Ring { layouts, permuted, .. } | Form::Resident { layouts, permuted, .. } => {
-                self.hopper(x, places, layouts, permuted)
-            }
+            Form::Ring { .. } | Form::Resident { .. } => self.hopper(x, places),
         };
         let own = &places[FIRST..];
         parameters.append(&epilogue::parameters(self.program, x, own, first, self.draws));
         if let Some(sums) = self.beside {
             parameters.address(sums.address).i64(sums.stride as i64);
+        }
+        for Term { matrices, places } in &self.more {
+            self.maps(matrices, places, &mut parameters);
+            parameters.u32(space::count("product", matrices.k.size)?);
         }
         if !matches!(self.choice.form, Form::General { .. }) {
             parameters.align(64);
@@ -182,21 +193,9 @@ impl Job<'_> {
     }
 
     /// `Gemm` of `lib/gemm_sm90.cuh`.
-    fn hopper(
-        &self,
-        x: &Matrices,
-        places: &[Address],
-        layouts: [Layout; 2],
-        permuted: bool,
-    ) -> Parameters {
+    fn hopper(&self, x: &Matrices, places: &[Address]) -> Parameters {
         let mut p = Parameters::new();
-        // Tensor cores multiply one type of 16 bits.
-        let dtype = self.dtypes[A];
-        p.map(map(x, A, (places[A], dtype), layouts[A]));
-        p.map(match permuted {
-            true => permuted_map(x, (places[B], dtype)),
-            false => map(x, B, (places[B], dtype), layouts[B]),
-        });
+        self.maps(x, places, &mut p);
         p.address(self.work());
         let sizes = [&x.m, &x.n, &x.k].map(|axis| axis.size).into_iter();
         for size in sizes.chain(batch(x, |axis| axis.map_or(1, |a| a.size))) {
@@ -209,6 +208,22 @@ impl Job<'_> {
         }
         p.u32(self.choice.splits as u32).f32(self.alpha);
         p
+    }
+
+    /// The maps of both factors.
+    fn maps(&self, x: &Matrices, places: &[Address], p: &mut Parameters) {
+        let (Form::Ring { layouts, permuted, .. } | Form::Resident { layouts, permuted, .. }) =
+            self.choice.form
+        else {
+            return;
+        };
+        // Tensor cores multiply one type of 16 bits.
+        let dtype = self.dtypes[A];
+        p.map(map(x, A, (places[A], dtype), layouts[A]));
+        p.map(match permuted {
+            true => permuted_map(x, (places[B], dtype)),
+            false => map(x, B, (places[B], dtype), layouts[B]),
+        });
     }
 
     /// The kernel's file and constants.
@@ -246,6 +261,8 @@ impl Job<'_> {
                 all.push(splits);
                 all.push(define("CLUSTER", cluster));
                 all.extend(self.beside.map(|_| define("SUMS", 1)));
+                let terms = 1 + self.more.len();
+                all.extend((terms > 1).then(|| define("TERMS", terms)));
                 all.extend(values.map(|(name, value)| define(name, value)));
                 "gemm_sm90.cu"
             }

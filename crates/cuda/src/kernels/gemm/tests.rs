@@ -1,5 +1,6 @@
 pub(crate) mod compile;
 pub(crate) mod emulate;
+mod summed;
 mod together;
 
 use super::choice::{self, Choice, Factor, Form, Layout, Question};

@@ -17,6 +17,9 @@ use crate::launch::{Address, Launch};
 use aerogel_graph::DType;
 use aerogel_lower::{Contraction, Draws, Instr, LowerError, Program};
 
+/// Bytes of an argument that every driver takes.
+const MOST_BYTES: usize = 4096;
+
 /// One of the products.
 struct Own<'a> {
     program: Program,
@@ -114,7 +117,7 @@ impl<'a> Own<'a> {
 }
 
 /// How factors lie for a kernel of Hopper, and whether the right one's columns may be dealt out.
-fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
+pub(super) fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
     forms.iter().find_map(|form| match *form {
         Form::Ring { layouts, permuted, .. } if !resident => Some((layouts, permuted)),
         Form::Resident { layouts, permuted, .. } if resident => Some((layouts, permuted)),
@@ -123,7 +126,7 @@ fn layouts(forms: &[Form], resident: bool) -> Option<([Layout; 2], bool)> {
 }
 
 /// What members agree on of that.
-fn common_layouts(each: &[Vec<Form>], resident: bool) -> Option<([Layout; 2], bool)> {
+pub(super) fn common_layouts(each: &[Vec<Form>], resident: bool) -> Option<([Layout; 2], bool)> {
     let list = each.iter().map(|forms| layouts(forms, resident)).collect::<Option<Vec<_>>>()?;
     let (first, _) = list[0];
     let permuted = list.iter().all(|(_, permuted)| *permuted);
@@ -143,9 +146,12 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
     }
     let questions: Vec<_> = members.iter().zip(&own).map(|(m, x)| m.question(x, BEST)).collect();
     let each: Vec<_> = questions.iter().map(Question::forms).collect();
+    let gradients = members.iter().all(|m| m.is_gradient);
     let mut forms = vec![];
     if let Some((layouts, permuted)) = common_layouts(&each, false) {
         forms.extend(each[0].iter().filter_map(|form| match *form {
+            // Gradients read much for what they make: wider tiles read less.
+            Form::Ring { bn: 128, .. } if gradients && own[0].n.size > 128 => None,
             Form::Ring { bn, .. } => Some(Form::Ring { bn, cluster: 1, layouts, permuted }),
             _ => None,
         }));
@@ -155,8 +161,7 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
         let both = if columns <= RESIDENT_N { &[256, 128][..] } else { &[] };
         forms.extend(both.iter().map(|&bn| Form::Resident { bn, layouts, permuted }));
     }
-    let gradients = members.iter().all(|m| m.is_gradient);
-    let way = |form: Form| {
+    let asked = |form: Form| {
         let whole = whole(&own, form, side_by_side);
         let question = Question {
             matrices: &whole,
@@ -168,11 +173,18 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
             most_bytes: u64::MAX,
         };
         let splits = if gradients { question.splits(form) } else { 1 };
-        let mut choice = Choice { form, splits, seconds: question.seconds(form, splits) };
-        if let Form::Ring { bn, cluster, layouts, .. } = &mut choice.form {
-            let pairs = |x: &&Matrices| side_by_side || x.m.size.is_multiple_of(256);
-            let pays = questions.iter().all(|q| q.cluster(*bn, *layouts, splits) == 2);
-            *cluster = if pays && own.iter().all(pairs) { 2 } else { 1 };
+        Choice { form, splits, seconds: question.seconds(form, splits) }
+    };
+    // Tiles of two blocks of rows, unless that wastes what it gains.
+    let rows = |unit: usize| own.iter().map(|x| x.m.size.next_multiple_of(unit)).sum::<usize>();
+    let whole_pairs = side_by_side || 10 * rows(256) <= 11 * rows(128);
+    let way = |form: Form| {
+        let mut choice = asked(form);
+        if let Form::Ring { bn, layouts, permuted, .. } = form {
+            let pays = |q: &Question<'_>| q.cluster(bn, layouts, choice.splits) == 2;
+            if whole_pairs && questions.iter().all(pays) {
+                choice = asked(Form::Ring { bn, cluster: 2, layouts, permuted });
+            }
         }
         Way { swapped, side_by_side, choice }
     };
@@ -243,6 +255,7 @@ impl Plan<'_> {
                 draws: own.product.draws,
                 work,
                 beside: sums.and_then(|sums| sums.beside(x, &choice)),
+                more: vec![],
             };
             work += self.part(own);
             if sums.is_some() != job.beside.is_some() {
@@ -261,6 +274,8 @@ impl Plan<'_> {
             return Ok(None);
         }
         let own: Vec<&Matrices> = list.iter().map(|m| m.matrices).collect();
-        together(&list, &whole(&own, choice.form, side_by_side), side_by_side).map(Some)
+        let launches = together(&list, &whole(&own, choice.form, side_by_side), side_by_side)?;
+        let fits = launches.iter().all(|l| l.parameters.bytes().len() <= MOST_BYTES);
+        Ok(fits.then_some(launches))
     }
 }

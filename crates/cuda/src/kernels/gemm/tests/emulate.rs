@@ -145,8 +145,8 @@ fn general(launch: &Launch, which: usize, bytes: i64) -> Factor<'_> {
     })
 }
 
-fn mapped(launch: &Launch, which: usize) -> Factor<'_> {
-    let map: &TensorMap = &launch.parameters.maps()[which].1;
+fn mapped(launch: &Launch, term: usize, which: usize) -> Factor<'_> {
+    let map: &TensorMap = &launch.parameters.maps()[2 * term + which].1;
     assert!(map.dtype.is_half());
     let k_inside = defined(launch, ["A_K", "B_K"][which]) == 1;
     let permuted = which == 1 && defined(launch, "B_PERMUTED") == 1;
@@ -172,6 +172,16 @@ pub(super) fn makes_sums(launch: &Launch) -> bool {
     launch.source.defines.contains(&"SUMS=1".to_owned())
 }
 
+/// The factors and depths of what is added to a product.
+fn further(launch: &Launch) -> Vec<(Factor<'_>, Factor<'_>, i64)> {
+    let terms = launch.source.defines.iter().find_map(|d| d.strip_prefix("TERMS=")?.parse().ok());
+    let term = |i: usize| {
+        let depth = int(launch, launch.parameters.maps()[2 * i + 1].0 + 128);
+        (mapped(launch, i, 0), mapped(launch, i, 1), depth)
+    };
+    (1..terms.unwrap_or(1)).map(term).collect()
+}
+
 /// Runs a product whose epilogue stores the sum of everything it is given.
 pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
     let is_general = launch.source.file == "gemm.cu";
@@ -180,7 +190,7 @@ pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
         let b = general(launch, 1, bytes("B_F32"));
         (general(launch, 0, bytes("A_F32")), b, 160, 120)
     } else {
-        (mapped(launch, 0), mapped(launch, 1), 320, 264)
+        (mapped(launch, 0, 0), mapped(launch, 0, 1), 320, 264)
     };
     let size: [i64; 3] = std::array::from_fn(|i| int(launch, at_sizes + 4 * i));
     let k_outer = if is_general { int(launch, at_sizes + 12) } else { 1 };
@@ -191,6 +201,7 @@ pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
     assert!(defined(launch, "BATCHED") == 1 || batch == [1; 3]);
     assert!(defined(launch, "N_WHOLE") == 0 || size[1] % 8 == 0);
     let (fields, end) = fields(launch, at_epi);
+    let more = further(launch);
     let mut written = HashMap::new();
     if makes_sums(launch) {
         assert!(batch == [1; 3] && defined(launch, "A_K") == 0 && k_outer == 1);
@@ -206,6 +217,11 @@ pub(crate) fn run(launch: &Launch, memory: &mut Memory) {
         for row in 0..size[0] {
             for col in 0..size[1] {
                 let mut sum = 0.0;
+                for (a, b, depth) in &more {
+                    let places = (0..*depth).map(|k| (a(i, row, [0, k]), b(i, col, [0, k])));
+                    let numbers = places.filter_map(|(x, y)| Some((x?, y?)));
+                    sum += numbers.map(|(x, y)| memory.get(x) * memory.get(y)).sum::<f64>();
+                }
                 for outer in 0..k_outer {
                     for k in 0..size[2] {
                         let places = (a(i, row, [outer, k]), b(i, col, [outer, k]));

@@ -191,15 +191,39 @@ fn check_tiles(launch: &Launch, members: &[Launch]) {
     assert_eq!(got, wanted);
 }
 
+/// Operands of a member.
+fn count(own: &Contraction) -> usize {
+    let program = own.epilogue.as_ref();
+    3 + program.map_or(0, |p| p.inputs.len()) + usize::from(own.sums.is_some())
+}
+
+/// The number of each member's first operand.
+fn firsts(spec: &Products) -> Vec<usize> {
+    (0..spec.members.len()).map(|i| spec.members[..i].iter().map(count).sum()).collect()
+}
+
+#[test]
+fn tiles_of_large_members_are_made_once() {
+    let mut clusters = 0;
+    for spec in [
+        linears(49_152, 256, &[128, 128, 256]),
+        linears(65_536, 768, &[768; 3]),
+        linears(16_384, 1600, &[1600; 3]),
+        gradients(49_152, 256, &[256, 128, 128]),
+        gradients(65_536, 768, &[768; 3]),
+        gradients(16_384, 1600, &[1600; 3]),
+    ] {
+        let start = &made(&spec, 64).launches[0];
+        check_tiles(start, &members_of(start, &firsts(&spec)));
+        clusters += usize::from(start.source.defines.contains(&"CLUSTER=2".to_owned()));
+    }
+    assert!(clusters > 0);
+}
+
 /// Runs the launches of members that share one, and holds them to their specs.
 fn check(spec: &Products) {
     let kernel = made(spec, 64);
-    let count = |own: &Contraction| {
-        let program = own.epilogue.as_ref();
-        3 + program.map_or(0, |p| p.inputs.len()) + usize::from(own.sums.is_some())
-    };
-    let firsts: Vec<usize> =
-        (0..spec.members.len()).map(|i| spec.members[..i].iter().map(count).sum()).collect();
+    let firsts = firsts(spec);
     let start = &kernel.launches[0];
     assert_eq!(defined(start, "MEMBERS"), spec.members.len() as i64);
     let members = members_of(start, &firsts);
