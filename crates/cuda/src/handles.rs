@@ -162,19 +162,19 @@ impl Module {
             // All of L1 for shared memory, so that as many blocks fit as the kernels are made for.
             let carve =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            // SAFETY: the function is of a loaded module.
-            let set = unsafe { result::function::set_function_attribute(function, carve, 100) };
-            ok("cuFuncSetAttribute", set)?;
-        }
-        // Beyond 48 KiB a kernel has to be allowed more.
-        if shared_bytes > 48 << 10 {
+            // Beyond 48 KiB, static shared memory included, a kernel has to be allowed more; another
+            // launch of it may have been allowed more still.
             let most =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.
-            let set = unsafe {
-                result::function::set_function_attribute(function, most, shared_bytes as i32)
-            };
-            ok("cuFuncSetAttribute", set)?;
+            let known = unsafe { result::function::get_function_attribute(function, most) };
+            let allowed = ok("cuFuncGetAttribute", known)?.max(shared_bytes as i32);
+            for (attribute, value) in [(carve, 100), (most, allowed)] {
+                // SAFETY: as above.
+                let set =
+                    unsafe { result::function::set_function_attribute(function, attribute, value) };
+                ok("cuFuncSetAttribute", set)?;
+            }
         }
         Ok(Function { function, _module: self.clone() })
     }
