@@ -23,9 +23,9 @@
 // Launch: 384 threads; grid CLUSTER * min(items, multiprocessors / CLUSTER), where items = batches
 // * splits * tiles, and tiles = ceil(m / (128 CLUSTER)) * ceil(n / BN), of members the sum; dynamic
 // shared memory 197,632 bytes.
-// No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, of terms the sum, splits = ceil(s / ceil(s /
-// wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of ceil(m / 64) more
-// blocks; the blocks of members follow one another.
+// No share of K may be empty: k > 0, and with s = ceil(k / 64) slices, of terms the sum, splits =
+// ceil(s / ceil(s / wanted)). With SPLIT launch gemm_reduce (256 threads) behind it, with SUMS of
+// ceil(m / 64) more blocks; the blocks of members follow one another.
 #ifndef EPILOGUE
 #define EPILOGUE <lib/gemm_store.cuh>
 #endif
