@@ -1,6 +1,7 @@
 //! What attention's three linear layers compute, forward and back: products of one value, and sums
 //! of products. Devices may run them as one kernel.
 
+use super::rng::Rng;
 use super::suite::{Case, Tight, rng_of, word};
 use super::world::Built;
 use aerogel_graph::{AxisId, Build, DType, Env, Expr, Graph, Phase, ValueId};
@@ -43,14 +44,7 @@ struct Shape {
 /// The case of that number.
 pub fn case(seed: u64, number: usize) -> Case {
     let mut rng = rng_of(seed, number);
-    let dtype = if rng.one_in(6) { DType::F32 } else { DType::Bf16 };
-    let shape = Shape {
-        rows: ROWS[number / 3 % ROWS.len()],
-        columns: COLUMNS[number / 3 % COLUMNS.len()],
-        what: [What::Weights, What::Layers, What::Input][number % 3],
-        before: rng.pick(&[0, 0, 0, 8, 3]),
-        turns: rng.one_in(3),
-    };
+    let (dtype, shape) = Shape::draw(number, &mut rng);
     let Shape { rows: [tokens, deep], columns, what, before, turns } = shape;
     let way = match what {
         What::Layers => "layers",
@@ -68,6 +62,18 @@ pub fn case(seed: u64, number: usize) -> Case {
 }
 
 impl Shape {
+    fn draw(number: usize, rng: &mut Rng) -> (DType, Shape) {
+        let dtype = if rng.one_in(6) { DType::F32 } else { DType::Bf16 };
+        let shape = Shape {
+            rows: ROWS[number / 3 % ROWS.len()],
+            columns: COLUMNS[number / 3 % COLUMNS.len()],
+            what: [What::Weights, What::Layers, What::Input][number % 3],
+            before: rng.pick(&[0, 0, 0, 8, 3]),
+            turns: rng.one_in(3),
+        };
+        (dtype, shape)
+    }
+
     fn graph(&self, dtype: DType) -> Built<Graph> {
         let mut g = Graph::new();
         let [tokens, deep] = self.rows;

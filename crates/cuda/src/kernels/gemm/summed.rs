@@ -8,7 +8,7 @@ use super::choice::{Choice, Form, Question, START_SECONDS};
 use super::epilogue;
 use super::launches::{self, Job};
 use super::matrix::{A, B, FIRST, Matrices, Roles};
-use super::together::{common_layouts, layouts};
+use super::together::{common_layouts, common_widths, layouts};
 use crate::launch::{Address, Launch};
 use aerogel_lower::{Contraction, Draws, LowerError, Program};
 
@@ -132,10 +132,8 @@ fn choices(terms: &[Own], program: &Program, swapped: bool) -> Vec<Choice> {
     let places = &first.places;
     let question: Question<'_> =
         first.product.question(&whole, program, places, BEST, None, u64::MAX).0;
-    let forms = each[0].iter().filter_map(|form| match *form {
-        Form::Ring { bn, .. } => Some(Form::Ring { bn, cluster: 1, layouts, permuted }),
-        _ => None,
-    });
+    let widths = common_widths(&each).into_iter();
+    let forms = widths.map(|bn| Form::Ring { bn, cluster: 1, layouts, permuted });
     let choice = |form: Form| {
         let mut choice = Choice { form, splits: 1, seconds: question.seconds(form, 1) };
         if let Form::Ring { bn, cluster, layouts, .. } = &mut choice.form {

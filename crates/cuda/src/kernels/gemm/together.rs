@@ -133,6 +133,13 @@ pub(super) fn common_layouts(each: &[Vec<Form>], resident: bool) -> Option<([Lay
     list.iter().all(|(own, _)| *own == first).then_some((first, permuted))
 }
 
+/// Columns of the tiles that all members can be made of.
+pub(super) fn common_widths(each: &[Vec<Form>]) -> Vec<usize> {
+    let width = |form: &Form| if let Form::Ring { bn, .. } = form { Some(*bn) } else { None };
+    let all = |bn: &usize| each.iter().all(|own| own.iter().any(|form| width(form) == Some(*bn)));
+    each[0].iter().filter_map(width).filter(all).collect()
+}
+
 /// The ways that members can share a launch, with what each takes.
 fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
     let side_by_side = (common == A) != swapped;
@@ -149,12 +156,10 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
     let gradients = members.iter().all(|m| m.is_gradient);
     let mut forms = vec![];
     if let Some((layouts, permuted)) = common_layouts(&each, false) {
-        forms.extend(each[0].iter().filter_map(|form| match *form {
-            // Gradients read much for what they make: wider tiles read less.
-            Form::Ring { bn: 128, .. } if gradients && own[0].n.size > 128 => None,
-            Form::Ring { bn, .. } => Some(Form::Ring { bn, cluster: 1, layouts, permuted }),
-            _ => None,
-        }));
+        // Gradients read much for what they make: wider tiles read less.
+        let narrow = |bn: &usize| gradients && *bn == 128 && own[0].n.size > 128;
+        let widths = common_widths(&each).into_iter().filter(|bn| !narrow(bn));
+        forms.extend(widths.map(|bn| Form::Ring { bn, cluster: 1, layouts, permuted }));
     }
     if let (true, Some((layouts, permuted))) = (side_by_side, common_layouts(&each, true)) {
         let columns: usize = own.iter().map(|x| x.n.size.next_multiple_of(128)).sum();
