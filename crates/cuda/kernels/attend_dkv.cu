@@ -279,6 +279,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 first = w.tile * MT * p.key_step, end = min(p.keys, first + MT * p.key_step);
     load_rows<ROWS, DQ, THREADS>(base, k, key_positions(p, p.k), first, end);
     load_rows<ROWS, DV, THREADS>(base + K_BYTES, v, key_positions(p, p.v), first, end);
+    copy_commit();  // keys that nobody sees wait for it, too: results will lie where they are
     Walk walk{};
     walk.open(p, w);
     Step now = take(p, w, walk, row / UNIT);

@@ -97,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     HalfEntry now{}, next{};
     load_rows<ROWS, DQ, THREADS>(base, q, query_positions(p, p.q), first, end);
     load_rows<ROWS, DV, THREADS>(base + Q_BYTES, out, query_positions(p, p.dout), first, end);
+    copy_commit();  // a tile without keys waits for them, too: results will lie where they are
     if (e < last) next = read_entry(p, e, row / UNIT), load(next.unit, 0, 0);
     float dq[MT][DQ / 8][4];
     clear(dq);

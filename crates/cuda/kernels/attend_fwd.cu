@@ -181,6 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     };
 
     load_rows<ROWS, DQ, THREADS>(base, q, query_positions(p, p.q), first, end);
+    copy_commit();  // a tile without keys waits for it, too: results will lie where q is
     const u32 row = threadIdx.x / 32 * 16 * MT;
     HalfEntry now{}, next{};
     if (begin < last) now = read_entry(p, begin, row / UNIT), load_from(k, v, now.unit, 0);

@@ -162,8 +162,8 @@ impl Module {
             // All of L1 for shared memory, so that as many blocks fit as the kernels are made for.
             let carve =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            // Beyond 48 KiB, static shared memory included, a kernel has to be allowed more; another
-            // launch of it may have been allowed more still.
+            // Beyond 48 KiB, static shared memory included, a kernel has to be allowed more;
+            // another launch of it may have been allowed more still.
             let most =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.

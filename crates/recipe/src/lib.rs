@@ -23,6 +23,7 @@ mod parse;
 mod print;
 mod recipe;
 mod resolve;
+mod running;
 mod schema;
 mod suggest;
 mod values;
@@ -34,7 +35,8 @@ pub use choices::{
 pub use error::{Place, Problem, RecipeError};
 pub use layout::{Memory, Parallel, RecomputePolicy, Shard};
 pub use recipe::{
-    Attention, Checkpoint, Data, Derived, Eval, Image, LayerAttention, LossScale, Model, Optimizer,
-    Part, Precision, Recipe, Rule, Sample, Schedule, Source, Tokenizer, Train,
+    Attention, Data, Derived, Image, LayerAttention, Model, Optimizer, Part, Recipe, Rule,
+    Schedule, Source, Tokenizer, Train,
 };
+pub use running::{Checkpoint, Eval, LossScale, Precision, Sample};
 pub use schema::{DefaultValue, Key, KeyType, Range, reference, schema};

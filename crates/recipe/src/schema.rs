@@ -292,8 +292,8 @@ static SCHEMA: &[Key] = keys! {
         "compute", Choice(Compute::NAMES), Value("\"f32\""), "",
             "dtype of products and activations; weights and sums stay f32";
         "loss_scale", Num(LOSS_SCALE), Derived("65536 with compute = \"f16\", else 0"), "",
-            "factor on the loss in the backward at the first step, so that gradients do not vanish; \
-             a step whose gradients overflow is skipped and halves it; 0: none";
+            "factor on the loss in the backward at the first step, so that gradients do not \
+             vanish; a step whose gradients overflow is skipped and halves it; 0: none";
         "loss_scale_interval", Int(0, MAX_COUNT), Value("2000"), "steps",
             "steps without overflow after which the factor doubles; 0 keeps it as it is";
     }

@@ -5,7 +5,8 @@ use crate::divisors::nearest_divisor;
 use crate::error::RecipeError;
 use crate::fields::Fields;
 use crate::layout::{Memory, Parallel, RecomputePolicy};
-use crate::recipe::{Model, Optimizer, Precision, Train};
+use crate::recipe::{Model, Optimizer, Train};
+use crate::running::Precision;
 
 pub(crate) fn resolve(
     fields: &Fields,

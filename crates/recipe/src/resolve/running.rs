@@ -3,9 +3,8 @@
 use crate::choices::{Compute, TokenizerKind};
 use crate::error::RecipeError;
 use crate::fields::Fields;
-use crate::recipe::{
-    Checkpoint, Data, Eval, LossScale, Model, Precision, Sample, Tokenizer, Train,
-};
+use crate::recipe::{Data, Model, Tokenizer, Train};
+use crate::running::{Checkpoint, Eval, LossScale, Precision, Sample};
 
 pub(crate) fn precision(fields: &mut Fields) -> Result<Precision, RecipeError> {
     let compute = fields.choice("precision.compute");
