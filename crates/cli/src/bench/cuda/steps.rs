@@ -49,13 +49,13 @@ pub const ASKS: [Ask; 6] = [
         ],
     ),
     gpt2(
-        "GPT-2 1.5B, batch 2 × 8, some recomputed",
+        "GPT-2 1.5B, batch 2 × 9, some recomputed",
         &[
             "model.layers=48",
             "model.heads=25",
             "model.embed=1600",
-            "train.batch=16",
-            "train.micro_batch=8",
+            "train.batch=18",
+            "train.micro_batch=9",
             "memory.recompute=budget",
             "memory.activations=14GiB",
         ],
