@@ -247,6 +247,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     } else {
         registers_grow<232>();
         consume(p, ring, rank, group - 1, columns[(group - 1) / SHARERS]);
+        __syncwarp();
         leave();
     }
 }
