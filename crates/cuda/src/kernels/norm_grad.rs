@@ -82,6 +82,8 @@ pub(crate) fn norm_grad(
     let mut constants = rows.defines(NAME, spec.norm.center, variant.shape, &gains)?;
     constants.push(format!("SUMS={}", u32::from(summed)));
     constants.push(format!("AHEAD={}", u32::from(variant.ahead)));
+    constants.push(format!("WHOLE={}", u32::from(rows.fill(variant.shape.lanes))));
+    constants.push(format!("ALIKE={}", u32::from(rows.units.alike())));
     let start = |entry, grid, threads| {
         let (text, constants) = (Some(text.clone()), constants.clone());
         elements::launch(("norm_grad.cu", entry), text, constants, (grid, threads), &p)
@@ -146,8 +148,9 @@ impl Variant {
         // programs and few addresses.
         let draws = finish.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
         let short = !draws && rows.v > 1 && widest <= 8192;
-        // Draws beside another operand take registers: a multiprocessor holds two such blocks.
-        if draws && !finish.inputs.is_empty() && blocks == 396 {
+        // Draws beside another operand and several units take registers: a multiprocessor holds two
+        // such blocks.
+        if draws && !finish.inputs.is_empty() && blocks == 396 && rows.row_units() > lanes {
             blocks = 264;
         }
         let ahead = threads < 512 || threads == 512 && short;
