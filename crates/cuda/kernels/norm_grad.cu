@@ -26,7 +26,7 @@
 // clock is read once, and addresses are shared where all operands lie alike.
 //
 // Constants: as in norm.cu (no BIAS), SUMS (0: no dgain nor dbias is wanted), AHEAD (0 or 1), WHOLE
-// (1: a row fills all units of its lanes), ALIKE (1: all operands, and elements that are drawn for,
+// (1: a row is one unit of all its lanes), ALIKE (1: all operands, and elements that are drawn for,
 // lie side by side along the width and are as far from row to row).
 #include "lib/philox.cuh"
 #include "lib/reduce.cuh"
@@ -292,7 +292,9 @@ norm_grad(const __grid_constant__ Params p) {
             if (!KEEP) gain_of(p, unit, to.gain);
         };
         if (KEEP && in_row(row, lane)) widen_unit(0, kept);
-        if (AHEAD) load_row(row + GROUPS, next);
+        // After the last row nothing is loaded, nor looked at.
+        Sources following;
+        if (AHEAD) load_row(row + GROUPS, following);
         // Calls f(u, numbers) for the thread's units.
         auto each = [&](auto f) {
 #pragma unroll
@@ -337,6 +339,7 @@ norm_grad(const __grid_constant__ Params p) {
             }
             Epilogue::run<V>(site_of(origin, u * LANES + lane), after[u], dx, none);
         });
+        if (AHEAD) next = following;
     }
 #if SUMS
     write_sums(p, lane, group, 0, dgain, shared);

@@ -103,11 +103,6 @@ impl<'a> Rows<'a> {
         self.width / self.v
     }
 
-    /// Whether each of so many lanes has as many units of a row.
-    pub fn fill(&self, lanes: usize) -> bool {
-        self.row_units().is_multiple_of(lanes)
-    }
-
     /// The structs of the text; `align` is of the spec's operands.
     pub fn texts(&self, align: &[u64]) -> Vec<Part<'_>> {
         let mut operand = 0;
