@@ -149,7 +149,6 @@ struct Epilogue {
 
 constexpr int ALL = OPERANDS + INDICES;
 constexpr int GROUPS = THREADS / LANES;
-constexpr int SPAN = UNITS * LANES * V;
 constexpr bool KEEP = UNITS == 1;  // numbers in registers, not only what was loaded
 static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the whole block");
 
@@ -181,27 +180,37 @@ __device__ __forceinline__ void gain_of(const Params& p, u32 unit, f32 (&out)[V]
 #endif
 }
 
-// What the block's groups have summed, group after group, to its row of partials. In shared memory
-// the lanes lie side by side.
+// In shared memory a group's lanes lie side by side, `PITCH` apart for the next of their elements;
+// so neither lanes nor columns wait for each other's banks.
+constexpr int PITCH = LANES == 32 ? LANES + 4 : LANES;
+constexpr int TABLE = UNITS * V * PITCH;
+
+// What the block's groups have summed, added in their order, to its row of partials.
 __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group, int part,
                                            f32 (&sum)[UNITS][V], f32* shared) {
     f32* to = p.partials + (u64(blockIdx.x) * 2 + part) * p.width;
-#pragma unroll 1
-    for (int g = 0; g < GROUPS; ++g) {
-        if (group == g) {
+    if (GROUPS == 1) {
 #pragma unroll
-            for (int u = 0; u < UNITS; ++u) {
-#pragma unroll
-                for (int i = 0; i < V && GROUPS > 1; ++i) {
-                    f32& total = shared[(u * V + i) * LANES + lane];
-                    if (g > 0) sum[u][i] += total;
-                    total = sum[u][i];
-                }
-                u32 unit = u * LANES + lane;
-                if (g == GROUPS - 1 && unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
-            }
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
         }
-        if (GROUPS > 1) __syncthreads();
+        return;
+    }
+    if (part > 0) __syncthreads();
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) shared[group * TABLE + (u * V + i) * PITCH + lane] = sum[u][i];
+    }
+    __syncthreads();
+    for (u32 column = threadIdx.x; column < p.width; column += THREADS) {
+        u32 unit = column / V;
+        const f32* own = shared + (unit / LANES * V + column % V) * PITCH + unit % LANES;
+        f32 total = own[0];
+#pragma unroll 8
+        for (int g = 1; g < GROUPS; ++g) total += own[g * TABLE];
+        to[column] = total;
     }
 }
 
@@ -220,7 +229,7 @@ extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_grad(const __grid_constant__ Params p) {
     // Folds take turns with two pieces, so that one may begin while another is read.
     __shared__ f32 folds[2][LANES > 32 ? 2 * LANES / 32 : 1];
-    __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];
+    __shared__ f32 shared[SUMS && GROUPS > 1 ? GROUPS * TABLE : 1];
     u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES, turn = 0;
     u32 begin = blockIdx.x * p.chunk;
     u32 end = begin + p.chunk < p.row_count ? begin + p.chunk : p.row_count;
