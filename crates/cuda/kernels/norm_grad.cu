@@ -21,7 +21,13 @@
 // A group's next row is under way while it works on one (AHEAD=1, where registers allow), or the
 // memory would be idle during the folds.
 //
-// Constants: as in norm.cu (no BIAS), SUMS (0: no dgain nor dbias is wanted), AHEAD (0 or 1).
+// Dropout's draws are a third of the arithmetic, and whatever is computed again row by row is time
+// in which too few loads are under way: of one unit a thread keeps all numbers in registers, the
+// clock is read once, and addresses are shared where all operands lie alike.
+//
+// Constants: as in norm.cu (no BIAS), SUMS (0: no dgain nor dbias is wanted), AHEAD (0 or 1), WHOLE
+// (1: a row is one unit of all its lanes), ALIKE (1: all operands, and elements that are drawn for,
+// lie side by side along the width and are as far from row to row).
 #include "lib/philox.cuh"
 #include "lib/reduce.cuh"
 #include "lib/strided.cuh"
@@ -50,6 +56,12 @@
 #endif
 #ifndef AHEAD
 #define AHEAD 0
+#endif
+#ifndef WHOLE
+#define WHOLE 0
+#endif
+#ifndef ALIKE
+#define ALIKE 0
 #endif
 #ifndef CONST_ALIGN
 #define CONST_ALIGN V
@@ -137,7 +149,7 @@ struct Epilogue {
 
 constexpr int ALL = OPERANDS + INDICES;
 constexpr int GROUPS = THREADS / LANES;
-constexpr int SPAN = UNITS * LANES * V;
+constexpr bool KEEP = UNITS == 1;  // numbers in registers, not only what was loaded
 static_assert(LANES <= 32 || LANES == THREADS, "more lanes than a warp's are the whole block");
 
 struct Params {
@@ -168,27 +180,37 @@ __device__ __forceinline__ void gain_of(const Params& p, u32 unit, f32 (&out)[V]
 #endif
 }
 
-// What the block's groups have summed, group after group, to its row of partials. In shared memory
-// the lanes lie side by side.
+// In shared memory a group's lanes lie side by side, `PITCH` apart for the next of their elements;
+// so neither lanes nor columns wait for each other's banks.
+constexpr int PITCH = LANES == 32 ? LANES + 4 : LANES;
+constexpr int TABLE = UNITS * V * PITCH;
+
+// What the block's groups have summed, added in their order, to its row of partials.
 __device__ __forceinline__ void write_sums(const Params& p, u32 lane, u32 group, int part,
                                            f32 (&sum)[UNITS][V], f32* shared) {
     f32* to = p.partials + (u64(blockIdx.x) * 2 + part) * p.width;
-#pragma unroll 1
-    for (int g = 0; g < GROUPS; ++g) {
-        if (group == g) {
+    if (GROUPS == 1) {
 #pragma unroll
-            for (int u = 0; u < UNITS; ++u) {
-#pragma unroll
-                for (int i = 0; i < V && GROUPS > 1; ++i) {
-                    f32& total = shared[(u * V + i) * LANES + lane];
-                    if (g > 0) sum[u][i] += total;
-                    total = sum[u][i];
-                }
-                u32 unit = u * LANES + lane;
-                if (g == GROUPS - 1 && unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
-            }
+        for (int u = 0; u < UNITS; ++u) {
+            u32 unit = u * LANES + lane;
+            if (unit < p.width / V) store<f32, V>(to, i64(unit) * V, sum[u]);
         }
-        if (GROUPS > 1) __syncthreads();
+        return;
+    }
+    if (part > 0) __syncthreads();
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) shared[group * TABLE + (u * V + i) * PITCH + lane] = sum[u][i];
+    }
+    __syncthreads();
+    for (u32 column = threadIdx.x; column < p.width; column += THREADS) {
+        u32 unit = column / V;
+        const f32* own = shared + (unit / LANES * V + column % V) * PITCH + unit % LANES;
+        f32 total = own[0];
+#pragma unroll 8
+        for (int g = 1; g < GROUPS; ++g) total += own[g * TABLE];
+        to[column] = total;
     }
 }
 
@@ -198,41 +220,67 @@ struct Sources {
     SourceDy::Loads<V> dy[UNITS];
 };
 
+// A unit as numbers.
+struct Numbers {
+    f32 x[V], dy[V], gain[V];
+};
+
 extern "C" __global__ void LAUNCH_BOUNDS(THREADS)
 norm_grad(const __grid_constant__ Params p) {
     // Folds take turns with two pieces, so that one may begin while another is read.
     __shared__ f32 folds[2][LANES > 32 ? 2 * LANES / 32 : 1];
-    __shared__ f32 shared[SUMS && GROUPS > 1 ? SPAN : 1];
+    __shared__ f32 shared[SUMS && GROUPS > 1 ? GROUPS * TABLE : 1];
     u32 lane = threadIdx.x % LANES, group = threadIdx.x / LANES, turn = 0;
     u32 begin = blockIdx.x * p.chunk;
     u32 end = begin + p.chunk < p.row_count ? begin + p.chunk : p.row_count;
     f32 share = 1.0f / f32(p.width);
     f32 dgain[SUMS ? UNITS : 1][V] = {}, dbias[SUMS ? UNITS : 1][V] = {};
-    auto site_of = [&](const i64 (&origin)[ALL], u32 unit) {
-        Site<ALL> site = {p.ptr, p.rows.lane, p.clock, p.draws, {}};
+    // Read once: what a row stores could be the clock, for all that the compiler knows.
+    Clock clock = {};
+    if (p.clock != nullptr) clock = *p.clock;
+    // Of more than one unit they would take the registers of other warps: then they are made of
+    // what was loaded whenever they are wanted.
+    Numbers kept;
+    if (KEEP && (WHOLE || lane < p.width / V)) gain_of(p, lane, kept.gain);
+    auto origin_of = [&](u32 row, i64 (&origin)[ALL]) {
+        p.rows.walk(row, origin);
 #pragma unroll
-        for (int k = 0; k < ALL; ++k) site.at[k] = origin[k] + i64(unit) * V * p.rows.lane[k];
+        for (int k = 1; k < ALL && ALIKE; ++k) origin[k] = origin[0];
+    };
+    auto site_of = [&](const i64 (&origin)[ALL], u32 unit) {
+        Site<ALL> site = {p.ptr, p.rows.lane, &clock, p.draws, {}};
+#pragma unroll
+        for (int k = 0; k < ALL; ++k) {
+            site.at[k] = origin[k] + i64(unit * V) * (ALIKE ? 1 : p.rows.lane[k]);
+        }
         return site;
     };
+    // Whether a group has a row at all, and a thread a unit of it. Groups of a warp or more have
+    // one whenever they work.
+    auto there = [&](u32 row) { return LANES >= 32 || row < end; };
+    auto in_row = [&](u32 row, u32 unit) {
+        return there(row) && (WHOLE || unit < p.width / V);
+    };
     auto load_row = [&](u32 row, Sources& to) {
-        u32 units = row < end ? p.width / V : 0;
         i64 origin[ALL] = {};
-        if (row < end) p.rows.walk(row, origin);
+        if (row < end) {
+            origin_of(row, origin);
 #pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            u32 unit = u * LANES + lane;
-            if (unit < units) SourceX::load<V>(site_of(origin, unit), to.x[u]);
-            if (unit < units) SourceDy::load<V>(site_of(origin, unit), to.dy[u]);
+            for (int u = 0; u < UNITS; ++u) {
+                u32 unit = u * LANES + lane;
+                if (in_row(row, unit)) SourceX::load<V>(site_of(origin, unit), to.x[u]);
+                if (in_row(row, unit)) SourceDy::load<V>(site_of(origin, unit), to.dy[u]);
+            }
         }
     };
     Sources next;
     if (AHEAD) load_row(begin + group, next);
-    // All groups make as many turns, so that all threads take part in all folds.
+    // Groups that share a warp make as many turns, so that all threads take part in all folds.
     for (u32 first = begin; first < end; first += GROUPS) {
         u32 row = first + group;
-        u32 units = row < end ? p.width / V : 0;
+        if (LANES >= 32 && row >= end) break;
         i64 origin[ALL] = {};
-        if (row < end) p.rows.walk(row, origin);
+        if (there(row)) origin_of(row, origin);
         Sources own;
         if (AHEAD) {
             own = next;
@@ -243,57 +291,64 @@ norm_grad(const __grid_constant__ Params p) {
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
             u32 unit = u * LANES + lane;
-            if (unit < units) Epilogue::load<V>(site_of(origin, unit), after[u]);
+            if (in_row(row, unit)) Epilogue::load<V>(site_of(origin, unit), after[u]);
         }
-        if (AHEAD) load_row(row + GROUPS, next);
-        // Calls f(u, i, x, dy, gain) for the thread's elements.
+        auto widen_unit = [&](int u, Numbers& to) {
+            u32 unit = u * LANES + lane;
+            f32 none[V] = {};
+            SourceX::run<V>(site_of(origin, unit), own.x[u], none, to.x);
+            SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, to.dy);
+            if (!KEEP) gain_of(p, unit, to.gain);
+        };
+        if (KEEP && in_row(row, lane)) widen_unit(0, kept);
+        // After the last row nothing is loaded, nor looked at.
+        Sources following;
+        if (AHEAD) load_row(row + GROUPS, following);
+        // Calls f(u, numbers) for the thread's units.
         auto each = [&](auto f) {
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) {
-                u32 unit = u * LANES + lane;
-                if (unit >= units) continue;
-                f32 none[V] = {}, x[V], dy[V], gain[V];
-                SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
-                SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
-                gain_of(p, unit, gain);
-#pragma unroll
-                for (int i = 0; i < V; ++i) f(u, i, x[i], dy[i], gain[i]);
+                if (!in_row(row, u * LANES + lane)) continue;
+                Numbers made;
+                if (!KEEP) widen_unit(u, made);
+                f(u, KEEP ? kept : made);
             }
         };
         f32 sums[2] = {0.0f, 0.0f};
         if (CENTER) {
-            each([&](int, int, f32 x, f32 dy, f32 gain) {
-                sums[0] += x;
-                sums[1] = fmaf(dy, gain, sums[1]);
+            each([&](int, const Numbers& n) {
+#pragma unroll
+                for (int i = 0; i < V; ++i) {
+                    sums[0] += n.x[i];
+                    sums[1] = fmaf(n.dy[i], n.gain[i], sums[1]);
+                }
             });
             fold_group<Sum, LANES, false>(sums, folds[turn++ % 2]);
         }
         f32 mean = sums[0] * share, level = sums[1] * share;
         f32 squares[2] = {0.0f, 0.0f};
-        each([&](int, int, f32 x, f32 dy, f32 gain) {
-            squares[0] = fmaf(x - mean, x - mean, squares[0]);
-            squares[1] = fmaf(dy * gain, x - mean, squares[1]);
+        each([&](int, const Numbers& n) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                squares[0] = fmaf(n.x[i] - mean, n.x[i] - mean, squares[0]);
+                squares[1] = fmaf(n.dy[i] * n.gain[i], n.x[i] - mean, squares[1]);
+            }
         });
         fold_group<Sum, LANES, false>(squares, folds[turn++ % 2]);
         f32 inverse = 1.0f / sqrtf(squares[0] * share + p.eps);
         f32 slope = squares[1] * inverse * share;
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            u32 unit = u * LANES + lane;
-            if (unit >= units) continue;
-            f32 none[V] = {}, x[V], dy[V], gain[V], dx[V];
-            SourceX::run<V>(site_of(origin, unit), own.x[u], none, x);
-            SourceDy::run<V>(site_of(origin, unit), own.dy[u], none, dy);
-            gain_of(p, unit, gain);
+        each([&](int u, const Numbers& n) {
+            f32 none[V] = {}, dx[V];
 #pragma unroll
             for (int i = 0; i < V; ++i) {
-                f32 unity = (x[i] - mean) * inverse;
-                dx[i] = fmaf(-slope, unity, fmaf(dy[i], gain[i], -level)) * inverse;
-                if (SUMS) dgain[u][i] = fmaf(dy[i], unity, dgain[u][i]);
-                if (SUMS) dbias[u][i] += dy[i];
+                f32 unity = (n.x[i] - mean) * inverse;
+                dx[i] = fmaf(-slope, unity, fmaf(n.dy[i], n.gain[i], -level)) * inverse;
+                if (SUMS) dgain[u][i] = fmaf(n.dy[i], unity, dgain[u][i]);
+                if (SUMS) dbias[u][i] += n.dy[i];
             }
-            Epilogue::run<V>(site_of(origin, unit), after[u], dx, none);
-        }
+            Epilogue::run<V>(site_of(origin, u * LANES + lane), after[u], dx, none);
+        });
+        if (AHEAD) next = following;
     }
 #if SUMS
     write_sums(p, lane, group, 0, dgain, shared);

@@ -11,11 +11,19 @@ struct Quad {
     u32 word[4];
 };
 
+// Written as it is meant: of a product of u64 the compiler adds the upper half of the constant's
+// extension, which is zero, to each of the forty.
+__device__ __forceinline__ u64 multiply_wide(u32 a, u32 b) {
+    u64 y;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(y) : "r"(a), "r"(b));
+    return y;
+}
+
 __device__ __forceinline__ Quad philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
-        u64 a = u64(0xD2511F53u) * c0;
-        u64 b = u64(0xCD9E8D57u) * c2;
+        u64 a = multiply_wide(c0, 0xD2511F53u);
+        u64 b = multiply_wide(c2, 0xCD9E8D57u);
         c0 = u32(b >> 32) ^ c1 ^ k0;
         c1 = u32(b);
         c2 = u32(a >> 32) ^ c3 ^ k1;

@@ -82,6 +82,8 @@ pub(crate) fn norm_grad(
     let mut constants = rows.defines(NAME, spec.norm.center, variant.shape, &gains)?;
     constants.push(format!("SUMS={}", u32::from(summed)));
     constants.push(format!("AHEAD={}", u32::from(variant.ahead)));
+    constants.push(format!("WHOLE={}", u32::from(variant.whole)));
+    constants.push(format!("ALIKE={}", u32::from(rows.units.alike())));
     let start = |entry, grid, threads| {
         let (text, constants) = (Some(text.clone()), constants.clone());
         elements::launch(("norm_grad.cu", entry), text, constants, (grid, threads), &p)
@@ -115,6 +117,8 @@ struct Variant {
     shape: RowShape,
     /// Whether a group asks for its next row while it works on one.
     ahead: bool,
+    /// Whether each lane has one unit of a row, none of them being idle.
+    whole: bool,
     /// Into how many blocks rows are cut: those that all multiprocessors hold at once.
     blocks: usize,
 }
@@ -145,12 +149,20 @@ impl Variant {
         // Of 512 threads each has 128 registers, in which the next row has room beside short
         // programs and few addresses.
         let draws = finish.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
+        let reads = !finish.inputs.is_empty();
         let short = !draws && rows.v > 1 && widest <= 8192;
-        // Draws beside another operand take registers: a multiprocessor holds two such blocks.
-        if draws && !finish.inputs.is_empty() && blocks == 396 {
-            blocks = 264;
-        }
+        // Where no thread asks whether a row has its unit, the compiler orders loads as it likes:
+        // that saves registers with one unit a thread, and takes many with more of them.
+        let whole = rows.row_units() == lanes;
+        // Draws take registers, and more of them beside another operand: a multiprocessor holds
+        // one block less.
+        let one = rows.row_units() <= lanes;
+        blocks = match blocks {
+            396 if draws && (one && !(whole && lanes == 32) || !one && reads) => 264,
+            792 if draws && reads => 660,
+            _ => blocks,
+        };
         let ahead = threads < 512 || threads == 512 && short;
-        Variant { shape: RowShape { lanes, threads }, ahead, blocks }
+        Variant { shape: RowShape { lanes, threads }, ahead, whole, blocks }
     }
 }

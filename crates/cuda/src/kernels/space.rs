@@ -44,6 +44,12 @@ impl Units {
         self.sizes.len()
     }
 
+    /// Whether all operands go alike from position to position, and from lane to lane by one
+    /// element.
+    pub fn alike(&self) -> bool {
+        self.lanes.iter().all(|lane| *lane == 1) && self.strides.windows(2).all(|s| s[0] == s[1])
+    }
+
     /// Writes the struct.
     pub fn write(&self, to: &mut Parameters) {
         to.align(8);

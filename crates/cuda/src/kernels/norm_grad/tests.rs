@@ -46,6 +46,22 @@ fn widths_are_walked_as_measured() {
 }
 
 #[test]
+fn one_unit_of_every_lane_leaves_room_for_draws() {
+    let made = |width: usize, drops: bool| {
+        let kernel = made(&spec(49152, width, DType::Bf16, Some(drops)));
+        let own = &kernel.launches[0];
+        let has = |name: &str| own.source.defines.iter().any(|d| d == name);
+        (has("WHOLE=1"), has("ALIKE=1"), own.grid[0])
+    };
+    // 49152 rows in chunks of 128: multiples of the 8 groups of a block, at most 396 of them.
+    assert_eq!(made(256, true), (true, true, 384));
+    // Lanes without a unit, several units, shorter rows: 264 blocks at most.
+    assert_eq!(made(248, true), (false, true, 256));
+    assert_eq!(made(768, true), (false, true, 262));
+    assert_eq!(made(512, false), (false, true, 256));
+}
+
+#[test]
 fn sums_have_a_second_phase() {
     let kernel = made(&spec(65536, 768, DType::Bf16, None));
     assert_eq!(kernel.workspace_bytes, 8 * 391 * 768);
