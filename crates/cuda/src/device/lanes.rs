@@ -103,7 +103,7 @@ fn earliest(lanes: &[Lane; LANES], needs: &[Option<&Dealt>; LANES]) -> (usize, u
     let starts = lanes.iter().enumerate().map(|(i, lane)| {
         let crosses = needs.iter().flatten().any(|dealt| !dealt.is_over(&lane.over));
         let crossing = if crosses { CROSSING_NANOSECONDS } else { 0 };
-        (lane.end_nanoseconds.max(ready + crossing), i)
+        (lane.end_nanoseconds.max(ready) + crossing, i)
     });
     starts.min().map_or((0, 0), |(start, i)| (i, start))
 }
