@@ -118,3 +118,72 @@ impl Reach<'_> {
         Some(slot.offset..slot.offset + slot.bytes + more)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aerogel_graph::{DType, Graph, Init, NodeId, Role, Type};
+    use aerogel_machine::{Claim, Slot, StateSlot, Sums};
+
+    /// Twice an input, copied into a state of two copies.
+    fn section() -> (Program, Section) {
+        let mut g = Graph::new();
+        let axis = g.axis("x", 4).unwrap();
+        let ty = Type::new(DType::F32, [axis]);
+        let a = g.input("a", DType::F32, &[axis]).unwrap();
+        let zero = Init::Constant(0.0);
+        let state = g.state("s", ty.clone(), Role::Accumulator, None, zero).unwrap();
+        let b = g.map(&[a], &|x| &x[0] * 2.0).unwrap();
+        g.assign(StateId(0), b).unwrap();
+        let mut slots = vec![None; g.values().len()];
+        for (v, offset) in [(a, 0), (state, 64), (b, 256)] {
+            slots[v.index()] = Some(Slot::contiguous(offset, g.axes(), &ty.axes));
+        }
+        let claim = Claim {
+            kernel: "map",
+            nodes: vec![NodeId(0)],
+            workspace_bytes: 128,
+            in_place: vec![],
+            sums: Sums::Fixed,
+            nanoseconds: 0.0,
+        };
+        let kernel = Step::Kernel { claim, workspace: 512 };
+        let steps = vec![kernel, Step::Assign { from: b, to: StateId(0) }];
+        let states = vec![StateSlot {
+            name: "s".to_owned(),
+            role: Role::Accumulator,
+            dtype: DType::F32,
+            axes: vec![],
+            offset: 64,
+            bytes: 16,
+            copies: 2,
+            stride_bytes: 64,
+            parts: vec![],
+        }];
+        let (sections, hash) = (vec![], String::new());
+        let program = Program { sections, states, arena_bytes: 640, hash };
+        (program, Section { name: "one".to_owned(), graph: g, slots, steps })
+    }
+
+    #[test]
+    fn a_step_touches_operands_results_and_workspace() {
+        let (program, section) = section();
+        let list = works(&program, &section).unwrap();
+        let of =
+            |list: &[Range<u64>]| -> Vec<_> { list.iter().map(|r| (r.start, r.end)).collect() };
+        assert_eq!(of(&list[0].reads), [(0, 16)]);
+        assert_eq!(of(&list[0].writes), [(256, 272), (512, 640)]);
+        assert_eq!((list[0].bytes, list[0].flops), (32 + 2 * 128, 4));
+        assert_eq!(of(&list[1].reads), [(256, 272)]);
+        assert_eq!(of(&list[1].writes), [(64, 144)], "both copies");
+        assert!(list[0].meets(&list[1]) && list[1].meets(&list[0]));
+        assert!(!list[0].is_long());
+    }
+
+    #[test]
+    fn what_has_no_place_is_told() {
+        let (program, mut section) = section();
+        section.slots[0] = None;
+        assert!(works(&program, &section).is_none());
+    }
+}
