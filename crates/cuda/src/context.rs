@@ -1,11 +1,12 @@
 //! One GPU as a program uses it: a stream, memory, modules, events, graphs.
 //!
 //! Every call goes to one stream, so what is enqueued runs in order. Memory is released when its
-//! owner is dropped, which waits for the stream first.
+//! owner is dropped, which waits for the stream first. What is recorded may branch off to streams
+//! beside that one, and comes together again before the recording ends.
 
 use crate::error::{CudaError, ok};
 use crate::gpu::Gpu;
-use crate::handles::{Event, Function, Graph, Loaded, Memory, Module, Pinned, Shared};
+use crate::handles::{Beside, Event, Function, Graph, Loaded, Memory, Module, Pinned, Shared};
 use crate::launch::{MAP_BYTES, TensorMap};
 use aerogel_graph::DType;
 use cudarc::driver::{result, sys};
@@ -18,7 +19,11 @@ struct Encoded([u8; MAP_BYTES]);
 
 /// One GPU and one stream on it.
 #[derive(Clone)]
-pub struct Context(Arc<Shared>);
+pub struct Context {
+    shared: Arc<Shared>,
+    /// The stream, if it is not the GPU's own.
+    beside: Option<Arc<Beside>>,
+}
 
 impl Context {
     /// Opens a GPU.
@@ -41,7 +46,10 @@ impl Context {
             ok("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))
         };
         match made() {
-            Ok(stream) => Ok(Context(Arc::new(Shared { gpu, device, context, stream }))),
+            Ok(stream) => {
+                let shared = Arc::new(Shared { gpu, device, context, stream });
+                Ok(Context { shared, beside: None })
+            }
             Err(e) => {
                 // SAFETY: retained above, and given up here.
                 let _ = unsafe { result::primary_ctx::release(device) };
@@ -50,9 +58,26 @@ impl Context {
         }
     }
 
+    /// The same GPU with another stream. Nothing that drops memory waits for it, so it is good for
+    /// recordings only: in one, it branches off where it follows a mark of this stream.
+    ///
+    /// # Errors
+    /// The driver has no more streams.
+    pub(crate) fn branch(&self) -> Result<Context, CudaError> {
+        self.shared.enter()?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let stream = ok("cuStreamCreate", result::stream::create(kind))?;
+        let beside = Beside { shared: self.shared.clone(), stream };
+        Ok(Context { shared: self.shared.clone(), beside: Some(Arc::new(beside)) })
+    }
+
+    fn stream(&self) -> sys::CUstream {
+        self.beside.as_ref().map_or(self.shared.stream, |beside| beside.stream)
+    }
+
     /// The GPU.
     pub fn gpu(&self) -> &Gpu {
-        &self.0.gpu
+        &self.shared.gpu
     }
 
     /// Bytes of the GPU's memory that nobody holds.
@@ -60,7 +85,7 @@ impl Context {
     /// # Errors
     /// The GPU does not answer.
     pub fn free_bytes(&self) -> Result<u64, CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         Ok(ok("cuMemGetInfo", result::mem_get_info())?.0 as u64)
     }
 
@@ -70,9 +95,9 @@ impl Context {
     /// Something of it failed: a kernel that read outside of its memory, say. The GPU is of no
     /// further use to this process then.
     pub fn wait(&self) -> Result<(), CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        ok("cuStreamSynchronize", unsafe { result::stream::synchronize(self.0.stream) })
+        ok("cuStreamSynchronize", unsafe { result::stream::synchronize(self.stream()) })
     }
 
     /// Memory of the GPU, zeroed.
@@ -80,15 +105,15 @@ impl Context {
     /// # Errors
     /// There is not so much left.
     pub fn allocate(&self, bytes: u64) -> Result<Memory, CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         let refused = |_| CudaError::Memory {
             bytes,
             free: result::mem_get_info().map_or(0, |m| m.0 as u64),
-            total: self.0.gpu.memory_bytes,
+            total: self.shared.gpu.memory_bytes,
         };
         // SAFETY: a new allocation, zeroed before anybody reads it.
         let address = unsafe { result::malloc_sync(bytes.max(1) as usize) }.map_err(refused)?;
-        let memory = Memory { shared: self.0.clone(), address, bytes };
+        let memory = Memory { shared: self.shared.clone(), address, bytes };
         self.fill(&memory, 0, bytes, 0)?;
         Ok(memory)
     }
@@ -98,13 +123,13 @@ impl Context {
     /// # Errors
     /// The system refuses it.
     pub fn pin(&self, bytes: usize) -> Result<Pinned, CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: a new allocation; it is zeroed below.
         let data = ok("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?;
         let data = data.cast::<u8>();
         // SAFETY: the allocation has this many bytes.
         unsafe { data.write_bytes(0, bytes) };
-        Ok(Pinned { shared: self.0.clone(), data, bytes })
+        Ok(Pinned { shared: self.shared.clone(), data, bytes })
     }
 
     /// Enqueues setting bytes.
@@ -113,11 +138,11 @@ impl Context {
     /// The range is not in the memory, or the GPU failed.
     pub fn fill(&self, to: &Memory, first: u64, bytes: u64, value: u8) -> Result<(), CudaError> {
         to.check(first, bytes)?;
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: the range lies in an allocation that outlives the stream's work: dropping it
         // waits for the stream.
         let filled = unsafe {
-            result::memset_d8_async(to.address + first, value, bytes as usize, self.0.stream)
+            result::memset_d8_async(to.address + first, value, bytes as usize, self.stream())
         };
         ok("cuMemsetD8Async", filled)
     }
@@ -128,9 +153,9 @@ impl Context {
     /// The range is not in the memory, or the GPU failed.
     pub fn upload(&self, to: &Memory, first: u64, bytes: &[u8]) -> Result<(), CudaError> {
         to.check(first, bytes.len() as u64)?;
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: both ranges hold `bytes.len()` bytes, and the copy is over before we return.
-        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.0.stream) };
+        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.stream()) };
         ok("cuMemcpyHtoDAsync", copied)?;
         self.wait()
     }
@@ -141,9 +166,9 @@ impl Context {
     /// The range is not in the memory, or the GPU failed.
     pub fn download(&self, from: &Memory, first: u64, to: &mut [u8]) -> Result<(), CudaError> {
         from.check(first, to.len() as u64)?;
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: as for `upload`.
-        let copied = unsafe { result::memcpy_dtoh_async(to, from.address + first, self.0.stream) };
+        let copied = unsafe { result::memcpy_dtoh_async(to, from.address + first, self.stream()) };
         ok("cuMemcpyDtoHAsync", copied)?;
         self.wait()
     }
@@ -160,10 +185,10 @@ impl Context {
         range: std::ops::Range<usize>,
     ) -> Result<(), CudaError> {
         to.check(first, range.len() as u64)?;
-        self.0.enter()?;
+        self.shared.enter()?;
         let bytes = &from.bytes()[range];
         // SAFETY: pinned memory lives until its drop, which waits for the stream.
-        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.0.stream) };
+        let copied = unsafe { result::memcpy_htod_async(to.address + first, bytes, self.stream()) };
         ok("cuMemcpyHtoDAsync", copied)
     }
 
@@ -179,11 +204,11 @@ impl Context {
     ) -> Result<(), CudaError> {
         from.0.check(from.1, bytes)?;
         to.0.check(to.1, bytes)?;
-        self.0.enter()?;
+        self.shared.enter()?;
         let (source, target) = (from.0.address + from.1, to.0.address + to.1);
         // SAFETY: both ranges lie in allocations whose drop waits for the stream.
         let copied =
-            unsafe { result::memcpy_dtod_async(target, source, bytes as usize, self.0.stream) };
+            unsafe { result::memcpy_dtod_async(target, source, bytes as usize, self.stream()) };
         ok("cuMemcpyDtoDAsync", copied)
     }
 
@@ -192,11 +217,11 @@ impl Context {
     /// # Errors
     /// It is none for this GPU.
     pub fn load(&self, cubin: &[u8]) -> Result<Module, CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: the driver reads an ELF image and refuses what is none.
         let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
         let module = ok("cuModuleLoadData", module)?;
-        Ok(Module(Arc::new(Loaded { shared: self.0.clone(), module })))
+        Ok(Module(Arc::new(Loaded { shared: self.shared.clone(), module })))
     }
 
     /// A map for the tensor copy engine, as a kernel takes it, of what lies at an address.
@@ -264,7 +289,7 @@ impl Context {
         shared_bytes: u32,
         arguments: &[&[u8]],
     ) -> Result<(), CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         let mut pointers: Vec<*mut c_void> =
             arguments.iter().map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         // SAFETY: forwarded; the driver copies the arguments before it returns.
@@ -274,7 +299,7 @@ impl Context {
                 grid.into(),
                 block.into(),
                 shared_bytes,
-                self.0.stream,
+                self.stream(),
                 &mut pointers,
             )
         };
@@ -289,8 +314,8 @@ impl Context {
         &self,
         enqueue: impl FnOnce() -> Result<(), E>,
     ) -> Result<Graph, E> {
-        self.0.enter()?;
-        let stream = self.0.stream;
+        self.shared.enter()?;
+        let stream = self.stream();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`; the capture is ended below in any case.
         let begun = unsafe { result::stream::begin_capture(stream, mode) };
@@ -306,7 +331,7 @@ impl Context {
             let _ = result::graph::destroy(graph);
             ok("cuGraphInstantiate", exec)?
         };
-        Ok(Graph { shared: self.0.clone(), exec })
+        Ok(Graph { shared: self.shared.clone(), exec })
     }
 
     /// Enqueues a recorded graph.
@@ -314,9 +339,9 @@ impl Context {
     /// # Errors
     /// The GPU failed.
     pub fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: graph and stream live.
-        ok("cuGraphLaunch", unsafe { result::graph::launch(graph.exec, self.0.stream) })
+        ok("cuGraphLaunch", unsafe { result::graph::launch(graph.exec, self.stream()) })
     }
 
     /// A mark in the stream.
@@ -324,14 +349,35 @@ impl Context {
     /// # Errors
     /// The GPU failed.
     pub fn mark(&self) -> Result<Event, CudaError> {
-        self.0.enter()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
-        let event = Event {
-            shared: self.0.clone(),
-            event: ok("cuEventCreate", result::event::create(flags))?,
-        };
+        let event = self.event(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
         self.record(&event)?;
         Ok(event)
+    }
+
+    /// A mark that is nowhere yet and knows no time: for other streams to follow.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub(crate) fn order(&self) -> Result<Event, CudaError> {
+        self.event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn event(&self, flags: sys::CUevent_flags) -> Result<Event, CudaError> {
+        self.shared.enter()?;
+        let event = ok("cuEventCreate", result::event::create(flags))?;
+        Ok(Event { shared: self.shared.clone(), event })
+    }
+
+    /// Lets what is enqueued from here on begin after a mark of another stream.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub(crate) fn follow(&self, event: &Event) -> Result<(), CudaError> {
+        self.shared.enter()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream live.
+        let waits = unsafe { result::stream::wait_event(self.stream(), event.event, flags) };
+        ok("cuStreamWaitEvent", waits)
     }
 
     /// Moves a mark to here.
@@ -339,8 +385,8 @@ impl Context {
     /// # Errors
     /// The GPU failed.
     pub fn record(&self, event: &Event) -> Result<(), CudaError> {
-        self.0.enter()?;
+        self.shared.enter()?;
         // SAFETY: event and stream live.
-        ok("cuEventRecord", unsafe { result::event::record(event.event, self.0.stream) })
+        ok("cuEventRecord", unsafe { result::event::record(event.event, self.stream()) })
     }
 }

@@ -1,11 +1,15 @@
-//! A GPU that runs programs: one arena, one stream, and per section one recorded graph of launches.
+//! A GPU that runs programs: one arena, one stream, and per section one recorded graph of launches,
+//! in which short steps that have nothing to do with each other stand side by side.
 //!
 //! Loading does everything once: kernels are compiled (or found on disk), addresses are put into
 //! their parameters, constants are uploaded. A run then copies what changes, the inputs and the
 //! [`Clock`], through pinned memory, and replays the section's graph; the host waits for the GPU
 //! only where it reads.
 
+mod lanes;
 mod load;
+mod reach;
+mod record;
 mod staging;
 mod timers;
 
@@ -15,6 +19,7 @@ use crate::handles::{Function, Graph, Memory};
 use aerogel_graph::Clock;
 use aerogel_machine::{Collectives, Device, DeviceError, Program, Span};
 pub use load::sources;
+use record::Lanes;
 use staging::Staging;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,6 +57,7 @@ pub struct CudaDevice {
     ties: Arc<dyn Collectives>,
     /// What each section does, with the number of the step that it is a part of.
     sections: Vec<Vec<(u32, Prepared)>>,
+    lanes: Lanes,
     /// Recorded when a section first runs, for each copy.
     graphs: HashMap<(usize, u32), Graph>,
     timers: Option<Timers>,
@@ -90,7 +96,7 @@ impl CudaDevice {
     }
 
     /// Enqueues one thing that a section does.
-    fn enqueue(&self, prepared: &Prepared, copy: u32) -> Result<(), CudaError> {
+    fn enqueue(&self, to: &Context, prepared: &Prepared, copy: u32) -> Result<(), CudaError> {
         match prepared {
             Prepared::Run(start) => {
                 let own = if start.arguments.len() > 1 { copy as usize } else { 0 };
@@ -99,7 +105,7 @@ impl CudaDevice {
                 // compiler checked; operands and workspace lie in the arena where the plan, which
                 // was checked, has them, and the constants beside it live as long.
                 unsafe {
-                    self.context.launch(
+                    to.launch(
                         &start.function,
                         start.grid,
                         block,
@@ -108,9 +114,9 @@ impl CudaDevice {
                     )
                 }
             }
-            Prepared::Copy { from, to, bytes, copy_stride } => {
-                let to = to + u64::from(copy) * copy_stride;
-                self.context.copy((&self.arena, *from), (&self.arena, to), *bytes)
+            Prepared::Copy { from, to: first, bytes, copy_stride } => {
+                let first = first + u64::from(copy) * copy_stride;
+                to.copy((&self.arena, *from), (&self.arena, first), *bytes)
             }
         }
     }
@@ -120,7 +126,7 @@ impl CudaDevice {
         let Some(mut timers) = self.timers.take() else { return Ok(()) };
         let mut lap = timers.start(&self.context)?;
         for (step, prepared) in &self.sections[section] {
-            self.enqueue(prepared, copy)?;
+            self.enqueue(&self.context, prepared, copy)?;
             lap.end(&self.context, *step)?;
         }
         timers.add(section, &lap)?;
@@ -181,11 +187,7 @@ impl Device for CudaDevice {
             return self.run_timed(section, copy);
         }
         if !self.graphs.contains_key(&(section, copy)) {
-            let record = || {
-                let list = &self.sections[section];
-                list.iter().try_for_each(|(_, prepared)| self.enqueue(prepared, copy))
-            };
-            let graph = self.context.capture::<CudaError>(record)?;
+            let graph = self.record(section, copy)?;
             self.graphs.insert((section, copy), graph);
         }
         Ok(self.context.replay(&self.graphs[&(section, copy)])?)

@@ -42,6 +42,28 @@ impl Drop for Shared {
     }
 }
 
+/// A stream beside the GPU's own.
+pub(crate) struct Beside {
+    pub shared: Arc<Shared>,
+    pub stream: sys::CUstream,
+}
+
+// SAFETY: a handle of the driver, used under its context.
+unsafe impl Send for Beside {}
+// SAFETY: as above; the driver locks what it shares.
+unsafe impl Sync for Beside {}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // SAFETY: ours alone; the driver lets it finish by itself.
+        unsafe {
+            if self.shared.enter().is_ok() {
+                let _ = result::stream::destroy(self.stream);
+            }
+        }
+    }
+}
+
 /// Memory of a GPU.
 pub struct Memory {
     pub(crate) shared: Arc<Shared>,

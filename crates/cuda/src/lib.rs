@@ -7,8 +7,9 @@
 //! The type to know is [`Kernel`]: what a spec of `aerogel-lower` becomes, as plain data, launches
 //! with parameters in which addresses are still names. A [`CudaTarget`] makes kernels to know what
 //! they need, without a driver; a [`CudaDevice`] makes them again when it loads a program, puts
-//! addresses where the names are, and records each section as one graph on the one stream of a
-//! [`Context`]. The invariant: memory is allocated when a program is loaded and never after, and
+//! addresses where the names are, and records each section as one graph, short steps side by side
+//! where their bytes do not meet. It runs them on the one stream of a [`Context`]. The invariant:
+//! memory is allocated when a program is loaded and never after, and
 //! which kernel is chosen, and in which order it adds, follows from shapes and from the
 //! instructions of the GPU alone, not from how many multiprocessors it has.
 //!

@@ -1,6 +1,6 @@
 //! From a program to launches with addresses.
 
-use super::{CudaDevice, Prepared, Staging, Start};
+use super::{CudaDevice, Lanes, Prepared, Staging, Start};
 use crate::cache::Cache;
 use crate::context::Context;
 use crate::error::CudaError;
@@ -66,6 +66,7 @@ impl CudaDevice {
             }
             sections.push(prepared);
         }
+        let lanes = Lanes::new(&program, context)?;
         let staging = Staging::new(context, STAGING_BYTES)?;
         let used = context.gpu().memory_bytes.saturating_sub(context.free_bytes()?);
         let library_bytes = used.saturating_sub(arena.bytes());
@@ -78,6 +79,7 @@ impl CudaDevice {
             staging,
             ties,
             sections,
+            lanes,
             graphs: HashMap::new(),
             timers: None,
             library_bytes,
