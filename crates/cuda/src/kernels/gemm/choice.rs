@@ -257,7 +257,7 @@ impl Question<'_> {
     }
 
     /// How many blocks work, and how long, in whole rounds over the multiprocessors.
-    fn blocks(&self, form: Form, splits: usize) -> (usize, f64) {
+    pub fn blocks(&self, form: Form, splits: usize) -> (usize, f64) {
         let x = self.matrices;
         let [m, n, batches] = [x.m.size, x.n.size, x.batches()];
         let slices = self.slices(form);

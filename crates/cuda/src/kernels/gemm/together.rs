@@ -6,7 +6,7 @@
 //! made whole, in the order that they have alone, so that what is recomputed has the same bits
 //! whatever runs beside it.
 
-use super::super::Chip;
+use super::super::{Chip, MULTIPROCESSORS};
 use super::arrange::{BEST, KNOWN, PART, Place, Product};
 use super::choice::{Choice, Form, Layout, Question, RESIDENT_N, START_SECONDS, part_bytes};
 use super::epilogue;
@@ -177,7 +177,10 @@ fn ways(members: &[Own<'_>], common: usize, swapped: bool) -> Vec<Way> {
             beside: questions.iter().map(|q| q.beside).sum(),
             most_bytes: u64::MAX,
         };
-        let splits = if gradients { question.splits(form) } else { 1 };
+        // Where tiles fill the device as they are, the parts of several members cost more than a
+        // last round that is not full: measured with 3 x 1,600 rows by 1,600 columns.
+        let fills = question.blocks(form, 1).0 >= MULTIPROCESSORS as usize;
+        let splits = if gradients && !fills { question.splits(form) } else { 1 };
         Choice { form, splits, seconds: question.seconds(form, splits) }
     };
     // Tiles of two blocks of rows, unless that wastes what it gains.

@@ -60,6 +60,14 @@ fn narrow_products_share_a_launch() {
     assert!(backward.workspace_bytes >= bytes);
 }
 
+/// GPT-2 1.5B has tiles for all multiprocessors without parts of the depth.
+#[test]
+fn wide_gradients_are_not_split() {
+    let made = made(&gradients(9216, 1600, &[1600; 3]), 64);
+    let [start] = made.launches.as_slice() else { panic!("{}", made.launches.len()) };
+    assert_eq!(["MEMBERS", "BN", "SPLIT"].map(|name| defined(start, name)), [3, 320, 0]);
+}
+
 #[test]
 fn what_gains_nothing_or_differs_stays_alone() {
     let refused = |spec: &Products, chip| products(spec, &[64; 20], chip).is_err();
