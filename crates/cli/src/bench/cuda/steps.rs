@@ -49,13 +49,14 @@ pub const ASKS: [Ask; 6] = [
         ],
     ),
     gpt2(
-        "GPT-2 1.5B, batch 2 × 9, some recomputed",
+        "GPT-2 1.5B, batch 4 × 9, some recomputed",
         &[
             "model.layers=48",
             "model.heads=25",
             "model.embed=1600",
-            "train.batch=18",
+            "train.batch=36",
             "train.micro_batch=9",
+            "train.determinism=fast",
             "memory.recompute=budget",
             "memory.activations=14GiB",
         ],
