@@ -13,13 +13,13 @@
 //! the bit, as long as they are finite.
 
 use crate::PassError;
-use crate::scalar::{ZERO, scalar, scalar_map};
+use crate::scalar::{ZERO, scalar_map, scalar_state};
 use crate::update::config::{Share, UpdateConfig, check};
 use crate::update::held::{Master, Moments};
 use crate::update::norm::{chunks, squares};
 use crate::update::rules::{Owned, Scalars, measured, scalars};
 use crate::update::{APPLIED, summed, total};
-use aerogel_graph::{Build, Cutter, DType, Def, Graph, OpError, Phase, Role, StateId, ValueId};
+use aerogel_graph::{Build, Cutter, DType, Def, Graph, OpError, Phase, ValueId};
 use std::collections::HashMap;
 
 const PASS: &str = "inside";
@@ -46,8 +46,7 @@ pub fn inside(micro: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result
     }
     let mut work = Work::new(micro, share, config)?;
     let rate = work.g.input("rate", DType::F32, &[])?;
-    let applied = work.g.state(APPLIED, scalar(), Role::Optimizer, None, ZERO)?;
-    let applied = (StateId(work.g.states().len() as u32 - 1), applied);
+    let applied = scalar_state(&mut work.g, APPLIED, ZERO)?;
     // How many tokens there are is needed first, and known from the inputs.
     let tokens = work.output("tokens")?;
     work.up_to(tokens)?;

@@ -1,6 +1,6 @@
 //! Numbers of a whole step: scalars in f32.
 
-use aerogel_graph::{Build, DType, Expr, Graph, Init, OpError, Type, ValueId};
+use aerogel_graph::{Build, DType, Expr, Graph, Init, OpError, Role, StateId, Type, ValueId};
 
 pub(crate) const ZERO: Init = Init::Constant(0.0);
 
@@ -14,4 +14,14 @@ pub(crate) fn scalar_map(
     f: &dyn Fn(&[Expr]) -> Expr,
 ) -> Result<ValueId, OpError> {
     g.map_to(ins, scalar(), f)
+}
+
+/// A number that the optimizer remembers.
+pub(crate) fn scalar_state(
+    g: &mut Graph,
+    name: &str,
+    initial: Init,
+) -> Result<(StateId, ValueId), OpError> {
+    let value = g.state(name, scalar(), Role::Optimizer, None, initial)?;
+    Ok((StateId(g.states().len() as u32 - 1), value))
 }

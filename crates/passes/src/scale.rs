@@ -8,8 +8,8 @@
 //! 1 here is what 65,536 is to a mean over as many tokens.
 
 use crate::PassError;
-use crate::scalar::{scalar, scalar_map};
-use aerogel_graph::{Expr, Graph, Init, OpError, Phase, Role, StateId, ValueId};
+use crate::scalar::{ZERO, scalar_map, scalar_state};
+use aerogel_graph::{Expr, Graph, Init, OpError, Phase, StateId, ValueId};
 
 /// Output of a graph whose gradient is taken in place of the loss's.
 pub(crate) const SCALED_LOSS: &str = "scaled_loss";
@@ -42,13 +42,8 @@ impl LossScale {
     }
 
     fn declare(&self, g: &mut Graph) -> Result<(StateId, ValueId), OpError> {
-        state(g, STATE, self.initial)
+        scalar_state(g, STATE, Init::Constant(self.initial))
     }
-}
-
-fn state(g: &mut Graph, name: &str, initial: f64) -> Result<(StateId, ValueId), OpError> {
-    let value = g.state(name, scalar(), Role::Optimizer, None, Init::Constant(initial))?;
-    Ok((StateId(g.states().len() as u32 - 1), value))
 }
 
 /// Lets [`backward`](crate::backward()) take the gradient of the loss times a state f32[].
@@ -82,8 +77,8 @@ pub(crate) struct Scale {
 impl Scale {
     pub fn declare(g: &mut Graph, config: LossScale) -> Result<Scale, OpError> {
         let (id, factor) = config.declare(g)?;
-        let streak = (config.interval > 0).then(|| state(g, STREAK, 0.0)).transpose()?;
-        let skipped = state(g, SKIPPED, 0.0)?;
+        let streak = (config.interval > 0).then(|| scalar_state(g, STREAK, ZERO)).transpose()?;
+        let skipped = scalar_state(g, SKIPPED, ZERO)?;
         Ok(Scale { config, factor, id, streak, skipped })
     }
 

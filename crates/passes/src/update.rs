@@ -18,10 +18,10 @@ pub use config::{Optimizer, Share, UpdateConfig};
 
 use crate::PassError;
 use crate::bucket::Bucket;
-use crate::scalar::{ZERO, scalar, scalar_map};
+use crate::scalar::{ZERO, scalar, scalar_map, scalar_state};
 use crate::scale::Scale;
 use crate::shards::all_reduce;
-use aerogel_graph::{Build, DType, Graph, OpError, Phase, Role, StateId, Type, ValueId};
+use aerogel_graph::{Build, DType, Graph, OpError, Phase, Role, Type, ValueId};
 use held::{Master, Moments};
 use norm::{chunks, squares};
 use rules::{Owned, clipped, measured, scalars};
@@ -62,8 +62,7 @@ pub fn update(like: &Graph, share: &Share<'_>, config: &UpdateConfig) -> Result<
     for (_, b) in share.list() {
         moments.push(Moments::declare(&mut g, b, share, config)?);
     }
-    let applied = g.state(APPLIED, scalar(), Role::Optimizer, None, ZERO)?;
-    let applied = (StateId(g.states().len() as u32 - 1), applied);
+    let applied = scalar_state(&mut g, APPLIED, ZERO)?;
     let scale = config.scale.map(|s| Scale::declare(&mut g, s)).transpose()?;
     g.at(&"".into(), Phase::Update);
     let totals = totals(&mut g, share)?;
