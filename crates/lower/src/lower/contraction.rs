@@ -61,12 +61,7 @@ pub(super) fn summed(s: &Source<'_>, nodes: &[NodeId]) -> Call {
         operands.extend([a, b]);
     }
     let Some(last) = list.last_mut() else { unreachable!("a region has contractions") };
-    let of = |role: Role| {
-        let axes = last.axes.iter().zip(&out.out.axes).filter(move |(axis, _)| axis.role == role);
-        axes.map(|(_, label)| *label).collect::<Vec<_>>()
-    };
-    let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
-    let epilogue = Epilogue::after(s, sum, nodes, &space);
+    let epilogue = Epilogue::after(s, sum, nodes, &space(last, &out.out.axes));
     last.epilogue = Some(epilogue.program);
     last.c = DType::F32;
     operands.extend(epilogue.operands);
@@ -100,17 +95,21 @@ fn contraction(
     if nodes.len() == 1 {
         return Made { spec, operands: vec![a, b, c], draws: Draws::default() };
     }
-    // The epilogue walks the axes of batch, M and N, in this order of roles.
-    let of = |role: Role| {
-        let list = labels.iter().zip(&spec.axes).filter(move |(_, axis)| axis.role == role);
-        list.map(|(label, _)| *label).collect::<Vec<_>>()
-    };
-    let space = [of(Role::Batch), of(Role::M), of(Role::N)].concat();
-    let epilogue = Epilogue::new(s, nodes, &space);
+    let epilogue = Epilogue::new(s, nodes, &space(&spec, &labels));
     spec.epilogue = Some(epilogue.program);
     spec.c = DType::F32;
     let operands = [a, b].into_iter().chain(epilogue.operands).collect();
     Made { spec, operands, draws: epilogue.draws }
+}
+
+/// What an epilogue walks: the axes of batch, M and N, in this order of roles, out of labels in the
+/// order of the contraction's axes.
+fn space(spec: &Contraction, labels: &[AxisId]) -> Vec<AxisId> {
+    let of = |role: Role| {
+        let list = labels.iter().zip(&spec.axes).filter(move |(_, axis)| axis.role == role);
+        list.map(|(label, _)| *label)
+    };
+    [Role::Batch, Role::M, Role::N].into_iter().flat_map(of).collect()
 }
 
 /// The contraction over these axes, and nothing more.
