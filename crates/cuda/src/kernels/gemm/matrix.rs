@@ -155,6 +155,16 @@ impl Roles {
         [&self.batch, &self.m, &self.n].into_iter().flatten().map(|axis| axis.size).product()
     }
 
+    /// The arrangements that kernels of several products take: with nothing around the matrices.
+    pub fn without_loops(&self) -> Vec<Matrices> {
+        if self.k.len() != 1 || self.elements() == 0 {
+            return vec![];
+        }
+        let mut all = self.arrangements();
+        all.retain(|x| x.batches() == 1 && x.k.size > 0);
+        all
+    }
+
     /// Every way to choose the matrix axes, of at most two axes of the depth.
     pub fn arrangements(&self) -> Vec<Matrices> {
         let mut all = vec![];

@@ -93,9 +93,7 @@ impl Own {
         }
         let roles = Roles::new(spec, program)?;
         let plain = spec.a == spec.b && spec.a.is_half() && spec.alpha == 1.0;
-        let whole = roles.k.len() == 1 && roles.elements() > 0;
-        let mut arrangements = if plain && whole { roles.arrangements() } else { vec![] };
-        arrangements.retain(|x| x.batches() == 1 && x.k.size > 0);
+        let arrangements = if plain { roles.without_loops() } else { vec![] };
         let product = Product { alpha: 1.0, dtypes: [spec.a, spec.b], draws, chip };
         Ok(Own { arrangements, product, places: [&factors[..], others].concat() })
     }

@@ -88,10 +88,7 @@ impl<'a> Own<'a> {
         let roles = Roles::new(spec, &program)?;
         let draws = program.instrs.iter().any(|i| matches!(i, Instr::Rand { .. }));
         let plain = !draws && !spec.accumulate && spec.a == spec.b && spec.a.is_half();
-        let whole = roles.k.len() == 1 && roles.elements() > 0;
-        let mut arrangements = if plain && whole { roles.arrangements() } else { vec![] };
-        // Members have no loops around them.
-        arrangements.retain(|x| x.batches() == 1 && x.k.size > 0);
+        let arrangements = if plain { roles.without_loops() } else { vec![] };
         let (dtypes, draws) = ([spec.a, spec.b], Draws::default());
         let product = Product { alpha: spec.alpha, dtypes, draws, chip };
         let is_gradient = spec.epilogue.is_none() && spec.c == DType::F32;
@@ -107,11 +104,10 @@ impl<'a> Own<'a> {
         let whole = choice.splits == 1 || self.is_gradient;
         let same = whole && !matches!(choice.form, Form::General { .. });
         // Parts take about twice what their bytes say: measured at 1,600 x 1,600 and 256 x 512.
-        let parts = match choice.splits {
+        let more = match choice.splits {
             1 => 0.0,
-            splits => 2.0 * part_bytes(arrangements.first()?, splits, 0) as f64,
+            splits => reading_seconds(2.0 * part_bytes(arrangements.first()?, splits, 0) as f64),
         };
-        let more = if parts > 0.0 { reading_seconds(parts) } else { 0.0 };
         same.then_some(choice.seconds + START_SECONDS + more)
     }
 
